@@ -1,0 +1,42 @@
+"""How a long task tells how far it is, without knowing who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    """One thing under way."""
+
+    def advance(self, amount: float = 1, *, note: str = "") -> None:
+        """Say that `amount` more is done; `note` is a short state such as "loss 0.13"."""
+
+
+class Progress(Protocol):
+    """Makes tasks. The command line has one that draws bars; `SILENT` draws nothing."""
+
+    def task(self, label: str, *, total: float | None, unit: str) -> _TaskContext:
+        """Begin a task of `total` units ("images", "bytes", "epochs"); a context manager."""
+
+
+class _TaskContext(Protocol):
+    def __enter__(self) -> Task: ...
+
+    def __exit__(self, *exc_info: object) -> bool | None: ...
+
+
+class _SilentTask:
+    def advance(self, amount: float = 1, *, note: str = "") -> None:
+        """Ignore it."""
+
+
+class _Silent:
+    @contextmanager
+    def task(self, label: str, *, total: float | None, unit: str) -> Iterator[Task]:  # noqa: ARG002
+        """Begin a task nobody watches."""
+        yield _SilentTask()
+
+
+SILENT: Progress = _Silent()

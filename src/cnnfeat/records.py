@@ -1,0 +1,216 @@
+"""What crosses a border: frozen records, and the two protocols extraction stands on.
+
+Nothing here imports TensorFlow, h5py or scikit-learn; NumPy is for types alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[np.generic]
+    Labels: TypeAlias = NDArray[np.int64]
+
+OnError: TypeAlias = Literal["raise", "skip"]
+Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedSample:
+    """One sample left out, and why."""
+
+    row: int  # its position in the source's split, counted with the samples left out
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive samples of one split, in the source's order.
+
+    `start` to `stop` counts positions in the split. All of them stand in `images` but those named
+    in `skipped`, so `len(ids) + len(skipped) == stop - start`.
+    """
+
+    images: Array  # (n_samples, height, width, channels) uint8, uint16 or float32
+    labels: Labels | None  # (n_samples,) int64
+    ids: tuple[str, ...]  # n_samples of them
+    start: int
+    stop: int
+    skipped: tuple[SkippedSample, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTarget:
+    """What every image is brought to while it is read; None leaves that side as it is."""
+
+    size: tuple[int, int] | None = None  # (height, width) in pixels; bilinear, with antialiasing
+    channels: int | None = None  # 1: grey (ITU-R 601 luma), 3: RGB
+
+
+@dataclass(frozen=True, slots=True)
+class SplitInfo:
+    """One split of a source. `image_shape` is the first image's; in a folder others may differ."""
+
+    name: str
+    n_samples: int
+    image_shape: tuple[int, int, int]  # (height, width, channels)
+    dtype: str  # "uint8", "uint16" or "float32"
+    has_labels: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What tells two sources apart."""
+
+    digest: str  # SHA-256, hexadecimal
+    method: str  # what was digested, in words: "file contents", "names, sizes and times"
+
+
+class Source(Protocol):
+    """Where images come from. Made by `cnnfeat.data.open_source`; a context manager."""
+
+    name: str  # what a person would type again: "mnist", or an absolute path
+    kind: str  # "mnist", "idx", "npz", "folder" ...
+    classes: tuple[str, ...]  # class names, label k is classes[k]; () where there are no labels
+    splits: Mapping[str, SplitInfo]  # "train" and "test", or "all"
+
+    def fingerprint(self) -> Fingerprint:
+        """Tell this source from any other, and from itself once changed."""
+
+    def labels(self, split: str) -> Labels | None:
+        """Labels of a whole split, (n_samples,) int64, or None."""
+
+    def batches(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        start: int = 0,
+        stop: int | None = None,
+        target: ImageTarget | None = None,
+        on_error: OnError = "raise",
+    ) -> Iterator[Batch]:
+        """Read samples `start` to `stop` in order, at most `batch_size` at a time.
+
+        All images of a batch have one shape: where the shape changes, a batch ends early.
+        """
+
+    def __enter__(self) -> Source: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a network's graph."""
+
+    name: str  # TensorFlow's own spelling: "conv2/relu/Relu:0"
+    op: str  # "Relu"
+    shape: tuple[int | None, ...] | None  # with the batch axis; None: rank unknown
+    dtype: str  # "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """A name a person gives, and the one tensor it stands for."""
+
+    name: str  # "conv2"
+    kind: str  # "Conv2D", or the operation's type where the format has no layers
+    tensor: TensorInfo
+    path: tuple[str, ...] = ()  # names this layer lies in: ("backbone", "block1")
+
+    @property
+    def n_features(self) -> int | None:
+        """Numbers for one image; None where the shape isn't known before an image is."""
+        if self.tensor.shape is None:
+            return None
+        product = 1
+        for length in self.tensor.shape[1:]:
+            if length is None:
+                return None
+            product *= length
+        return product
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOutput:
+    """One array a probe returns for a batch."""
+
+    layer: str  # the name it is stored under (before `/` becomes `.`)
+    tensor: str
+    op: str
+    row_shape: tuple[int, ...]  # for one image, after pooling
+    dtype: str  # of the array returned: "float32", "float16", "int64" ...
+    original_shape: tuple[int, ...]  # for one image, before pooling
+    original_dtype: str  # the tensor's own, "bfloat16" among them
+    pooling: str  # "none", "avg", "max" or "flatten"
+    axes: tuple[str, ...] = ()  # a name for each axis of row_shape: ("height", "width", "channel")
+
+
+class Probe(Protocol):
+    """A compiled function: images in, the activations of the asked tensors out."""
+
+    outputs: tuple[ProbeOutput, ...]
+    preprocessing: Mapping[str, Json]  # how images are fitted to the input, to be done again
+    target: ImageTarget  # what the source shall bring images to
+
+    def __call__(self, images: Array) -> tuple[Array, ...]:
+        """Activations in the order of `outputs`, each `(n_samples, *row_shape)`.
+
+        May be called from several threads at once.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where features came from; stored as attributes of the feature file's root."""
+
+    network: str  # file, as given
+    network_sha256: str
+    network_format: str  # "keras", "savedmodel" ...
+    source: str
+    source_kind: str
+    source_fingerprint: str
+    source_fingerprint_method: str
+    preprocessing: Mapping[str, Json]
+    precision: str  # "float32" or "bfloat16"
+    tensorflow: str  # version
+    network_test_accuracy: float | None = None
+    network_source: str = ""  # what the network was trained on, where that is known
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractResult:
+    """What an extraction made."""
+
+    path: str
+    rows: Mapping[str, int]  # by split
+    layers: tuple[ProbeOutput, ...]
+    size_bytes: int
+    elapsed_s: float
+    skipped: Mapping[str, tuple[SkippedSample, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training made. Accuracies are fractions, 0 to 1."""
+
+    path: str
+    source: str
+    epochs: int
+    best_epoch: int  # counted from 1
+    validation_accuracy: float
+    test_accuracy: float | None
+    n_train: int
+    n_validation: int
+    n_test: int
+    elapsed_s: float
