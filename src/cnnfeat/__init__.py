@@ -15,7 +15,7 @@ _EXPORTS = {
     "open_source": "cnnfeat.data",
 }
 
-__all__ = ["CnnfeatError", "FeatureFile", "LayerFeatures", "LinearSVM", "load_network", "open_source"]
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> object:

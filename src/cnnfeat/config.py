@@ -48,8 +48,9 @@ class Range:
         return " and ".join(ends)
 
 
-def _within(default: T, *, low: float | None = None, high: float | None = None,
-            above: float | None = None) -> T:
+def _within(
+    default: T, *, low: float | None = None, high: float | None = None, above: float | None = None
+) -> T:
     """Declare a dataclass field with a default and a range."""
     return field(default=default, metadata={"range": Range(low, high, above)})
 
@@ -64,7 +65,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class ConvConfig:
-    """`[[network.conv]]`: one convolution block: convolution, batch norm, pooling, ReLU, dropout."""
+    """`[[network.conv]]`: convolution, batch norm, pooling, ReLU, dropout, in this order."""
 
     filters: int = _within(16, low=1, high=65_536)
     kernel_size: int = _within(5, low=1, high=1_024)
@@ -222,8 +223,12 @@ def _value(
         return _build(typing.cast("type[object]", hint), value, where, name)
     if dataclasses.is_dataclass(inner):
         if not isinstance(value, list):
-            raise ConfigError(f"{where}{name} must be an array of tables, [[{name}]], not {value!r}")
-        return tuple(_build(typing.cast("type[object]", inner), item, where, name) for item in value)
+            raise ConfigError(
+                f"{where}{name} must be an array of tables, [[{name}]], not {value!r}"
+            )
+        return tuple(
+            _build(typing.cast("type[object]", inner), item, where, name) for item in value
+        )
     return _convert(spec, hint, value, f"{where}{name}")
 
 
@@ -232,9 +237,7 @@ def _item_type(hint: object) -> object:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
 
 
-def _convert(
-    spec: dataclasses.Field[object], hint: object, value: object, label: str
-) -> object:
+def _convert(spec: dataclasses.Field[object], hint: object, value: object, label: str) -> object:
     if _item_type(hint) is str:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
@@ -251,7 +254,9 @@ def _convert(
             return _in_range(value, allowed, label) if choice is int else value
     hint_text = ""
     if isinstance(value, str):
-        words = [w for c in _alternatives(hint) for w in typing.get_args(c) if isinstance(w, str)]
+        words: list[str] = [
+            w for c in _alternatives(hint) for w in typing.get_args(c) if isinstance(w, str)
+        ]
         hint_text = near_names(value, words)
     raise ConfigError(f"{label} must be {_describe(hint, allowed)}, not {value!r}", hint=hint_text)
 
@@ -262,7 +267,7 @@ def _alternatives(hint: object) -> tuple[object, ...]:
     return (hint,)
 
 
-def _in_range(value: object, allowed: Range, label: str) -> typing.Any:  # noqa: ANN401
+def _in_range(value: object, allowed: Range, label: str) -> typing.Any:
     if not allowed.allows(typing.cast("float", value)):
         raise ConfigError(f"{label} must be {allowed}, not {value}")
     return value
@@ -272,7 +277,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def _describe(hint: object, allowed: Range) -> str:
-    words = []
+    words: list[str] = []
     for choice in _alternatives(hint):
         if typing.get_origin(choice) is Literal:
             words.extend(repr(word) for word in typing.get_args(choice))

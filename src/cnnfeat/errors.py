@@ -9,13 +9,13 @@
     │   └── MissingInputError (FileNotFoundError) 2    no model or no feature file yet
     ├── DataError          (ValueError)           3    pictures, labels, data files
     │   ├── ImageError                            3    one picture that can't be read
-    │   └── FeatureFileError                      3    a feature file, or an SVM file, damaged or foreign
+    │   └── FeatureFileError                      3    a feature or SVM file, damaged or foreign
     ├── NetworkError       (ValueError)           4    a network that can't be read or used
     │   ├── LayerLookupError (LookupError)        4    a layer name that means none, or several
     │   └── UntrustedModelError                   4    a model that would do more than compute
     ├── StorageError       (OSError)              5    disk, permissions
     │   ├── LockedError                           5    another process writes the same output
-    │   └── DownloadError                         5    no mirror answered, or not with the right bytes
+    │   └── DownloadError                         5    no mirror answered with the right bytes
     └── Interrupted                           130, 143  Ctrl-C, SIGTERM
 
 An extraction that finished with samples left out is no error, but exits 6 (`SKIPPED_EXIT_CODE`).

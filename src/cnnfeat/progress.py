@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -17,14 +17,10 @@ class Task(Protocol):
 class Progress(Protocol):
     """Makes tasks. The command line has one that draws bars; `SILENT` draws nothing."""
 
-    def task(self, label: str, *, total: float | None, unit: str) -> _TaskContext:
-        """Begin a task of `total` units ("images", "bytes", "epochs"); a context manager."""
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *exc_info: object) -> bool | None: ...
+    def task(
+        self, label: str, *, total: float | None, unit: str
+    ) -> AbstractContextManager[Task]:
+        """Begin a task of `total` units ("images", "bytes", "epochs")."""
 
 
 class _SilentTask:

@@ -1,0 +1,123 @@
+"""The command line. Each command lies in its own module, imported when it is run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from cnnfeat.cli.settings import Settings
+from cnnfeat.errors import CnnfeatError, Interrupted
+
+# name: (module and attribute, what `cnnfeat --help` says of it), in the order people need them
+COMMANDS = {
+    "train": ("train:train", "Train a small convolutional network."),
+    "layers": ("layers:layers", "List a network's layers and the tensors behind them."),
+    "extract": ("extract:extract", "Write activations of named layers into a feature file."),
+    "svm": ("svm:svm", "Train a support vector machine on the features."),
+    "predict": ("predict:predict", "Label pictures with a trained SVM."),
+    "run": ("run:run", "Run all stages from one TOML file; redo only what changed."),
+    "plot": ("plot:plot", "Draw filters, activations, embeddings, errors ..."),
+    "report": ("report:report", "Put everything on one self-contained HTML page."),
+    "info": ("artifacts:info", "Say what a file is and where it came from."),
+    "verify": ("artifacts:verify", "Check every block of a feature file."),
+    "export": ("export:export", "Convert features to npz, csv, parquet, projector ..."),
+    "data": ("data:data", "List and fetch the sources known by name."),
+}
+
+BROKEN_PIPE_EXIT_CODE = 128 + signal.SIGPIPE
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Name the commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command = getattr(import_module(f"cnnfeat.cli.{module}"), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}:{attribute} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        from cnnfeat import __version__
+
+        click.echo(f"cnnfeat {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "CNNFEAT"},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Get features out of convolutional networks and train SVMs on them.
+
+    \b
+    cnnfeat train                   a network on MNIST     -> artifacts/model.keras
+    cnnfeat extract --layer conv2   its activations        -> artifacts/features.h5
+    cnnfeat svm                     an SVM on the features -> artifacts/svm.skops
+    """
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code that says how it went."""
+    settings = Settings()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's chatter is not ours
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        code = cli.main(args=args, prog_name="cnnfeat", standalone_mode=False, obj=settings)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader left, as `head` does. Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE_EXIT_CODE
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = 128 + signal.SIGINT
+    except CnnfeatError as error:
+        if settings.debug:
+            raise
+        _show(error)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show(error: CnnfeatError) -> None:
+    label = "interrupted" if isinstance(error, Interrupted) else "error"
+    click.echo(f"{label}: {error}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+
+
+def _raise_terminated(signal_number: int, _frame: object) -> NoReturn:
+    raise Interrupted("stopped by SIGTERM", signal_number=signal_number)

@@ -1,0 +1,186 @@
+"""What a person sees: data on stdout, words and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from cnnfeat.progress import SILENT, Progress, Task
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cnnfeat.cli.settings import Settings
+
+PLAIN_INTERVAL_S = 5.0  # between two lines of progress where there is no terminal
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size_text(size_bytes: float) -> str:
+    """Write a number of bytes as people read it: "471.1 MiB"."""
+    for unit in _UNITS:
+        if size_bytes < 1024 or unit == _UNITS[-1]:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    raise AssertionError("the last unit has no limit")
+
+
+def say(message: str) -> None:
+    """Write one line to stderr, above the progress bar if one is drawn."""
+    if _live:
+        _live[-1].print(message, markup=False, highlight=False, soft_wrap=True)
+    else:
+        click.echo(message, err=True)
+
+
+def show(message: str) -> None:
+    """Write one line of the result to stdout."""
+    click.echo(message)
+
+
+def show_json(document: object) -> None:
+    """Write a JSON document to stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def show_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Write a table to stdout; columns in `numeric` are set flush right.
+
+    Off a terminal nothing is cut or wrapped: rows are as wide as they are.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right" if column in numeric else "left",
+            overflow="fold",
+            no_wrap=not terminal,
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = _console(stderr=False)
+    if not terminal:
+        console.width = 10_000
+    console.print(table)
+
+
+def progress(settings: Settings) -> Progress:
+    """Pick how progress is shown: a bar on a terminal, lines elsewhere, or not at all."""
+    if not settings.progress or settings.verbosity < 0:
+        return SILENT
+    return _Bars() if sys.stderr.isatty() else _Lines()
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+_live: list[Console] = []
+
+
+class _Bars:
+    """Progress bars on a terminal."""
+
+    @contextmanager
+    def task(self, label: str, *, total: float | None, unit: str) -> Iterator[Task]:
+        """Draw one bar until the task ends."""
+        from rich import progress as rich_progress
+
+        console = _console(stderr=True)
+        columns: tuple[rich_progress.ProgressColumn, ...] = (
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(),
+            rich_progress.DownloadColumn()
+            if unit == "bytes"
+            else rich_progress.TextColumn(
+                "{task.completed:,.0f}/{task.fields[of]} {task.fields[unit]}"
+            ),
+            rich_progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            rich_progress.TextColumn("{task.fields[note]}"),
+        )
+        with rich_progress.Progress(*columns, console=console) as bars:
+            handle = bars.add_task(
+                label, total=total, unit=unit, note="", of="?" if total is None else f"{total:,.0f}"
+            )
+            _live.append(console)
+            try:
+                yield _BarTask(bars, handle)
+            finally:
+                _live.pop()
+
+
+class _BarTask:
+    def __init__(self, bars: object, handle: object) -> None:
+        self._bars, self._handle = bars, handle
+
+    def advance(self, amount: float = 1, *, note: str = "") -> None:
+        """Move the bar."""
+        changes: Mapping[str, object] = {"note": note} if note else {}
+        self._bars.update(self._handle, advance=amount, **changes)  # type: ignore[attr-defined]
+
+
+class _Lines:
+    """A line now and then, for logs."""
+
+    @contextmanager
+    def task(self, label: str, *, total: float | None, unit: str) -> Iterator[Task]:
+        """Write a line every few seconds, and one at the end."""
+        task = _LineTask(label, total, unit)
+        yield task
+        task.finish()
+
+
+class _LineTask:
+    def __init__(self, label: str, total: float | None, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done, self._note = 0.0, ""
+        self._started = self._said = time.monotonic()
+
+    def advance(self, amount: float = 1, *, note: str = "") -> None:
+        """Count, and write a line when it is time or the task says something new."""
+        self._done += amount
+        now = time.monotonic()
+        if (note and note != self._note) or now - self._said >= PLAIN_INTERVAL_S:
+            self._note, self._said = note or self._note, now
+            self._say(now)
+
+    def finish(self) -> None:
+        """Write how long it took, if it was long enough to be followed."""
+        now = time.monotonic()
+        if now - self._started >= PLAIN_INTERVAL_S:
+            say(f"{self._label}: {self._amount()} in {now - self._started:.1f} s")
+
+    def _say(self, now: float) -> None:
+        remaining = ""
+        if self._total and 0 < self._done < self._total:
+            left_s = (now - self._started) * (self._total / self._done - 1)
+            remaining = f", about {left_s:.0f} s left"
+        note = f" {self._note}" if self._note else ""
+        say(f"{self._label}: {self._amount()}{remaining}{note}")
+
+    def _amount(self) -> str:
+        if self._unit == "bytes":
+            whole = f" of {size_text(self._total)}" if self._total else ""
+            return size_text(self._done) + whole
+        whole = f" of {self._total:,.0f}" if self._total else ""
+        return f"{self._done:,.0f}{whole} {self._unit}"
