@@ -1,0 +1,87 @@
+"""The confusion matrix on paper says what the numbers say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnfeat.errors import DataError, MissingInputError, UsageError
+from cnnfeat.report.confusion import plot_confusion
+
+CONFUSION = [[50, 0, 3], [1, 40, 0], [0, 7, 61]]
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    """Read a picture's width and height."""
+    with Image.open(path) as image:
+        return image.size
+
+
+def svg_texts(path: Path) -> list[str]:
+    """Read the texts of an SVG: matplotlib writes each as a comment before its outlines."""
+    return [text.strip() for text in re.findall(r"<!--(.*?)-->", path.read_text("utf-8"))]
+
+
+def test_cells_show_the_counts_and_title_the_accuracy(tmp_path):
+    out = tmp_path / "confusion.svg"
+    plot_confusion(CONFUSION, ["ape", "bee", "cat"], out, title="SVM on conv2")
+    texts = svg_texts(out)
+    assert sorted(int(text) for text in texts if text.isdigit() and text != "0") == sorted(
+        count for row in CONFUSION for count in row if count
+    )
+    assert {"ape", "bee", "cat"} <= set(texts)
+    assert "SVM on conv2" in " ".join(texts)
+    assert "151 of 162 right (93.21%)" in " ".join(texts)
+
+
+def test_names_are_drawn_literally(tmp_path):
+    out = tmp_path / "confusion.svg"
+    plot_confusion([[1, 0], [0, 1]], [r"$\frac$", "a\nb"], out, title="$x$ & <script>")
+    texts = " ".join(svg_texts(out))
+    assert r"$\frac$" in texts
+    assert "a\N{REPLACEMENT CHARACTER}b" in texts
+
+
+def test_glyphs_no_font_has_are_no_error(tmp_path):
+    plot_confusion([[1, 0], [0, 1]], ["𓀀", "b"], tmp_path / "c.png", title="t")
+    assert (tmp_path / "c.png").exists()
+
+
+def test_png_has_the_asked_resolution_and_replaces_the_old_one(tmp_path):
+    out = tmp_path / "confusion.png"
+    out.write_bytes(b"old")
+    plot_confusion(CONFUSION, ["a", "b", "c"], out, title="t", dpi=50)
+    small = png_size(out)
+    plot_confusion(CONFUSION, ["a", "b", "c"], out, title="t", dpi=100)
+    assert png_size(out) == (2 * small[0], 2 * small[1])
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 30, 1000])
+def test_any_number_of_classes_is_drawn(tmp_path, n_classes):
+    counts = np.eye(n_classes, dtype=int) * 9
+    out = tmp_path / "c.png"
+    plot_confusion(counts, [f"class {k}" for k in range(n_classes)], out, title="t", dpi=60)
+    assert max(png_size(out)) < 60 * 13
+
+
+def test_a_matrix_that_does_not_fit_the_classes_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"for 2 classes has shape \(2, 2\), not \(3, 3\)"):
+        plot_confusion(CONFUSION, ["a", "b"], tmp_path / "c.png", title="t")
+    with pytest.raises(DataError, match="counts: whole numbers, none negative"):
+        plot_confusion([[-1]], ["a"], tmp_path / "c.png", title="t")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_png_and_svg_are_written(tmp_path):
+    with pytest.raises(UsageError, match=r"written as \.png or \.svg, not as '.*c\.gif'"):
+        plot_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "c.gif", title="t")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(MissingInputError, match=r"no folder .*nowhere"):
+        plot_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "nowhere" / "c.png", title="t")
