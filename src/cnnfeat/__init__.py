@@ -15,7 +15,14 @@ _EXPORTS = {
     "open_source": "cnnfeat.data",
 }
 
-__all__ = sorted(_EXPORTS)
+__all__ = [
+    "CnnfeatError",
+    "FeatureFile",
+    "LayerFeatures",
+    "LinearSVM",
+    "load_network",
+    "open_source",
+]
 
 
 def __getattr__(name: str) -> object:

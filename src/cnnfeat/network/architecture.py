@@ -54,9 +54,9 @@ def build_network(
     x = keras.layers.Flatten(name="flatten")(x)
     for number, layer in enumerate(config.dense, 1):
         x = _dense_block(layer, x.shape[1:], f"fc{number}", start)(x)
-    logits = keras.layers.Dense(
-        n_classes, name=f"fc{len(config.dense) + 1}", **start.arguments()
-    )(x)
+    logits = keras.layers.Dense(n_classes, name=f"fc{len(config.dense) + 1}", **start.arguments())(
+        x
+    )
     return keras.Model(image, logits, name="cnnfeat")
 
 

@@ -1,0 +1,103 @@
+"""The card beside a model: `model.json`, which says how the model was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnfeat.errors import NetworkError
+from cnnfeat.outputs import write_json
+from cnnfeat.records import Json
+
+CARD_FORMAT = "cnnfeat-model"
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What `model.json` says. Accuracies are fractions, 0 to 1."""
+
+    cnnfeat: str  # versions
+    tensorflow: str
+    keras: str
+    created: str  # UTC, ISO 8601
+    config: Mapping[str, Json]  # {"data": ..., "network": ..., "train": ...}
+    source: Mapping[str, Json]  # name, kind, fingerprint, fingerprint_method
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # (height, width, channels)
+    history: tuple[Mapping[str, float], ...]  # one record an epoch
+    best_epoch: int  # counted from 1
+    validation_accuracy: float
+    test_accuracy: float | None
+    n_train: int
+    n_validation: int
+    n_test: int
+    elapsed_s: float
+    model_sha256: str
+
+
+def card_path(model: Path) -> Path:
+    """Where the card of a model file lies."""
+    return model.with_suffix(".json")
+
+
+def write_card(card: ModelCard, path: Path) -> None:
+    """Write a card, whole or not at all."""
+    fields = {name: getattr(card, name) for name in ModelCard.__slots__}
+    write_json(path, {"format": CARD_FORMAT, "format_version": CARD_VERSION, **fields})
+
+
+def read_card(model: Path, *, sha256: str | None = None) -> ModelCard | None:
+    """Read the card beside a model file; None where there is none, or it is of another file.
+
+    Parameters
+    ----------
+    model : Path
+        The model file.
+    sha256 : str, optional
+        The model file's digest; a card that names another one was not made with this file.
+
+    Raises
+    ------
+    NetworkError
+        If the file is a card, but can't be read.
+    """
+    path = card_path(model)
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise NetworkError(f"{path} can't be read: {error}", hint="delete it to go on") from error
+    if not isinstance(document, dict) or document.get("format") != CARD_FORMAT:
+        return None
+    if document.get("format_version") != CARD_VERSION:
+        raise NetworkError(
+            f"{path} has format version {document.get('format_version')!r}; "
+            f"this version of cnnfeat reads {CARD_VERSION}"
+        )
+    if sha256 is not None and document.get("model_sha256") != sha256:
+        return None
+    return _parse(document, path)
+
+
+def file_sha256(path: Path) -> str:
+    """Digest a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parse(document: Mapping[str, object], path: Path) -> ModelCard:
+    missing = [name for name in ModelCard.__slots__ if name not in document]
+    if missing:
+        raise NetworkError(f"{path} lacks {', '.join(missing)}", hint="delete it to go on")
+    values = {name: document[name] for name in ModelCard.__slots__}
+    for name in ("classes", "image_shape", "history"):
+        value = values[name]
+        if not isinstance(value, list):
+            raise NetworkError(f"{path}: {name} must be a list, not {value!r}")
+        values[name] = tuple(value)
+    return ModelCard(**values)  # type: ignore[arg-type]
