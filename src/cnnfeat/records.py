@@ -86,6 +86,15 @@ class Source(Protocol):
     def fingerprint(self) -> Fingerprint:
         """Tell this source from any other, and from itself once changed."""
 
+    def state(self) -> bytes:
+        """Describe every file of this source in 16 bytes each, to be kept until a resume."""
+
+    def changed_since(self, state: bytes) -> str | None:
+        """Say which file differs from when `state` was taken: "cat/7.png has changed", or None.
+
+        It is None where and only where `fingerprint` is still the same.
+        """
+
     def labels(self, split: str) -> Labels | None:
         """Labels of a whole split, (n_samples,) int64, or None."""
 
