@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnfeat.errors import DataError, MissingInputError, UsageError
+from cnnfeat.errors import DataError, UsageError
 from cnnfeat.report.confusion import plot_confusion
 
 CONFUSION = [[50, 0, 3], [1, 40, 0], [0, 7, 61]]
@@ -80,8 +80,3 @@ def test_a_matrix_that_does_not_fit_the_classes_is_refused(tmp_path):
 def test_only_png_and_svg_are_written(tmp_path):
     with pytest.raises(UsageError, match=r"written as \.png or \.svg, not as '.*c\.gif'"):
         plot_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "c.gif", title="t")
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(MissingInputError, match=r"no folder .*nowhere"):
-        plot_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "nowhere" / "c.png", title="t")

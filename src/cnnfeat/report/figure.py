@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from cnnfeat.errors import MissingInputError, OutputExistsError, StorageError, UsageError
+from cnnfeat.errors import UsageError
+from cnnfeat.outputs import replacing
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -89,47 +88,6 @@ def check_format(out: Path) -> None:
             f"a picture is written as {' or '.join(FORMATS)}, not as {str(out)!r}",
             hint="end the name after -o with .png or .svg",
         )
-
-
-def check_absent(out: Path, *, overwrite: bool) -> None:
-    """Refuse an output that stands already.
-
-    Raises
-    ------
-    OutputExistsError
-        If `out` exists and may not be replaced.
-    """
-    if out.exists() and not overwrite:
-        raise OutputExistsError(
-            f"{out} exists already",
-            hint="replace it with --overwrite, or give another name with -o",
-        )
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """Give a temporary name beside `out`; it becomes `out` when the block ends well.
-
-    Raises
-    ------
-    MissingInputError
-        If the folder does not exist.
-    StorageError
-        If the disk or the permissions don't allow it.
-    """
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.touch(exist_ok=False)
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(out)
-    except OSError as error:
-        if not out.parent.is_dir():
-            raise MissingInputError(f"no folder {out.parent} to write {out.name} into") from error
-        raise StorageError(f"{out}: can't be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def short(name: str, *, limit: int = 24) -> str:
