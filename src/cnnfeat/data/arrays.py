@@ -1,0 +1,270 @@
+"""Sources whose images are arrays, in memory or in their file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cnnfeat.data.fingerprint import FileStates
+from cnnfeat.data.fitting import fit_images
+from cnnfeat.data.rows import Rows
+from cnnfeat.data.splits import check_range, find_split
+from cnnfeat.errors import DataError
+from cnnfeat.records import (
+    Batch,
+    Fingerprint,
+    ImageTarget,
+    OnError,
+    SplitInfo,
+)
+
+if TYPE_CHECKING:
+    from cnnfeat.records import Array, Labels
+
+_MAX_CHANNELS = 4  # a first axis of at most this many, and a longer last one: channels first
+_MAX_DIGIT_LABEL = 65_535  # larger labels are names, not positions
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySplit:
+    """One split: rows of images, and their labels."""
+
+    images: Rows
+    labels: Labels | None
+    channels_first: bool = False
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of each image."""
+        shape = self.images.shape[1:]
+        if len(shape) == 2:
+            return (shape[0], shape[1], 1)
+        if self.channels_first:
+            return (shape[1], shape[2], shape[0])
+        return (shape[0], shape[1], shape[2])
+
+    def read(self, start: int, stop: int) -> Array:
+        """Images `start` to `stop` as (n_samples, height, width, channels)."""
+        block = self.images[start:stop]
+        if self.channels_first:
+            block = block.transpose(0, 2, 3, 1)
+        elif block.ndim == 3:
+            block = block[..., np.newaxis]
+        return as_pixels(block, first_row=start)
+
+
+class ArraySource:
+    """A source made of arrays.
+
+    Parameters
+    ----------
+    name, kind : str
+        As in `records.Source`.
+    arrays : mapping of str to ArraySplit
+    classes : sequence of str
+    states : callable
+        Makes the states of the files behind the arrays; called when first needed.
+    close : sequence of callable
+        Called on leaving the context.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        *,
+        arrays: Mapping[str, ArraySplit],
+        classes: Sequence[str],
+        states: Callable[[], FileStates],
+        close: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.classes = tuple(classes)
+        self.splits: Mapping[str, SplitInfo] = {
+            split: SplitInfo(
+                name=split,
+                n_samples=array.images.shape[0],
+                image_shape=array.image_shape,
+                dtype=pixel_dtype(array.images.dtype),
+                has_labels=array.labels is not None,
+            )
+            for split, array in arrays.items()
+        }
+        self._arrays = arrays
+        self._states = functools.cache(states)
+        self._close = close
+
+    def fingerprint(self) -> Fingerprint:
+        """See `records.Source`."""
+        return self._states().fingerprint()
+
+    def state(self) -> bytes:
+        """See `records.Source`."""
+        return self._states().pack()
+
+    def changed_since(self, state: bytes) -> str | None:
+        """See `records.Source`."""
+        return self._states().changed_since(state)
+
+    def labels(self, split: str) -> Labels | None:
+        """See `records.Source`."""
+        return self._arrays[find_split(self.splits, split).name].labels
+
+    def batches(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        start: int = 0,
+        stop: int | None = None,
+        target: ImageTarget | None = None,
+        on_error: OnError = "raise",  # noqa: ARG002 - a row of an array can't be bad by itself
+    ) -> Iterator[Batch]:
+        """See `records.Source`."""
+        info = find_split(self.splits, split)
+        end = check_range(info, start=start, stop=stop, batch_size=batch_size)
+        array = self._arrays[split]
+        width = max(5, len(str(info.n_samples - 1)))
+        for begin in range(start, end, batch_size):
+            after = min(begin + batch_size, end)
+            yield Batch(
+                images=fit_images(array.read(begin, after), target),
+                labels=None if array.labels is None else array.labels[begin:after],
+                ids=tuple(f"{split}/{row:0{width}d}" for row in range(begin, after)),
+                start=begin,
+                stop=after,
+            )
+
+    def __enter__(self) -> ArraySource:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for close in self._close:
+            close()
+
+
+def make_split(images: Rows, labels: Labels | None, *, name: str) -> ArraySplit:
+    """Check that an array can be images, and that labels go with it.
+
+    Raises
+    ------
+    DataError
+        With the shape or dtype found, or both counts.
+    """
+    shape = images.shape
+    if len(shape) not in (3, 4):
+        raise DataError(
+            f"{name}: shape {shape} isn't images; (n, height, width) or "
+            "(n, height, width, channels) is needed",
+            hint="reshape the array, for example x.reshape(-1, 28, 28)" if len(shape) == 2 else "",
+        )
+    if 0 in shape:
+        raise DataError(f"{name}: shape {shape} holds no images")
+    pixel_dtype(images.dtype, name=name)
+    if labels is not None and len(labels) != shape[0]:
+        raise DataError(f"{name}: {shape[0]:,} images but {len(labels):,} labels")
+    channels_first = len(shape) == 4 and shape[1] <= _MAX_CHANNELS < shape[3]
+    return ArraySplit(images, labels, channels_first)
+
+
+def pixel_dtype(dtype: np.dtype[np.generic], *, name: str = "images") -> str:
+    """Say what pixels of `dtype` are handed out as.
+
+    Raises
+    ------
+    DataError
+        If they can't be pixels: objects, text, complex numbers.
+    """
+    if dtype.kind == "f":
+        return "float32"
+    if dtype.kind == "u" and dtype.itemsize == 2:
+        return "uint16"
+    if dtype.kind in "biu":
+        return "uint8"
+    raise DataError(
+        f"{name}: dtype {dtype} isn't pixels; bool, integer or float numbers are needed"
+    )
+
+
+def as_pixels(block: Array, *, first_row: int = 0) -> Array:
+    """Bring pixels to uint8, uint16 or float32.
+
+    Booleans become 0 and 255; integers other than uint8 and uint16 must lie within 0 to 255.
+
+    Raises
+    ------
+    DataError
+        If an integer doesn't, with the row.
+    """
+    if block.dtype == np.bool_:
+        return block.astype(np.uint8) * np.uint8(255)
+    wanted = np.dtype(pixel_dtype(block.dtype))
+    if wanted == np.uint8 and block.dtype != np.uint8:
+        _check_bytes(block, first_row)
+    return np.ascontiguousarray(block, wanted)
+
+
+def _check_bytes(block: Array, first_row: int) -> None:
+    low, high = int(block.min()), int(block.max())
+    if low >= 0 and high <= 255:
+        return
+    row = next(i for i, image in enumerate(block) if image.min() < 0 or image.max() > 255)
+    raise DataError(
+        f"row {first_row + row}: {block.dtype} pixels outside 0 to 255 ({low} to {high} nearby)",
+        hint="store the images as uint8, uint16 or float32",
+    )
+
+
+def index_labels(
+    arrays: Mapping[str, Array], *, name: str
+) -> tuple[dict[str, Labels], tuple[str, ...]]:
+    """Turn the labels of all splits into indices of one list of classes.
+
+    Whole numbers from 0 stay what they are; anything else (text, negative or huge numbers) becomes
+    its place among the sorted values.
+
+    Raises
+    ------
+    DataError
+        If they are not one value an image, or fractions.
+    """
+    flat = {split: _flat_labels(array, name=f"{name}, {split}") for split, array in arrays.items()}
+    if not flat:
+        return {}, ()
+    if all(labels.dtype.kind in "iub" for labels in flat.values()):
+        low = min(int(labels.min()) for labels in flat.values())
+        high = max(int(labels.max()) for labels in flat.values())
+        if low >= 0 and high <= _MAX_DIGIT_LABEL:
+            classes = tuple(str(label) for label in range(high + 1))
+            return {split: labels.astype(np.int64) for split, labels in flat.items()}, classes
+    values = np.unique(np.concatenate(list(flat.values())))
+    indices = {
+        split: np.searchsorted(values, labels).astype(np.int64) for split, labels in flat.items()
+    }
+    return indices, tuple(
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        for value in values.tolist()
+    )
+
+
+def _flat_labels(array: Array, *, name: str) -> Array:
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or array.size == 0:
+        hint = "one-hot labels: take y.argmax(axis=1)" if array.ndim == 2 else ""
+        raise DataError(
+            f"{name}: labels of shape {array.shape}; (n,) is needed, one for each image", hint=hint
+        )
+    if array.dtype.kind == "f":
+        whole = array.astype(np.int64)
+        if not np.array_equal(whole, array):
+            raise DataError(f"{name}: labels must be whole numbers or text, not fractions or NaN")
+        return whole
+    if array.dtype.kind not in "biuSU":
+        raise DataError(f"{name}: labels of dtype {array.dtype}; whole numbers or text are needed")
+    return array

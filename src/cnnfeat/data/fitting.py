@@ -1,0 +1,96 @@
+"""Bringing images to the size and channels a network takes.
+
+Sizes change by bilinear interpolation with antialiasing (a triangle filter as wide as the scale, as
+in Pillow and `tf.image.resize(antialias=True)`); grey is ITU-R 601 luma.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from cnnfeat.errors import DataError
+from cnnfeat.records import ImageTarget
+
+if TYPE_CHECKING:
+    from cnnfeat.records import Array
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+def fit_images(images: Array, target: ImageTarget | None) -> Array:
+    """Bring images to a target's size and channels, keeping their dtype.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_samples, height, width, channels)
+        uint8, uint16 or float32.
+    target : ImageTarget or None
+        None leaves them as they are.
+
+    Raises
+    ------
+    DataError
+        If the channels can't become those of the target.
+    """
+    if target is None:
+        return images
+    if target.channels is not None and target.channels < images.shape[3]:
+        images = fit_channels(images, target.channels)
+    if target.size is not None and images.shape[1:3] != target.size:
+        images = np.stack([resize(image, target.size) for image in images])
+    if target.channels is not None:
+        images = fit_channels(images, target.channels)
+    return images
+
+
+def fit_channels(images: Array, channels: int) -> Array:
+    """Grey to RGB by repeating, RGB to grey by luma, RGBA over white."""
+    given = images.shape[-1]
+    if given == channels:
+        return images
+    if given == 1:
+        return np.repeat(images, channels, axis=-1)
+    if given in (2, 4):
+        return fit_channels(over_white(images), channels)
+    if given == 3 and channels == 1:
+        return _in_dtype(images.astype(np.float32) @ _LUMA[:, np.newaxis], images.dtype)
+    raise DataError(
+        f"images of {given} channels can't become images of {channels}",
+        hint="convert the images, or choose a network that takes them",
+    )
+
+
+def over_white(images: Array) -> Array:
+    """Lay images whose last channel is opacity over white."""
+    full = np.float32(1 if images.dtype.kind == "f" else np.iinfo(images.dtype).max)  # type: ignore[type-var]
+    colour = images[..., :-1].astype(np.float32)
+    opacity = images[..., -1:].astype(np.float32) / full
+    return _in_dtype(colour * opacity + full * (1 - opacity), images.dtype)
+
+
+def resize(image: Array, size: tuple[int, int]) -> Array:
+    """Resize one image (height, width, channels) to `size` (height, width)."""
+    height, width = size
+    if image.dtype == np.uint8 and image.shape[2] in (1, 3):
+        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        scaled = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+        return scaled.reshape(height, width, image.shape[2])
+    planes = [
+        np.asarray(
+            Image.fromarray(image[:, :, channel].astype(np.float32)).resize(
+                (width, height), Image.Resampling.BILINEAR
+            )
+        )
+        for channel in range(image.shape[2])
+    ]
+    return _in_dtype(np.stack(planes, axis=-1), image.dtype)
+
+
+def _in_dtype(values: Array, dtype: np.dtype[np.generic]) -> Array:
+    """Round to whole numbers where `dtype` has no others."""
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    return np.rint(values).clip(0, np.iinfo(dtype).max).astype(dtype)  # type: ignore[type-var]
