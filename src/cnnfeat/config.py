@@ -13,9 +13,12 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from cnnfeat.errors import ConfigError, MissingInputError, near_names
+
+if TYPE_CHECKING:
+    from cnnfeat.records import Json
 
 T = TypeVar("T")
 
@@ -191,7 +194,7 @@ def check_field(record: type, name: str, value: object, *, label: str) -> object
     return _convert(spec, typing.get_type_hints(record)[name], value, label)
 
 
-def to_dict(config: object) -> dict[str, object]:
+def to_dict(config: object) -> dict[str, Json]:
     """Turn a config record into plain dictionaries and lists, as `json` and TOML have them."""
     return dataclasses.asdict(config)  # type: ignore[call-overload, no-any-return]
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Array: TypeAlias = NDArray[np.generic]
-    Labels: TypeAlias = NDArray[np.int64]
+Array: TypeAlias = NDArray[np.generic]
+Labels: TypeAlias = NDArray[np.int64]
 
 OnError: TypeAlias = Literal["raise", "skip"]
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"

@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from cnnfeat.cli.settings import Settings
-from cnnfeat.errors import CnnfeatError, Interrupted
+from cnnfeat.errors import CnnfeatError, Interrupted, near_names
 
 # name: (module and attribute, what `cnnfeat --help` says of it), in the order people need them
 COMMANDS = {
@@ -49,6 +49,15 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}:{attribute} is not a command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; offer near names where there is none."""
+        if args and args[0] not in COMMANDS:
+            near = near_names(args[0], COMMANDS)
+            ctx.fail(f"there is no command {args[0]!r}" + (f"; {near}" if near else ""))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands without importing any."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cnnfeat.cli.settings import Settings
+    from cnnfeat.records import Source
 
 PLAIN_INTERVAL_S = 5.0  # between two lines of progress where there is no terminal
 
@@ -43,6 +44,21 @@ def say(message: str) -> None:
 def show(message: str) -> None:
     """Write one line of the result to stdout."""
     click.echo(message)
+
+
+def show_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Write names and what they are to stdout, in two columns."""
+    width = max(len(name) for name, _ in facts)
+    for name, text in facts:
+        click.echo(f"{name:<{width}}  {text}")
+
+
+def source_text(source: Source) -> str:
+    """Describe a source in one line: "mnist: 60,000 train and 10,000 test images of 28×28×1"."""
+    counts = " and ".join(f"{info.n_samples:,} {name}" for name, info in source.splits.items())
+    shape = "×".join(str(n) for n in next(iter(source.splits.values())).image_shape)
+    classes = f", {len(source.classes):,} classes" if source.classes else ", no labels"
+    return f"{source.name}: {counts} images of {shape}{classes}"
 
 
 def show_json(document: object) -> None:

@@ -15,11 +15,16 @@ import keras
 from cnnfeat.config import ConvConfig, DenseConfig, NetworkConfig
 from cnnfeat.errors import NetworkError
 
-PIXEL_SCALE = 1 / 255
+PIXEL_SCALES = {"uint8": 1 / 255, "uint16": 1 / 65_535, "float32": 1.0}  # to [0, 1]
 
 
 def build_network(
-    config: NetworkConfig, *, image_shape: tuple[int, int, int], n_classes: int, seed: int
+    config: NetworkConfig,
+    *,
+    image_shape: tuple[int, int, int],
+    n_classes: int,
+    seed: int,
+    dtype: str = "uint8",
 ) -> keras.Model:
     """Build an untrained network.
 
@@ -28,16 +33,19 @@ def build_network(
     config : NetworkConfig
         Blocks and layers.
     image_shape : (height, width, channels)
-        Of the images it will take, uint8, 0 to 255; scaling to [0, 1] is its first layer.
+        Of the images it will take.
     n_classes : int
         The number of logits.
     seed : int
         Fixes the first weights.
+    dtype : str
+        Of the images: "uint8" or "uint16", whose scaling to [0, 1] is the network's first layer, or
+        "float32", taken as it is.
 
     Returns
     -------
     keras.Model
-        Input `(n_samples, height, width, channels)` uint8, output `(n_samples, n_classes)` float32
+        Input `(n_samples, height, width, channels)`, output `(n_samples, n_classes)` float32
         logits. Plain Keras loads its file.
 
     Raises
@@ -46,8 +54,8 @@ def build_network(
         If pooling leaves nothing of an image of this shape.
     """
     start = _Start(config, seed)
-    image = keras.Input(image_shape, dtype="uint8", name="image")
-    x = keras.layers.Rescaling(PIXEL_SCALE, name="scale")(image)
+    image = keras.Input(image_shape, dtype=dtype, name="image")
+    x = keras.layers.Rescaling(PIXEL_SCALES[dtype], name="scale")(image)
     for number, block in enumerate(config.conv, 1):
         _check_pooling(block, x.shape[1:3], number, image_shape)
         x = _conv_block(block, x.shape[1:], f"conv{number}", start)(x)

@@ -1,0 +1,332 @@
+"""Train a small network on a source, and keep how it went beside it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from cnnfeat import __version__
+from cnnfeat.config import RunConfig, TrainConfig, to_dict
+from cnnfeat.errors import DataError, UsageError
+from cnnfeat.network.architecture import build_network
+from cnnfeat.network.card import ModelCard, card_path, file_sha256, write_card
+from cnnfeat.outputs import check_output, replacing
+from cnnfeat.progress import SILENT, Progress, Task
+from cnnfeat.records import Labels, Source, TrainResult
+
+logger = logging.getLogger("cnnfeat")
+
+EVALUATION_BATCH = 1_000
+BYTES_PER_WEIGHT = 4
+FILE_OVERHEAD_BYTES = 1_000_000  # HDF5 and JSON around the weights, generously
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """Images and labels in memory."""
+
+    images: NDArray[np.generic]  # (n_samples, height, width, channels), the source's dtype
+    labels: Labels  # (n_samples,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64]) -> _Samples:
+        return _Samples(self.images[rows], self.labels[rows])
+
+
+def train(
+    config: RunConfig,
+    source: Source,
+    *,
+    out: Path,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> TrainResult:
+    """Train the network of `config` and write it with its card.
+
+    A stratified part of the training split is held back: the weights of the epoch that does best
+    on it are kept. The test split is read once, after that. Same seed, same machine: same weights.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Its tables `network` and `train` are used; `data` is recorded.
+    source : Source
+        Labelled images, all of one shape. Held in memory in their own dtype.
+    out : Path
+        The model file, ending in `.keras`; the card gets the same name with `.json`.
+    overwrite : bool
+        Whether files of these names may be replaced.
+    progress : Progress
+        Told each batch and epoch.
+
+    Raises
+    ------
+    UsageError
+        If `out` does not end in `.keras`, or exists.
+    DataError
+        If the source has no labels, fewer than two classes, or images of several shapes.
+    NetworkError
+        If the network can't be built for images of this shape.
+    StorageError
+        If there is no room for the model; found out before training.
+    """
+    if out.suffix != ".keras":
+        raise UsageError(f"a model file ends in .keras, not {out.name!r}", hint="name it with -o")
+    split = "train" if "train" in source.splits else next(iter(source.splits))
+    info = source.splits[split]
+    _check_classes(source, split)
+    network = build_network(
+        config.network,
+        image_shape=info.image_shape,
+        n_classes=len(source.classes),
+        seed=config.train.seed,
+        dtype=info.dtype,
+    )
+    for path in (out, card_path(out)):
+        needed = network.count_params() * BYTES_PER_WEIGHT + FILE_OVERHEAD_BYTES
+        check_output(path, overwrite=overwrite, needed_bytes=needed)
+    samples = _read(source, split)
+    rows, held_back = _divide(samples.labels, config.train)
+    started = time.perf_counter()
+    history = _fit(network, samples.take(rows), samples.take(held_back), config.train, progress)
+    elapsed_s = time.perf_counter() - started
+    best = _best_epoch(history)
+    test = _read(source, "test") if "test" in source.splits and split != "test" else None
+    card = ModelCard(
+        cnnfeat=__version__,
+        tensorflow=tf.__version__,
+        keras=keras.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config={
+            "data": to_dict(config.data),
+            "network": to_dict(config.network),
+            "train": to_dict(config.train),
+        },
+        source=_describe(source),
+        classes=source.classes,
+        image_shape=info.image_shape,
+        history=tuple(history),
+        best_epoch=best + 1,
+        validation_accuracy=history[best]["val_accuracy"],
+        test_accuracy=None if test is None else _accuracy(network, test),
+        n_train=len(rows),
+        n_validation=len(held_back),
+        n_test=0 if test is None else len(test),
+        elapsed_s=elapsed_s,
+        model_sha256=_save(network, out),
+    )
+    write_card(card, card_path(out))
+    return _result(card, out)
+
+
+def _result(card: ModelCard, out: Path) -> TrainResult:
+    return TrainResult(
+        path=str(out),
+        source=str(card.source["name"]),
+        epochs=len(card.history),
+        best_epoch=card.best_epoch,
+        validation_accuracy=card.validation_accuracy,
+        test_accuracy=card.test_accuracy,
+        n_train=card.n_train,
+        n_validation=card.n_validation,
+        n_test=card.n_test,
+        elapsed_s=card.elapsed_s,
+    )
+
+
+def _describe(source: Source) -> dict[str, str]:
+    fingerprint = source.fingerprint()
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "fingerprint": fingerprint.digest,
+        "fingerprint_method": fingerprint.method,
+    }
+
+
+def _check_classes(source: Source, split: str) -> None:
+    labels = source.labels(split)
+    if labels is None:
+        raise DataError(
+            f"{source.name} has no labels, and training needs them",
+            hint="put the images into a folder a class, or give labels in a manifest",
+        )
+    counts = np.bincount(labels, minlength=len(source.classes))
+    present = {source.classes[k]: int(n) for k, n in enumerate(counts) if n}
+    if len(present) < 2:
+        raise DataError(
+            f"training needs at least two classes, and {source.name} has {present} in {split!r}"
+        )
+    rare = {name: n for name, n in present.items() if n < 2}
+    if rare:
+        raise DataError(
+            f"each class needs two images or more, one to train on and one to validate on; "
+            f"{source.name} has {rare}"
+        )
+
+
+def _read(source: Source, split: str) -> _Samples:
+    """Hold a whole split in memory; a network of this family trains on nothing larger."""
+    info = source.splits[split]
+    images = np.empty((info.n_samples, *info.image_shape), info.dtype)
+    for batch in source.batches(split, batch_size=EVALUATION_BATCH):
+        if batch.images.shape[1:] != info.image_shape:
+            raise DataError(
+                f"all images must have one shape to train on: {batch.ids[0]} is "
+                f"{batch.images.shape[1:]}, the first is {info.image_shape}",
+                hint="bring the images to one size first",
+            )
+        images[batch.start : batch.stop] = batch.images
+    labels = source.labels(split)
+    if labels is None:
+        raise DataError(f"{source.name} has labels in one split, but none in {split!r}")
+    return _Samples(images, labels)
+
+
+def _divide(labels: Labels, config: TrainConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pick rows to train on and rows to validate on, of every class its share."""
+    generator = np.random.default_rng(config.seed)
+    kept, held_back = [], []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        n_held_back = max(1, round(config.validation * len(rows)))
+        held_back.append(rows[:n_held_back])
+        kept.append(rows[n_held_back:])
+    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held_back))
+
+
+def _fit(
+    network: keras.Model,
+    samples: _Samples,
+    validation: _Samples,
+    config: TrainConfig,
+    progress: Progress,
+) -> list[dict[str, float]]:
+    """Train, and leave the network with the weights of its best epoch."""
+    keras.utils.set_random_seed(config.seed)
+    steps = -(-len(samples) // config.batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * config.epochs)
+    network.compile(
+        optimizer=keras.optimizers.Adam(schedule),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    keeper = _BestWeights(config, schedule, steps)
+    with progress.task("training", total=config.epochs * len(samples), unit="images") as task:
+        network.fit(
+            _batches(samples, config, shuffle=True),
+            validation_data=_batches(validation, config, shuffle=False),
+            epochs=config.epochs,
+            verbose=0,
+            shuffle=False,  # _batches has done it
+            callbacks=[keeper, _Teller(task, len(samples), config)],
+        )
+    network.set_weights(keeper.weights)
+    return keeper.history
+
+
+def _batches(samples: _Samples, config: TrainConfig, *, shuffle: bool) -> tf.data.Dataset:
+    """Cut shuffled batches from memory, without a copy of the whole."""
+    rows = tf.data.Dataset.range(len(samples))
+    if shuffle:
+        rows = rows.shuffle(len(samples), seed=config.seed, reshuffle_each_iteration=True)
+    size = config.batch_size if shuffle else EVALUATION_BATCH
+
+    def take(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images, labels = tf.numpy_function(
+            lambda rows: (samples.images[rows], samples.labels[rows]),
+            [batch],
+            [samples.images.dtype, tf.int64],
+            stateful=False,
+        )
+        images.set_shape((None, *samples.images.shape[1:]))
+        labels.set_shape((None,))
+        return images, labels
+
+    return rows.batch(size).map(take).prefetch(2)
+
+
+class _BestWeights(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keep the history, and the weights of the epoch that validates best."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        schedule: keras.optimizers.schedules.LearningRateSchedule,
+        steps: int,
+    ) -> None:
+        super().__init__()
+        self._config, self._schedule, self._steps = config, schedule, steps
+        self.history: list[dict[str, float]] = []
+        self.weights: list[NDArray[np.float32]] = []
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Record the epoch; stop when patience is at an end."""
+        numbers = {name: float(value) for name, value in (logs or {}).items()}
+        rate = float(self._schedule(epoch * self._steps))
+        self.history.append({"epoch": epoch + 1, **numbers, "learning_rate": rate})
+        best = _best_epoch(self.history)
+        if best == epoch:
+            self.weights = self.model.get_weights()
+        if 0 < self._config.patience <= epoch - best:
+            self.model.stop_training = True
+
+
+class _Teller(keras.callbacks.Callback):  # type: ignore[misc]
+    """Tell a progress task of each batch and epoch."""
+
+    def __init__(self, task: Task, n_samples: int, config: TrainConfig) -> None:
+        super().__init__()
+        self._task, self._n_samples, self._config = task, n_samples, config
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:  # noqa: ARG002
+        """Count the images of a batch; the last one of an epoch may be smaller."""
+        done = batch * self._config.batch_size
+        self._task.advance(min(self._config.batch_size, self._n_samples - done))
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Say how the epoch went."""
+        numbers = logs or {}
+        self._task.advance(
+            0,
+            note=f"epoch {epoch + 1}/{self._config.epochs}, loss {numbers['loss']:.4f}, "
+            f"validation accuracy {numbers['val_accuracy']:.2%}",
+        )
+
+
+def _best_epoch(history: list[dict[str, float]]) -> int:
+    """Index of the epoch with the highest validation accuracy; of equals, the lowest loss."""
+    return max(
+        range(len(history)),
+        key=lambda i: (history[i]["val_accuracy"], -history[i]["val_loss"]),
+    )
+
+
+def _accuracy(network: keras.Model, samples: _Samples) -> float:
+    """Fraction of the samples whose largest logit is at their label."""
+    right = 0
+    for start in range(0, len(samples), EVALUATION_BATCH):
+        rows = slice(start, start + EVALUATION_BATCH)
+        logits = network.predict_on_batch(samples.images[rows])
+        right += int(np.sum(np.argmax(logits, axis=1) == samples.labels[rows]))
+    return right / len(samples)
+
+
+def _save(network: keras.Model, out: Path) -> str:
+    """Write the network without its optimizer, whole or not at all; return the file's digest."""
+    plain = keras.models.clone_model(network)
+    plain.set_weights(network.get_weights())
+    with replacing(out) as temporary:
+        plain.save(temporary)
+        return file_sha256(temporary)

@@ -1,0 +1,114 @@
+"""TOML in, records out; every mistake named."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cnnfeat.config import (
+    ConvConfig,
+    DenseConfig,
+    RunConfig,
+    SvmConfig,
+    TrainConfig,
+    load_config,
+    parse_config,
+)
+from cnnfeat.errors import ConfigError, MissingInputError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def parse(text: str) -> RunConfig:
+    return parse_config(tomllib.loads(text), where="my.toml")
+
+
+def test_an_empty_file_is_the_default_run():
+    assert parse("") == RunConfig()
+
+
+def test_the_default_network_is_the_seed_network():
+    network = RunConfig().network
+    assert [(c.filters, c.kernel_size, c.pool_size) for c in network.conv] == [
+        (16, 5, 2),
+        (36, 5, 2),
+    ]
+    assert [layer.units for layer in network.dense] == [128]
+    assert (network.weight_stddev, network.bias) == (0.05, 0.05)
+
+
+def test_mnist_toml_says_what_the_defaults_are():
+    config = load_config(CONFIGS / "mnist.toml")
+    assert config.network == RunConfig().network
+    assert config.train == RunConfig().train
+    assert config.data.source == "mnist"
+
+
+def test_every_config_in_the_repository_is_valid():
+    paths = sorted(CONFIGS.glob("*.toml"))
+    assert {path.stem for path in paths} >= {"mnist", "digits"}
+    for path in paths:
+        assert isinstance(load_config(path), RunConfig)
+
+
+def test_tables_and_arrays_of_tables_become_records():
+    config = parse(
+        """
+        [train]
+        epochs = 3
+        learning_rate = 1
+        [[network.conv]]
+        filters = 8
+        batch_norm = true
+        [[network.dense]]
+        units = 5
+        dropout = 0.25
+        [svm]
+        C = 2
+        layer = "fc1"
+        """
+    )
+    assert config.train == TrainConfig(epochs=3, learning_rate=1.0)
+    assert config.network.conv == (ConvConfig(filters=8, batch_norm=True),)
+    assert config.network.dense == (DenseConfig(units=5, dropout=0.25),)
+    assert config.svm == SvmConfig(C=2.0, layer=("fc1",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("[train]\nepoch = 1", r"my.toml: unknown key 'epoch' in table \[train\]", "'epochs'"),
+        ("[trian]\nepochs = 1", "unknown key 'trian' in the file's top level", "'train'"),
+        ("[[network.conv]]\nfilter = 1", r"unknown key 'filter' in table \[netw", "'filters'"),
+        ("[train]\nepochs = 0", "train.epochs must be at least 1", ""),
+        ("[train]\nepochs = 1.5", "train.epochs must be a whole number", ""),
+        ("[train]\nepochs = true", "train.epochs must be a whole number .* not True", ""),
+        ("[train]\nlearning_rate = nan", "train.learning_rate must be more than 0", ""),
+        ("[train]\nvalidation = 0.9", "train.validation must be more than 0 and at most 0.5", ""),
+        ("[svm]\nC = -1", "svm.C must be more than 0", ""),
+        ("[svm]\nC = 'aut'", "svm.C must be a number .* or 'auto', not 'aut'", "'auto'"),
+        ("[svm]\nkernel = 'rbff'", "svm.kernel must be 'linear' or 'rbf'", "'rbf'"),
+        ("[extract]\nlayer = [1]", "extract.layer must be text or a list of texts", ""),
+        ("train = 1", r"\[train\] must be a table, not 1", ""),
+        ("[network]\nconv = 1", r"network.conv must be an array of tables, \[\[netw", ""),
+        ("[[network.conv]]\nbatch_norm = 1", "network.conv.batch_norm must be true or false", ""),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_table_key_and_what_is_allowed(text: str, message: str, hint: str):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse(text)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_no_file_and_no_toml_are_told_apart(tmp_path: Path):
+    with pytest.raises(MissingInputError, match=r"no configuration file .*absent\.toml"):
+        load_config(tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("[train", "utf-8")
+    with pytest.raises(ConfigError, match=r"bad\.toml: not TOML"):
+        load_config(tmp_path / "bad.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary\.toml: can't be read as UTF-8"):
+        load_config(tmp_path / "binary.toml")

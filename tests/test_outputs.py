@@ -1,0 +1,93 @@
+"""Outputs appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from cnnfeat.errors import OutputExistsError, StorageError
+from cnnfeat.outputs import check_output, replacing, write_json
+
+
+def test_a_finished_block_gives_the_final_name(tmp_path: Path):
+    with replacing(tmp_path / "new" / "a.txt") as temporary:
+        temporary.write_text("whole", "utf-8")
+        assert temporary.suffix == ".txt"
+        assert not (tmp_path / "new" / "a.txt").exists()
+    assert (tmp_path / "new" / "a.txt").read_text("utf-8") == "whole"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_block_leaves_the_old_file(tmp_path: Path, error: type[BaseException]):
+    out = tmp_path / "a.txt"
+    out.write_text("old", "utf-8")
+    with pytest.raises(error), replacing(out) as temporary:
+        temporary.write_text("ne", "utf-8")
+        raise error
+    assert out.read_text("utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_file_gets_the_permissions_of_any_new_file(tmp_path: Path):
+    (tmp_path / "plain").touch()
+    with replacing(tmp_path / "ours") as temporary:
+        temporary.write_bytes(b"")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours")]
+    assert modes[0] == modes[1]
+
+
+def test_an_existing_output_is_refused(tmp_path: Path):
+    out = tmp_path / "a"
+    out.write_text("old", "utf-8")
+    with pytest.raises(OutputExistsError, match="a exists") as caught:
+        check_output(out, overwrite=False)
+    assert "--overwrite" in caught.value.hint
+    check_output(out, overwrite=True)
+    assert out.read_text("utf-8") == "old"
+
+
+def test_a_folder_is_no_output(tmp_path: Path):
+    with pytest.raises(OutputExistsError, match="is a folder"):
+        check_output(tmp_path, overwrite=True)
+
+
+def test_too_little_room_is_found_before_the_work(tmp_path: Path):
+    with pytest.raises(StorageError, match=r"needs 1,000,000,000,000,000,000 bytes, and .* free"):
+        check_output(tmp_path / "a", overwrite=False, needed_bytes=10**18)
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_the_work(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="can't write"):
+        check_output(tmp_path / "file" / "a", overwrite=False)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_folder_that_cannot_be_written_is_found_before_the_work():
+    with pytest.raises(StorageError, match="can't write /proc/self/a"):  # not even by root
+        check_output(Path("/proc/self/a"), overwrite=False)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(StorageError, match=r"can't write .*a: No space left") as caught,
+        replacing(tmp_path / "a"),
+    ):
+        raise full
+    assert caught.value.exit_code == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_written_whole_and_refuses_nan(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"b": [1, "é"]})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"b": [1, "é"]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "b.json", {"c": float("nan")})
+    assert not (tmp_path / "b.json").exists()
