@@ -1,0 +1,152 @@
+"""The feature file, version 1: its names, and the plan of a file before it is written.
+
+::
+
+    /                          format, format_version, complete, checksum; provenance
+    /classes                   string (k,)
+    /<split>/<layer>           float32 or float16 (n, ...), contiguous
+    /<split>/label             int64 (n,)
+    /<split>/id                string (n,)
+    /<split>/skipped/          row, id, reason: samples left out, where there are any
+    /checksums/<split>/stop    int64 (b,): the row after each block's last
+    /checksums/<split>/column  string (c,): the layers in their order, label, id
+    /checksums/<split>/sum     uint64 (b, c): XXH3-64 of each block's bytes
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from cnnfeat.records import ProbeOutput
+
+FORMAT = "cnnfeat-features"
+FORMAT_VERSION = 1
+CHECKSUM = "xxh3-64"
+CHECKSUMS, CLASSES = "checksums", "classes"
+LABEL, ID, SKIPPED = "label", "id", "skipped"
+RESERVED = frozenset({LABEL, ID, SKIPPED, "sample"})
+RESERVED_SPLITS = frozenset({CHECKSUMS, CLASSES, "class"})
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One array of a split that is filled in place, row by row."""
+
+    name: str  # the data set's
+    dtype: str  # NumPy's spelling, with byte order: "<f4"
+    row_shape: tuple[int, ...]
+    output: ProbeOutput | None = None  # None: labels
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """One split that will be written."""
+
+    name: str
+    n_rows: int
+    columns: tuple[Column, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all arrays that are filled in place."""
+        return self.n_rows * sum(column.row_bytes for column in self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """A feature file before it is written."""
+
+    splits: tuple[SplitPlan, ...]
+    classes: tuple[str, ...]
+    attributes: Mapping[str, str | int | float]  # of the root: provenance
+    settings: Mapping[str, str]  # what a resumed run must have in common with the first
+    source_state: bytes = b""  # tells later which file of the source has changed
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all arrays; names, strings and checksums come on top."""
+        return sum(split.size_bytes for split in self.splits)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all splits."""
+        return sum(split.n_rows for split in self.splits)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """One layer of a feature file, as its attributes describe it."""
+
+    layer: str  # the name a person gave
+    tensor: str
+    op: str
+    pooling: str
+    shape: tuple[int, ...]  # (n_rows, ...)
+    dtype: str  # "float32"
+    original_shape: tuple[int, ...]  # for one image, before pooling
+    size_bytes: int
+
+
+def plan_columns(
+    outputs: Iterable[ProbeOutput], *, dtype: str, has_labels: bool
+) -> tuple[Column, ...]:
+    """Decide name and type of every array of a split.
+
+    Floating-point activations are stored as `dtype`, truth values as uint8, others as they are.
+    """
+    columns: list[Column] = []
+    taken = set(RESERVED)
+    for output in outputs:
+        name = _free_name(output.layer, taken)
+        taken.add(name)
+        columns.append(Column(name, _stored_dtype(output.dtype, dtype), output.row_shape, output))
+    if has_labels:
+        columns.append(Column(LABEL, "<i8", ()))
+    return tuple(columns)
+
+
+def _free_name(layer: str, taken: Iterable[str]) -> str:
+    name = layer.replace("/", ".").replace("\0", "")
+    if not name.strip("."):
+        name += "_"
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _stored_dtype(computed: str, floats: str) -> str:
+    dtype = np.dtype(computed)
+    if dtype.kind == "f":
+        dtype = np.dtype(floats)
+    elif dtype.kind == "b":
+        dtype = np.dtype("uint8")
+    return dtype.newbyteorder("<").str
+
+
+def describe(plan: FilePlan) -> dict[str, object]:
+    """Turn a plan's arrays into plain lists, to be compared with a journal's."""
+    return {
+        split.name: {
+            "rows": split.n_rows,
+            "columns": [[c.name, c.dtype, list(c.row_shape)] for c in split.columns],
+        }
+        for split in plan.splits
+    }
+
+
+def output_attributes(output: ProbeOutput) -> dict[str, object]:
+    """Pick what a layer's data set says of itself."""
+    fields = asdict(output)
+    return {
+        key: fields[key]
+        for key in ("layer", "tensor", "op", "pooling", "original_shape", "original_dtype")
+    }

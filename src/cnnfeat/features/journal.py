@@ -1,0 +1,190 @@
+"""The journal beside a file in the making: what was meant, and which blocks are done.
+
+One record a line, with a checksum in front, so that a torn last line is seen and cut off.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnfeat.features.disk import Disk
+from cnnfeat.records import Json, SkippedSample
+
+_KIND, _VERSION = "cnnfeat-journal", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a run was meant to make."""
+
+    settings: Mapping[str, str]
+    arrays: Mapping[str, object]
+    created: str
+    overwrite: bool
+    source_state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One finished block. `start` to `stop` count samples of the source."""
+
+    split: str
+    start: int
+    stop: int
+    n_rows: int  # samples that became rows
+    sums: tuple[int, ...]  # a column each
+    overflows: tuple[int, ...]  # values beyond the stored type's range, a column each
+
+
+@dataclass(frozen=True, slots=True)
+class BlockNames:
+    """The texts of one block; read again when they are needed."""
+
+    split: str
+    ids: tuple[str, ...]
+    skipped: tuple[SkippedSample, ...]
+
+
+class Journal:
+    """Read from the start, then appended to."""
+
+    def __init__(self, path: Path, *, disk: Disk) -> None:
+        self.path = path
+        self._disk = disk
+        self._handle = disk.open(path, create=True)
+        self._end = 0
+        self.header_end = 0
+
+    def close(self) -> None:
+        """Close the file; what was appended stays."""
+        if self._handle >= 0:
+            self._disk.close(self._handle)
+            self._handle = -1
+
+    def begin(self, header: Header) -> None:
+        """Empty the journal and write its header."""
+        self._disk.truncate(self._handle, 0)
+        self._end = 0
+        self._append(
+            {
+                "kind": _KIND,
+                "version": _VERSION,
+                "settings": dict(header.settings),
+                "arrays": header.arrays,  # type: ignore[dict-item]
+                "created": header.created,
+                "overwrite": header.overwrite,
+                "source_state": base64.b64encode(header.source_state).decode("ascii"),
+            }
+        )
+        self.header_end = self._end
+        self.sync()
+
+    def append(self, block: Block, names: BlockNames) -> None:
+        """Add a finished block."""
+        self._append(
+            {
+                "split": block.split,
+                "start": block.start,
+                "stop": block.stop,
+                "rows": block.n_rows,
+                "sums": block.sums,
+                "overflows": block.overflows,
+                "ids": names.ids,
+                "skipped": [[item.row, item.id, item.reason] for item in names.skipped],
+            }
+        )
+
+    def sync(self) -> None:
+        """Bring what was appended to the medium."""
+        self._disk.sync(self._handle)
+
+    def read(self) -> tuple[Header | None, list[tuple[Block, int]]]:
+        """Read header and blocks; with each block the length of the journal up to and with it.
+
+        Ends at the first line that doesn't hold, as a crash leaves it.
+        """
+        header: Header | None = None
+        blocks: list[tuple[Block, int]] = []
+        for record, end in _records(self.path):
+            if header is None:
+                header = _header(record)
+                if header is None:
+                    break
+                self.header_end = end
+            else:
+                blocks.append((_block(record), end))
+            self._end = end
+        return header, blocks
+
+    def cut(self, end: int) -> None:
+        """Drop everything after byte `end`."""
+        self._disk.truncate(self._handle, end)
+        self._end = end
+
+    def names(self) -> Iterator[BlockNames]:
+        """Read the texts of all blocks, one after the other."""
+        records = _records(self.path)
+        next(records)
+        for record, _ in records:
+            yield BlockNames(
+                record["split"],
+                tuple(record["ids"]),
+                tuple(SkippedSample(*item) for item in record["skipped"]),
+            )
+
+    def _append(self, record: Mapping[str, Json]) -> None:
+        body = json.dumps(record, separators=(",", ":")).encode("ascii")
+        line = b"%08x %s\n" % (zlib.crc32(body), body)
+        self._disk.write(self._handle, line, offset=self._end)
+        self._end += len(line)
+
+
+def read_header(path: Path) -> Header | None:
+    """Read what an interrupted run was meant to make; None where there is no journal of one."""
+    for record, _ in _records(path):
+        return _header(record)
+    return None
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    end = 0
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            end += len(line)
+            body = line[9:-1]
+            if not line.endswith(b"\n") or line[:9] != b"%08x " % zlib.crc32(body):
+                return
+            yield json.loads(body), end
+
+
+def _header(record: Mapping[str, Any]) -> Header | None:
+    if record.get("kind") != _KIND or record.get("version") != _VERSION:
+        return None
+    return Header(
+        settings=record["settings"],
+        arrays=record["arrays"],
+        created=record["created"],
+        overwrite=record["overwrite"],
+        source_state=base64.b64decode(record["source_state"]),
+    )
+
+
+def _block(record: Mapping[str, Any]) -> Block:
+    return Block(
+        record["split"],
+        record["start"],
+        record["stop"],
+        record["rows"],
+        tuple(record["sums"]),
+        tuple(record["overflows"]),
+    )

@@ -1,0 +1,233 @@
+"""What HDF5 itself writes: the empty arrays at the start, names and attributes at the end.
+
+Between the two no HDF5 call is made; rows go straight to the arrays' places in the file. HDF5
+writes through `_Bytes`, which never lets it see an error: the library can bring the interpreter
+down on a full disk. The error is raised afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+
+from cnnfeat.features import format as fmt
+from cnnfeat.features.disk import Disk
+from cnnfeat.features.format import Column, FilePlan, SplitPlan
+from cnnfeat.records import ProbeOutput, SkippedSample
+
+_TEXT = h5py.string_dtype("utf-8")
+_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTail:
+    """What is written of a split once its rows are complete."""
+
+    stops: Sequence[int]  # the row after each block's last
+    sums: Sequence[tuple[int, ...]]  # (n_blocks, n_columns), without the ids'
+    overflows: Sequence[int]  # a column each
+
+
+class _Bytes(io.RawIOBase):
+    """A file as HDF5 sees it; the first error is kept and what follows is dropped."""
+
+    def __init__(self, handle: int, disk: Disk) -> None:
+        self._handle = handle
+        self._disk = disk
+        self._position = 0
+        self.size = os.fstat(handle).st_size
+        self.error: OSError | None = None
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = os.preadv(self._handle, [buffer], self._position)
+        buffer[count:] = bytes(len(buffer) - count)
+        self._position += len(buffer)
+        return len(buffer)
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        view = memoryview(data)
+        try:
+            if self.error is None:
+                self._disk.write(self._handle, view, offset=self._position)
+        except OSError as error:
+            self.error = error
+        self._position += view.nbytes
+        self.size = max(self.size, self._position)
+        return view.nbytes
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._position if size is None else size
+        return self.size
+
+    def flush(self) -> None:
+        """Leave it to the caller's fsync."""
+
+
+@contextlib.contextmanager
+def _hdf5(handle: int, disk: Disk, *, mode: str) -> Iterator[h5py.File]:
+    raw = _Bytes(handle, disk)
+    try:
+        with h5py.File(raw, mode) as file:
+            yield file
+    except (OSError, RuntimeError, ValueError):
+        if raw.error is None:
+            raise
+    if raw.error is not None:
+        raise raw.error
+    disk.truncate(handle, raw.size)
+
+
+def create_arrays(handle: int, plan: FilePlan, *, disk: Disk) -> dict[tuple[str, str], int]:
+    """Lay out all arrays, unfilled; return the place in the file of each (split, column).
+
+    The same plan gives the same bytes, and bytes of arrays already there are left alone: this
+    also brings back a file whose HDF5 structures a crash has torn.
+    """
+    offsets = {}
+    with _hdf5(handle, disk, mode="w") as file:
+        file.attrs["format"] = fmt.FORMAT
+        file.attrs["format_version"] = fmt.FORMAT_VERSION
+        file.attrs["complete"] = 0
+        for split in plan.splits:
+            group = file.create_group(split.name)
+            for column in split.columns:
+                array = _allocate(group, column, split.n_rows)
+                offsets[split.name, column.name] = array.get_offset()
+    return offsets
+
+
+def _allocate(group: h5py.Group, column: Column, n_rows: int) -> h5py.h5d.DatasetID:
+    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    how.set_layout(h5py.h5d.CONTIGUOUS)
+    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    how.set_obj_track_times(False)
+    kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
+    space = h5py.h5s.create_simple((n_rows, *column.row_shape))
+    return h5py.h5d.create(group.id, column.name.encode(), kind, space, how)
+
+
+class FileTail:
+    """Writes what is known once all rows are: names, labels' scales, checksums, provenance."""
+
+    def __init__(self, file: h5py.File, plan: FilePlan) -> None:
+        self._file = file
+        self._plan = plan
+
+    def write_head(self) -> None:
+        """Write the root: provenance and class names."""
+        for key, value in self._plan.attributes.items():
+            self._file.attrs[key] = value
+        self._file.attrs["h5py"] = h5py.__version__
+        self._file.attrs["checksum"] = fmt.CHECKSUM
+        classes = _texts(self._file, fmt.CLASSES, len(self._plan.classes))
+        classes[...] = list(self._plan.classes)
+        _scale(self._file, "class", classes)
+
+    def write_split(self, split: SplitPlan, tail: SplitTail) -> h5py.Dataset:
+        """Describe a split's arrays; return its empty array of ids."""
+        group = self._file[split.name]
+        ids = _texts(group, fmt.ID, split.n_rows)
+        rows = _dimension(group, "sample", split.n_rows)
+        taken = {"sample", *group}
+        for column, overflow in zip(split.columns, tail.overflows, strict=True):
+            array = group[column.name]
+            array.dims[0].attach_scale(rows)
+            if column.output is not None:
+                _describe(array, column.output, overflow=overflow, has_labels=fmt.LABEL in group)
+                _name_axes(group, array, column, taken)
+        ids.dims[0].attach_scale(rows)
+        return ids
+
+    def write_sums(self, split: SplitPlan, tail: SplitTail, id_sums: Sequence[int]) -> None:
+        """Write the table of block checksums."""
+        group = self._file.require_group(fmt.CHECKSUMS).create_group(split.name)
+        names = [*(column.name for column in split.columns), fmt.ID]
+        stop = group.create_dataset("stop", data=np.asarray(tail.stops, "<i8"))
+        column = _texts(group, "column", len(names))
+        column[...] = names
+        table = np.array(tail.sums, "<u8").reshape(len(tail.stops), len(names) - 1)
+        table = np.column_stack([table, np.array(id_sums, "<u8")])
+        sums = group.create_dataset("sum", data=table)
+        block = _dimension(group, "block", len(tail.stops))
+        wide = _dimension(group, "sum_column", len(names))
+        for array, scales in ((stop, [block]), (column, [wide]), (sums, [block, wide])):
+            for axis, scale in enumerate(scales):
+                array.dims[axis].attach_scale(scale)
+
+    def write_skipped(self, split: SplitPlan, listed: Sequence[SkippedSample]) -> None:
+        """List the samples left out."""
+        group, n = self._file[split.name].create_group(fmt.SKIPPED), len(listed)
+        row = group.create_dataset("row", data=np.array([item.row for item in listed], "<i8"))
+        name, reason = _texts(group, fmt.ID, n), _texts(group, "reason", n)
+        name[...] = [item.id for item in listed]
+        reason[...] = [item.reason for item in listed]
+        scale = _dimension(group, "sample", n)
+        for array in (row, name, reason):
+            array.dims[0].attach_scale(scale)
+
+    def complete(self) -> None:
+        """Say that nothing is missing."""
+        self._file.attrs["complete"] = 1
+
+
+@contextlib.contextmanager
+def open_tail(handle: int, plan: FilePlan, *, disk: Disk) -> Iterator[FileTail]:
+    """Open a file with complete rows for its last writes.
+
+    Raises
+    ------
+    OSError
+        What the disk said at the first write that failed.
+    """
+    with _hdf5(handle, disk, mode="r+") as file:
+        yield FileTail(file, plan)
+
+
+def _texts(group: h5py.Group, name: str, n: int) -> h5py.Dataset:
+    return group.create_dataset(name, (n,), dtype=_TEXT, track_times=False)
+
+
+def _describe(array: h5py.Dataset, output: ProbeOutput, *, overflow: int, has_labels: bool) -> None:
+    attributes = fmt.output_attributes(output)
+    for key, value in attributes.items():
+        array.attrs[key] = np.array(value, "<i8") if key == "original_shape" else value
+    if overflow:
+        array.attrs["overflowed_to_inf"] = overflow
+    array.attrs["coordinates"] = f"{fmt.LABEL} {fmt.ID}" if has_labels else fmt.ID
+
+
+def _name_axes(group: h5py.Group, array: h5py.Dataset, column: Column, taken: set[str]) -> None:
+    axes = column.output.axes if column.output else ()
+    for axis, length in enumerate(column.row_shape, start=1):
+        word = axes[axis - 1] if len(axes) == len(column.row_shape) else f"axis{axis}"
+        name = f"{column.name}_{word}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        array.dims[axis].attach_scale(_dimension(group, name, length))
+
+
+def _dimension(group: h5py.Group, name: str, length: int) -> h5py.Dataset:
+    """Make a named dimension as netCDF-4 does: a scale that takes no space."""
+    array = group.create_dataset(name, (length,), dtype=">f4", track_times=False)
+    h5py.h5ds.set_scale(array.id, _NO_VARIABLE.format(length).encode())
+    return array
+
+
+def _scale(group: h5py.Group, name: str, array: h5py.Dataset) -> None:
+    array.dims[0].attach_scale(_dimension(group, name, array.shape[0]))

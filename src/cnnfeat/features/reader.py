@@ -1,0 +1,416 @@
+"""Reads a feature file."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnfeat.errors import FeatureFileError, LayerLookupError, UsageError, near_names
+from cnnfeat.features import format as fmt
+from cnnfeat.features import safety
+from cnnfeat.features.checksum import RunningChecksum, as_bytes, checksum
+from cnnfeat.features.format import StoredLayer
+from cnnfeat.records import Array, Labels, SkippedSample
+
+_HINT = "make the file again with cnnfeat extract"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a column's rows lie."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The block checksums of one split."""
+
+    stops: NDArray[np.int64]  # (n_blocks,): the row after each block's last
+    columns: tuple[str, ...]
+    values: NDArray[np.uint64]  # (n_blocks, n_columns)
+
+    def of(self, column: str) -> NDArray[np.uint64]:
+        """Checksums of one column, (n_blocks,)."""
+        return self.values[:, self.columns.index(column)]
+
+
+class FeatureFile:
+    """A complete feature file, open for reading; a context manager.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Attributes
+    ----------
+    path : Path
+    attributes : mapping of str to str, int or float
+        Where the features came from; see `cnnfeat.records.Provenance`.
+    classes : tuple of str
+        Class names; label k means `classes[k]`.
+    splits : tuple of str
+    layers : tuple of str
+        Names of the layers that every split has, in the order they were asked for.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    FeatureFileError
+        If it is damaged, incomplete, of an unknown version, foreign, or points to other files.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._file = safety.open_checked(self.path)
+        self._handle = -1
+        try:
+            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._load()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError | RuntimeError | KeyError | TypeError):
+                raise FeatureFileError(f"{self.path}: damaged: {error}", hint=_HINT) from error
+            raise
+
+    def _load(self) -> None:
+        attributes = {key: safety.plain(value) for key, value in self._file.attrs.items()}
+        self.attributes: Mapping[str, str | int | float] = {
+            key: value for key, value in attributes.items() if value is not None
+        }
+        classes = safety.child_array(self._file, fmt.CLASSES, self.path)
+        self.classes = tuple(safety.texts(classes, self.path))
+        names = [name for name in self._file if name not in fmt.RESERVED_SPLITS]
+        self._groups = {
+            name: safety.child_group(self._file, name, self.path) for name in self._ordered(names)
+        }
+        if not self._groups:
+            raise FeatureFileError(f"{self.path} has no split", hint=_HINT)
+        self.splits = tuple(self._groups)
+        self._sums = {split: self._read_sums(split) for split in self.splits}
+        self._places = {
+            (split, column): self._place(split, column)
+            for split in self.splits
+            for column in self._sums[split].columns
+            if column != fmt.ID
+        }
+        for split in self.splits:
+            self._check_counts(split)
+        first = self._layers_of(self.splits[0])
+        self.layers = tuple(
+            name for name in first if all((split, name) in self._places for split in self.splits)
+        )
+
+    @staticmethod
+    def _ordered(names: Sequence[str]) -> list[str]:
+        known = ["train", "validation", "val", "test"]
+        return sorted(names, key=lambda name: (known.index(name) if name in known else 9, name))
+
+    def _layers_of(self, split: str) -> list[str]:
+        return [name for name in self._sums[split].columns if name not in (fmt.LABEL, fmt.ID)]
+
+    def _read_sums(self, split: str) -> Sums:
+        root = safety.child_group(self._file, fmt.CHECKSUMS, self.path)
+        group = safety.child_group(root, split, self.path)
+        arrays = {name: safety.child_array(group, name, self.path) for name in ("stop", "sum")}
+        columns = safety.texts(safety.child_array(group, "column", self.path), self.path)
+        safety.numeric(arrays["stop"], self.path, "i")
+        safety.numeric(arrays["sum"], self.path, "u")
+        sums = Sums(arrays["stop"][...], tuple(columns), arrays["sum"][...])
+        if (
+            sums.stops.ndim != 1
+            or sums.values.shape != (len(sums.stops), len(columns))
+            or not len(sums.stops)
+            or np.any(np.diff(sums.stops, prepend=0) < 0)
+        ):
+            raise FeatureFileError(
+                f"{self.path}: the checksums of split {split!r} are damaged", hint=_HINT
+            )
+        return sums
+
+    def _place(self, split: str, column: str) -> _Place:
+        array = safety.child_array(self._groups[split], column, self.path)
+        kinds = "i" if column == fmt.LABEL else "fiu"
+        dtype = safety.numeric(array, self.path, kinds)
+        return _Place(array.id.get_offset() or 0, array.shape, dtype)
+
+    def _check_counts(self, split: str) -> None:
+        ids = safety.child_array(self._groups[split], fmt.ID, self.path)
+        counts = {fmt.ID: ids.shape[:1], "checksums": (int(self._sums[split].stops[-1]),)}
+        for (owner, column), place in self._places.items():
+            if owner == split:
+                counts[column] = place.shape[:1]
+        if len(set(counts.values())) != 1 or () in counts.values():
+            listed = ", ".join(f"{name} {n[0] if n else 'none'}" for name, n in counts.items())
+            raise FeatureFileError(
+                f"{self.path}: split {split!r} has unequal numbers of rows: {listed}", hint=_HINT
+            )
+
+    def __enter__(self) -> FeatureFile:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+        with contextlib.suppress(RuntimeError):
+            self._file.close()
+
+    def n_rows(self, split: str) -> int:
+        """Rows of a split."""
+        return int(self.sums(split).stops[-1])
+
+    def sums(self, split: str) -> Sums:
+        """Block checksums of a split.
+
+        Raises
+        ------
+        UsageError
+            If there is no such split.
+        """
+        if split not in self._groups:
+            raise UsageError(
+                f"{self.path} has no split {split!r}; it has: {', '.join(self.splits)}",
+                hint=near_names(split, self.splits),
+            )
+        return self._sums[split]
+
+    def layer(self, split: str, name: str) -> StoredLayer:
+        """Describe one layer."""
+        place = self._find(split, name)
+        array = self._groups[split][name]
+        texts = {
+            key: str(safety.plain(array.attrs.get(key)) or "")
+            for key in ("layer", "tensor", "op", "pooling")
+        }
+        original = np.atleast_1d(array.attrs.get("original_shape", place.shape[1:]))
+        return StoredLayer(
+            layer=texts["layer"] or name,
+            tensor=texts["tensor"],
+            op=texts["op"],
+            pooling=texts["pooling"] or "none",
+            shape=place.shape,
+            dtype=place.dtype.name,
+            original_shape=tuple(int(length) for length in original),
+            size_bytes=place.shape[0] * place.row_bytes,
+        )
+
+    def _find(self, split: str, column: str) -> _Place:
+        self.sums(split)
+        if (split, column) not in self._places:
+            raise self._unknown_layer(column)
+        return self._places[split, column]
+
+    def find_layer(self, name: str | None) -> str:
+        """Find the stored name of a layer.
+
+        Parameters
+        ----------
+        name : str or None
+            A layer, in the file's or the network's spelling, of any case. None: the only one.
+
+        Raises
+        ------
+        UsageError
+            If `name` is None and there are several.
+        LayerLookupError
+            If there is none of that name; near names are in the hint.
+        """
+        if name is None:
+            if len(self.layers) == 1:
+                return self.layers[0]
+            raise UsageError(
+                f"{self.path} holds {len(self.layers)} layers: {', '.join(self.layers)}",
+                hint=f"name one: --layer {self.layers[0]}" if self.layers else _HINT,
+            )
+        wanted = name.replace("/", ".")
+        for candidates in self._spellings(wanted):
+            if len(candidates) == 1:
+                return candidates[0]
+        raise self._unknown_layer(name)
+
+    def _spellings(self, wanted: str) -> Iterator[list[str]]:
+        yield [layer for layer in self.layers if layer == wanted]
+        yield [layer for layer in self.layers if layer.lower() == wanted.lower()]
+        described = {layer: self.layer(self.splits[0], layer) for layer in self.layers}
+        for without in ("", ":0"):
+            yield [
+                layer
+                for layer, stored in described.items()
+                if wanted
+                in (
+                    stored.layer.replace("/", "."),
+                    stored.tensor.removesuffix(without).replace("/", "."),
+                )
+            ]
+
+    def _unknown_layer(self, name: str) -> LayerLookupError:
+        return LayerLookupError(
+            f"{self.path} holds no layer {name!r}; it holds: {', '.join(self.layers)}",
+            hint=near_names(name, self.layers),
+        )
+
+    def read(self, split: str, layer: str, *, start: int = 0, stop: int | None = None) -> Array:
+        """Read consecutive rows.
+
+        Returns
+        -------
+        ndarray of shape (stop - start, ...)
+            In the stored type and the layer's own shape.
+        """
+        return self._read(self._find(split, layer), start, self._stop(split, stop))
+
+    def _stop(self, split: str, stop: int | None) -> int:
+        n_rows = self.n_rows(split)
+        return n_rows if stop is None else max(0, min(stop, n_rows))
+
+    def _read(self, place: _Place, start: int, stop: int) -> Array:
+        rows = np.empty((max(0, stop - start), *place.shape[1:]), place.dtype)
+        self._fill(rows, place.offset + start * place.row_bytes)
+        return rows
+
+    def _fill(self, rows: Array, offset: int) -> None:
+        view = as_bytes(rows)
+        while len(view):
+            try:
+                count = os.preadv(self._handle, [view], offset)
+            except OSError as error:
+                raise FeatureFileError(f"{self.path}: {error.strerror}") from error
+            if count == 0:
+                raise FeatureFileError(f"{self.path}: truncated at byte {offset:,}", hint=_HINT)
+            view, offset = view[count:], offset + count
+
+    def take(self, split: str, layer: str, rows: Sequence[int] | NDArray[np.integer]) -> Array:
+        """Read some rows, in the order given.
+
+        Parameters
+        ----------
+        split, layer : str
+            What to read.
+        rows : sequence of int, (n,)
+            Row numbers, 0 to `n_rows(split) - 1`.
+        """
+        place = self._find(split, layer)
+        wanted = np.asarray(rows, dtype=np.int64)
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < place.shape[0]:
+            raise UsageError(f"rows must lie between 0 and {place.shape[0] - 1}")
+        taken = np.empty((len(wanted), *place.shape[1:]), place.dtype)
+        breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
+        begins = [0, *breaks.tolist()] if len(wanted) else []
+        for begin, end in zip(begins, [*begins[1:], len(wanted)], strict=True):
+            self._fill(taken[begin:end], place.offset + int(wanted[begin]) * place.row_bytes)
+        return taken
+
+    def blocks(
+        self, split: str, layer: str, *, rows: int | None = None
+    ) -> Iterator[tuple[int, Array]]:
+        """Read all rows in order, checking them against the block checksums.
+
+        Parameters
+        ----------
+        split, layer : str
+            What to read.
+        rows : int, optional
+            How many at a time; by default the blocks the file was written in.
+
+        Yields
+        ------
+        tuple of int and ndarray
+            The first row's number, and the rows. A block whose checksum doesn't hold is noticed
+            when its last row has been read, so trust rows only when the iterator has ended.
+
+        Raises
+        ------
+        FeatureFileError
+            If a checksum doesn't hold; it names split, layer and block.
+        """
+        place = self._find(split, layer)
+        sums = self._sums[split]
+        ends = list(zip(sums.stops.tolist(), sums.of(layer).tolist(), strict=True))
+        running, block, start = RunningChecksum(), 0, 0
+        while start < place.shape[0]:
+            stop = start + rows if rows else next(end for end, _ in ends[block:] if end > start)
+            stop = min(stop, place.shape[0])
+            array = self._read(place, start, stop)
+            done = start
+            while block < len(ends) and ends[block][0] <= stop:
+                end, expected = ends[block]
+                running.update(array[done - start : end - start])
+                if running.take() != expected:
+                    raise self.damaged(split, layer, block)
+                done, block = end, block + 1
+            running.update(array[done - start :])
+            yield start, array
+            start = stop
+
+    def check_block(self, split: str, layer: str, block: int) -> None:
+        """Check one block.
+
+        Raises
+        ------
+        FeatureFileError
+            If its checksum doesn't hold; it names split, layer and block.
+        """
+        place, sums = self._find(split, layer), self._sums[split]
+        start = int(sums.stops[block - 1]) if block else 0
+        rows = self._read(place, start, int(sums.stops[block]))
+        if checksum(rows) != int(sums.of(layer)[block]):
+            raise self.damaged(split, layer, block)
+
+    def damaged(self, split: str, layer: str, block: int) -> FeatureFileError:
+        """Make the error that names a block whose checksum doesn't hold."""
+        stops = self._sums[split].stops
+        start = int(stops[block - 1]) if block else 0
+        return FeatureFileError(
+            f"{self.path}: split {split!r}, layer {layer!r}, block {block} "
+            f"(rows {start} to {int(stops[block]) - 1}) is damaged: its checksum doesn't hold",
+            hint=_HINT,
+        )
+
+    def labels(self, split: str) -> Labels | None:
+        """Labels of a split, (n_rows,) int64, checked; None where there are none."""
+        if fmt.LABEL not in self.sums(split).columns:
+            return None
+        found = [array for _, array in self.blocks(split, fmt.LABEL)]
+        return np.concatenate(found).astype(np.int64, copy=False)
+
+    def ids(self, split: str, *, start: int = 0, stop: int | None = None) -> list[str]:
+        """Names of the samples, a row each."""
+        self.sums(split)
+        array = safety.child_array(self._groups[split], fmt.ID, self.path)
+        return safety.texts(array, self.path, start=start, stop=self._stop(split, stop))
+
+    def skipped(self, split: str) -> tuple[SkippedSample, ...]:
+        """Samples that were left out, and why."""
+        self.sums(split)
+        if fmt.SKIPPED not in self._groups[split]:
+            return ()
+        group = safety.child_group(self._groups[split], fmt.SKIPPED, self.path)
+        row = safety.child_array(group, "row", self.path)
+        safety.numeric(row, self.path, "i")
+        name, reason = (
+            safety.texts(safety.child_array(group, key, self.path), self.path)
+            for key in (fmt.ID, "reason")
+        )
+        return tuple(
+            SkippedSample(int(r), i, why) for r, i, why in zip(row[...], name, reason, strict=True)
+        )

@@ -1,0 +1,186 @@
+"""Opening a feature file nobody vouches for: what is not a plain feature file is refused.
+
+Only plain, contiguous arrays in the file itself are read: HDF5 can also point to other files
+(external links, external storage, virtual data sets) and run decoders (filters).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cnnfeat.errors import FeatureFileError, MissingInputError
+from cnnfeat.features import format as fmt
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_MAX_RANK = 16
+_MAX_TEXTS = 1 << 31
+_NO_LOCKS = {"locking": False}
+_HINT = "make it again with cnnfeat extract, or name another file"
+
+
+def open_checked(path: Path) -> h5py.File:
+    """Open a feature file for reading, if it is a complete one of a version known here.
+
+    Raises
+    ------
+    MissingInputError
+        If there is none.
+    FeatureFileError
+        If it is truncated, incomplete, foreign or no HDF5 file.
+    """
+    _check_signature(path)
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise FeatureFileError(f"{path}: {_open_reason(error, path)}", hint=_HINT) from error
+    try:
+        _check_head(path, file)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        file.close()
+        if isinstance(error, FeatureFileError):
+            raise
+        raise FeatureFileError(f"{path}: damaged: {error}", hint=_HINT) from error
+    return file
+
+
+def _check_signature(path: Path) -> None:
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise FeatureFileError(f"{path} is no regular file", hint=_HINT)
+            raise MissingInputError(
+                f"no feature file {path}", hint="cnnfeat extract --layer NAME makes one"
+            )
+        with path.open("rb") as file:
+            head = file.read(len(_SIGNATURE))
+    except PermissionError as error:
+        raise FeatureFileError(f"{path}: permission denied") from error
+    if head != _SIGNATURE:
+        found = "is empty" if not head else f"begins with {head!r}"
+        raise FeatureFileError(f"{path} is no HDF5 file: it {found}", hint=_HINT)
+
+
+def _open_reason(error: OSError, path: Path) -> str:
+    text = str(error)
+    if "truncated" in text:
+        return f"truncated: it has {path.stat().st_size:,} bytes, fewer than it should ({text})"
+    return f"damaged HDF5 file ({text})"
+
+
+def _check_head(path: Path, file: h5py.File) -> None:
+    found = plain(file.attrs.get("format"))
+    if found != fmt.FORMAT:
+        said = "no format" if found is None else f"format {found!r}"
+        raise FeatureFileError(
+            f"{path} is an HDF5 file but no feature file: {said}, {fmt.FORMAT!r} expected",
+            hint=_HINT,
+        )
+    version = plain(file.attrs.get("format_version"))
+    if version != fmt.FORMAT_VERSION:
+        raise FeatureFileError(
+            f"{path} has format version {version}; this cnnfeat reads version {fmt.FORMAT_VERSION}",
+            hint="a newer cnnfeat may read it",
+        )
+    if plain(file.attrs.get("complete")) != 1:
+        raise FeatureFileError(
+            f"{path} is incomplete: {_extent(file)}",
+            hint="finish it with the same cnnfeat extract command and --resume",
+        )
+
+
+def _extent(file: h5py.File) -> str:
+    splits = ", ".join(repr(name) for name in file if name not in fmt.RESERVED_SPLITS)
+    return f"laid out for {splits or 'nothing'}, but never finished"
+
+
+def plain(value: object) -> str | int | float | None:
+    """Turn an attribute into a plain Python value; None for what is none."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if isinstance(value, str | int | float) else None
+
+
+def child_group(group: h5py.Group, name: str, path: Path) -> h5py.Group:
+    """Get a group that lies in this file."""
+    child = _child(group, name, path)
+    if not isinstance(child, h5py.Group):
+        raise FeatureFileError(f"{path}: {child.name} is no group", hint=_HINT)
+    return child
+
+
+def child_array(group: h5py.Group, name: str, path: Path) -> h5py.Dataset:
+    """Get a data set that lies in this file, wholly and plainly."""
+    child = _child(group, name, path)
+    if not isinstance(child, h5py.Dataset):
+        raise FeatureFileError(f"{path}: {child.name} is no data set", hint=_HINT)
+    try:
+        _check_array(child, path)
+    except (OSError, RuntimeError, TypeError) as error:
+        raise FeatureFileError(f"{path}: {child.name} is damaged: {error}", hint=_HINT) from error
+    return child
+
+
+def _child(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Dataset:
+    where = f"{group.name.rstrip('/')}/{name}"
+    try:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            kind = "nothing" if link is None else f"a link to elsewhere ({type(link).__name__})"
+            raise FeatureFileError(f"{path}: {where} is {kind}", hint=_HINT)
+        return group[name]
+    except KeyError as error:
+        raise FeatureFileError(f"{path}: {where} is missing", hint=_HINT) from error
+    except (OSError, RuntimeError) as error:
+        raise FeatureFileError(f"{path}: {where} is damaged: {error}", hint=_HINT) from error
+
+
+def _check_array(array: h5py.Dataset, path: Path) -> None:
+    how = array.id.get_create_plist()
+    if how.get_external_count():
+        raise _refused(array, path, "keeps its values in another file")
+    if how.get_layout() == h5py.h5d.VIRTUAL:
+        raise _refused(array, path, "is a virtual data set, made of other files")
+    if how.get_layout() != h5py.h5d.CONTIGUOUS or how.get_nfilters():
+        raise _refused(array, path, "is chunked or compressed, not contiguous")
+    shape = array.shape
+    if shape is None or len(shape) > _MAX_RANK:
+        raise _refused(array, path, f"has the absurd shape {shape}")
+    size = math.prod(shape) * array.id.get_type().get_size()
+    begin, end = array.id.get_offset(), path.stat().st_size
+    if size and (begin is None or begin + size > end):
+        raise _refused(array, path, f"has shape {shape}, more than the file's {end:,} bytes hold")
+
+
+def numeric(array: h5py.Dataset, path: Path, kinds: str) -> np.dtype[np.generic]:
+    """Return an array's type if it is one of the `kinds` of numbers NumPy knows."""
+    dtype: np.dtype[np.generic] = array.dtype
+    if dtype.kind not in kinds or dtype.hasobject or dtype.itemsize > 8 or dtype.subdtype:
+        raise _refused(array, path, f"holds {dtype}, no numbers of a known kind")
+    return dtype
+
+
+def _refused(array: h5py.Dataset, path: Path, why: str) -> FeatureFileError:
+    return FeatureFileError(f"{path}: {array.name} {why}", hint=_HINT)
+
+
+def texts(array: h5py.Dataset, path: Path, *, start: int = 0, stop: int | None = None) -> list[str]:
+    """Read strings.
+
+    Raises
+    ------
+    FeatureFileError
+        If they are none, or damaged.
+    """
+    if h5py.check_string_dtype(array.dtype) is None or len(array.shape) != 1:
+        raise _refused(array, path, f"holds {array.dtype} {array.shape}, no list of texts")
+    try:
+        found = array[start:stop]
+        return [item.decode("utf-8") for item in found]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FeatureFileError(f"{path}: {array.name} is damaged: {error}", hint=_HINT) from error
