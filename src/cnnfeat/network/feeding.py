@@ -1,0 +1,93 @@
+"""Placeholders other than the images: their values, and the errors for those without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import tensorflow as tf
+
+from cnnfeat.errors import NetworkError, near_names
+from cnnfeat.network.inputs import ImageInput
+from cnnfeat.records import TensorInfo
+
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_SOURCES = {"Placeholder", "PlaceholderV2", "IteratorGetNext", "QueueDequeueV2"}
+
+
+def fed_tensors(
+    feeds: Mapping[str, bool | float | str], tensors: Mapping[str, TensorInfo]
+) -> dict[str, tf.Tensor]:
+    """Turn `{"keep_prob": "1.0"}` into constants of the tensors' own types.
+
+    Raises
+    ------
+    NetworkError
+        If there is no such tensor, or the value is not of its type.
+    """
+    return dict(_fed(name, value, tensors) for name, value in feeds.items())
+
+
+def _fed(
+    name: str, value: bool | float | str, tensors: Mapping[str, TensorInfo]
+) -> tuple[str, tf.Tensor]:
+    full = name if name in tensors else f"{name}:0"
+    if full not in tensors:
+        endings = [tensor for tensor in tensors if tensor.endswith(f"/{full}")]
+        if len(endings) != 1:
+            sources = [info.name[:-2] for info in tensors.values() if info.op in _SOURCES]
+            raise NetworkError(
+                f"--feed {name}: the network has no tensor of that name",
+                hint=near_names(name, sources) or "it takes: " + (", ".join(sources) or "nothing"),
+            )
+        full = endings[0]
+    dtype = tf.dtypes.as_dtype(tensors[full].dtype)
+    try:
+        return full, tf.constant(_parsed(value, dtype), dtype)
+    except (ValueError, TypeError) as error:
+        raise NetworkError(
+            f"--feed {name}={value}: the tensor takes {dtype.name}, such as {_example(dtype)}"
+        ) from error
+
+
+def _parsed(value: bool | float | str, dtype: tf.DType) -> bool | float | str:
+    text = str(value).strip()
+    if dtype == tf.bool:
+        if text.lower() not in _TRUTH:
+            raise ValueError(text)
+        return _TRUTH[text.lower()]
+    if dtype.is_integer:
+        return int(text)
+    if dtype == tf.string:
+        return text
+    return float(text)
+
+
+def check_placeholders(needed: Iterable[tf.compat.v1.NodeDef], images: ImageInput) -> None:
+    """Refuse to go on while a needed placeholder has no value.
+
+    Raises
+    ------
+    NetworkError
+        Naming each with the flag to add.
+    """
+    empty = [node for node in needed if node.op in _SOURCES]
+    if not empty:
+        return
+    names = ", ".join(f"{node.name!r}" for node in empty)
+    flags = " ".join(f"--feed {node.name}={_example(_dtype(node))}" for node in empty)
+    several = len(empty) > 1
+    raise NetworkError(
+        f"the input{'s' if several else ''} {names} need{'' if several else 's'} a value too "
+        f"(images go to {images.name!r})",
+        hint=f"add {flags}, or whatever is right in use (not in training)",
+    )
+
+
+def _dtype(node: tf.compat.v1.NodeDef) -> tf.DType:
+    return tf.dtypes.as_dtype(node.attr["dtype"].type or tf.float32)
+
+
+def _example(dtype: tf.DType) -> str:
+    if dtype == tf.bool:
+        return "false"
+    return "1.0" if dtype.is_floating else "text" if dtype == tf.string else "1"

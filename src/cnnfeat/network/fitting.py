@@ -1,0 +1,162 @@
+"""Fitting images to a network's input: size, channels, layout, type and scale of the values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from cnnfeat.errors import NetworkError
+from cnnfeat.network.inputs import ImageInput
+from cnnfeat.records import ImageTarget, Json
+
+SCALES = ("unit", "symmetric", "raw", "imagenet", "caffe")
+_FULL = {"uint8": 255.0, "uint16": 65_535.0}
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, of pixels in [0, 255]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How images become the input of a network."""
+
+    input: ImageInput
+    shape: tuple[int | None, int | None, int]  # (height, width, channels) images arrive in
+    dtype: str  # of the images as they arrive
+    scale: str
+    size: tuple[int, int] | None  # what the source resizes to
+
+    @property
+    def target(self) -> ImageTarget:
+        """What the source shall bring images to."""
+        return ImageTarget(size=self.size, channels=self.shape[2])
+
+    @property
+    def preprocessing(self) -> Mapping[str, Json]:
+        """What was done, so that it can be done again."""
+        return {
+            "input": self.input.tensor,
+            "layout": self.input.layout,
+            "dtype": self.input.dtype,
+            "scale": self.scale,
+            "resize": None if self.size is None else list(self.size),
+            "channels": self.shape[2],
+        }
+
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """Turn `(n_samples, height, width, channels)` pixels into the network's input."""
+        dtype = tf.dtypes.as_dtype(self.input.dtype)
+        if self.scale == "raw":
+            values = tf.cast(images, dtype)
+        else:
+            values = tf.cast(_scaled(images, self.scale, self.dtype), dtype)
+        if self.input.layout == "NCHW":
+            return tf.transpose(values, [0, 3, 1, 2])
+        if self.input.layout == "NHW":
+            return tf.squeeze(values, axis=3)
+        if self.input.layout == "flat":
+            height, width, channels = self.shape
+            n_features = (height or 0) * (width or 0) * channels
+            return tf.reshape(values, [-1, n_features])
+        return values
+
+
+def fit(
+    to: ImageInput,
+    *,
+    image_shape: tuple[int, int, int],
+    image_dtype: str,
+    scale: str | None,
+    default_scale: str,
+    resize: tuple[int, int] | None,
+) -> Fit:
+    """Plan how images of one shape become the input of a network.
+
+    Raises
+    ------
+    NetworkError
+        With both shapes, if they can't; or if `scale` is unknown or doesn't go with the channels.
+    """
+    channels = _channels(to, image_shape[2])
+    size = resize or image_shape[:2]
+    if to.layout == "flat" and resize is None:
+        size, channels = _flat_size(to, size, channels)
+    wanted = (to.height, to.width)
+    fits = all(want in (None, have) for want, have in zip(wanted, size, strict=True))
+    if to.layout == "flat":
+        fits = to.features in (None, size[0] * size[1] * channels)
+    if not fits:
+        raise _misfit(to, (*size, channels))
+    return Fit(
+        input=to,
+        shape=(*size, channels),
+        dtype=image_dtype,
+        scale=_scale(scale, default_scale, to, channels),
+        size=resize,
+    )
+
+
+def _channels(to: ImageInput, given: int) -> int:
+    if to.channels == 4:
+        raise NetworkError(
+            f"the network's input {to.name!r} takes 4 channels, {to}; images are grey or RGB"
+        )
+    return to.channels or given
+
+
+def _flat_size(to: ImageInput, size: tuple[int, int], channels: int) -> tuple[tuple[int, int], int]:
+    """Choose between grey and RGB by what a flat input has room for."""
+    for count in (channels, 1, 3):
+        if to.features == size[0] * size[1] * count:
+            return size, count
+    return size, channels
+
+
+def _misfit(to: ImageInput, shape: tuple[int, int, int]) -> NetworkError:
+    if to.height and to.width:
+        hint = f"--resize {to.height}x{to.width} brings images to the network's size"
+    elif to.features:
+        side = round(to.features**0.5)
+        hint = (
+            f"--resize {side}x{side} gives as many numbers, of grey images"
+            if side * side == to.features
+            else f"images of {to.features} numbers fit"
+        )
+    else:
+        hint = "--resize HxW brings images to another size"
+    return NetworkError(
+        f"images of shape {shape} don't fit the network's input {to.name!r}, which takes {to}",
+        hint=hint,
+    )
+
+
+def _scale(scale: str | None, default: str, to: ImageInput, channels: int) -> str:
+    chosen = scale or default
+    if chosen not in SCALES:
+        raise NetworkError(f"--scale must be one of {', '.join(SCALES)}, not {chosen!r}")
+    if chosen in ("imagenet", "caffe") and channels != 3:
+        raise NetworkError(
+            f"--scale {chosen} is for RGB; the network's input {to.name!r} takes {channels}",
+            hint="--scale unit",
+        )
+    if chosen != "raw" and tf.dtypes.as_dtype(to.dtype).is_integer:
+        raise NetworkError(
+            f"--scale {chosen} makes fractions; the network's input {to.name!r} takes {to.dtype}",
+            hint="--scale raw",
+        )
+    return chosen
+
+
+def _scaled(images: tf.Tensor, scale: str, dtype: str) -> tf.Tensor:
+    full = _FULL.get(dtype)
+    values = tf.cast(images, tf.float32)
+    unit = values if full is None else values / full
+    if scale == "symmetric":
+        return unit * 2.0 - 1.0
+    if scale == "imagenet":
+        return (unit - tf.constant(_IMAGENET_MEAN)) / tf.constant(_IMAGENET_STD)
+    if scale == "caffe":
+        return unit[..., ::-1] * 255.0 - tf.constant(_CAFFE_MEAN)
+    return unit

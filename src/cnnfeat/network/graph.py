@@ -1,0 +1,145 @@
+"""The one form every network takes: a flat graph, its weights beside it, and names.
+
+Weights are not written into the graph as constants. Each is a placeholder of the graph, and the
+value (or the handle of the variable that holds it) stands in `FlatGraph.weights`: so they exist
+once in memory, however often the graph is copied, and no graph outgrows a protocol buffer's 2 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import tensorflow as tf
+
+from cnnfeat.records import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInput:
+    """A tensor of the graph that is fed."""
+
+    name: str  # what a person calls it: "image"
+    tensor: str  # "image:0"
+    dtype: tf.DType
+    shape: tuple[int | None, ...] | None  # with the batch axis; None: rank unknown
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTensor:
+    """A layer's name and the tensor it stands for."""
+
+    name: str
+    kind: str
+    tensor: str
+    path: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FlatGraph:
+    """What loading any file ends in."""
+
+    graph_def: tf.compat.v1.GraphDef
+    weights: Mapping[str, tf.Tensor]  # by the name of the placeholder node
+    inputs: tuple[GraphInput, ...]  # those of the model or signature; the graph may have others
+    outputs: tuple[str, ...]
+    layers: tuple[NamedTensor, ...] = ()  # (): to be read from the scopes
+    aliases: Mapping[str, str] = field(default_factory=dict)  # traced name -> name in this graph
+    rescales: bool | None = None  # whether pixels are scaled inside; None: unknown
+    scale: str | None = None  # the scaling the weights were trained with, where known
+    owner: object = None  # keeps what holds the weights alive
+
+
+def node_of(tensor: str) -> str:
+    """Name the node a tensor, or a `node.input` entry, comes from."""
+    return tensor.removeprefix("^").split(":", 1)[0]
+
+
+def tensor_of(entry: str) -> str:
+    """Spell a `node.input` entry as a tensor name, with its output index."""
+    return entry if ":" in entry else f"{entry}:0"
+
+
+def nodes_by_name(
+    graph_def: tf.compat.v1.GraphDef,
+) -> dict[str, tf.compat.v1.NodeDef]:
+    """Index the nodes of a graph."""
+    return {node.name: node for node in graph_def.node}
+
+
+def ancestors(
+    nodes: Mapping[str, tf.compat.v1.NodeDef],
+    tensors: Iterable[str],
+    *,
+    stop: Iterable[str] = (),
+    control: bool = True,
+) -> set[str]:
+    """Names of all nodes that `tensors` need; behind the `stop` tensors nothing is needed."""
+    stops = set(stop)
+    seen: set[str] = set()
+    waiting = [tensor_of(tensor) for tensor in tensors]
+    while waiting:
+        tensor = waiting.pop()
+        name = node_of(tensor)
+        if tensor in stops or name in seen or name not in nodes:
+            continue
+        seen.add(name)
+        entries = nodes[name].input
+        waiting.extend(
+            tensor_of(entry.removeprefix("^"))
+            for entry in entries
+            if control or not entry.startswith("^")
+        )
+    return seen
+
+
+def descendants(graph_def: tf.compat.v1.GraphDef, tensors: Iterable[str]) -> set[str]:
+    """Names of all nodes whose values depend on `tensors`."""
+    consumers: dict[str, list[str]] = {}
+    for node in graph_def.node:
+        for entry in node.input:
+            if not entry.startswith("^"):
+                consumers.setdefault(tensor_of(entry), []).append(node.name)
+                consumers.setdefault(node_of(entry) + "/*", []).append(node.name)
+    seen: set[str] = set()
+    waiting = [name for tensor in tensors for name in consumers.get(tensor_of(tensor), ())]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting.extend(consumers.get(f"{name}/*", ()))
+    return seen
+
+
+def subgraph(graph_def: tf.compat.v1.GraphDef, keep: set[str]) -> tf.compat.v1.GraphDef:
+    """Copy the nodes in `keep`, without control edges from nodes that are not."""
+    part = tf.compat.v1.GraphDef(versions=graph_def.versions)
+    part.library.CopyFrom(graph_def.library)
+    for node in graph_def.node:
+        if node.name in keep:
+            copy = part.node.add()
+            copy.CopyFrom(node)
+            copy.ClearField("input")
+            copy.input.extend(
+                entry for entry in node.input if entry[0] != "^" or node_of(entry) in keep
+            )
+    return part
+
+
+def tensor_infos(graph: tf.Graph) -> dict[str, TensorInfo]:
+    """Describe every tensor of an imported graph."""
+    return {
+        tensor.name: TensorInfo(
+            name=tensor.name,
+            op=operation.type,
+            shape=shape_of(tensor.shape),
+            dtype=tensor.dtype.base_dtype.name,
+        )
+        for operation in graph.get_operations()
+        for tensor in operation.outputs
+    }
+
+
+def shape_of(shape: tf.TensorShape) -> tuple[int | None, ...] | None:
+    """Turn TensorFlow's shape into a plain one."""
+    return None if shape.rank is None else tuple(shape.as_list())

@@ -1,0 +1,174 @@
+"""What is looked at in a Keras file before Keras may read it.
+
+A configuration names classes, and Keras imports and builds what it names. Only Keras's own layers
+pass, and classes this process registered itself; never code, and nothing that opens other files.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import keras
+
+from cnnfeat.errors import NetworkError, UntrustedModelError
+from cnnfeat.network.hdf5_trust import check_hdf5
+
+_RATIO, _SLACK_BYTES = 50, 64 << 20
+_EXPORT = (
+    "load it where it was made and export it as a SavedModel, model.export('folder'); "
+    "what it runs is then checked as a graph"
+)
+_CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer"}
+_OPENS_FILES = ("vocabulary", "filepath", "file_path", "path")
+_FUNCTION_HOMES = ("activations", "initializers", "losses", "metrics", "ops", "regularizers")
+_KERAS_2_FUNCTIONS = (
+    "__operators__", "math", "nn", "image", "linalg", "keras.backend", "compat.v1.transpose",
+    "compat.v1.nn", "compat.v1.shape", "compat.v1.squeeze", "compat.v1.gather", "cast",
+    "concat", "expand_dims", "squeeze", "reshape", "transpose", "shape", "split", "stack",
+    "unstack", "strided_slice", "slice", "tile", "pad", "gather", "where", "zeros_like",
+    "ones_like", "identity", "clip_by_value", "reverse", "broadcast_to", "fill", "rank",
+    "stop_gradient", "convert_to_tensor", "one_hot", "sigmoid", "tanh", "nest", "debugging.assert",
+)  # fmt: skip
+
+
+def check_archive(path: Path) -> Mapping[str, object]:
+    """Look through a `.keras` archive and return its configuration.
+
+    Raises
+    ------
+    UntrustedModelError
+        If a member lies outside the archive, is a link or a bomb, or the configuration holds code.
+    NetworkError
+        If it is no Keras archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive, path)
+            config = json.loads(archive.read("config.json"))
+            if "model.weights.h5" in archive.namelist():
+                with archive.open("model.weights.h5") as weights:
+                    check_hdf5(weights, name=f"{path}: model.weights.h5")
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise NetworkError(f"{path}: a damaged .keras archive: {error}") from error
+    except KeyError as error:
+        raise NetworkError(
+            f"{path}: a zip archive, but no Keras model: it has no config.json"
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise NetworkError(f"{path}: its config.json can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise NetworkError(f"{path}: its config.json is no Keras configuration")
+    check_config(config, path=path)
+    return config
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    for info in archive.infolist():
+        name = PurePosixPath(info.filename.replace("\\", "/"))
+        link = stat.S_ISLNK(info.external_attr >> 16)
+        if name.is_absolute() or ".." in name.parts or ":" in info.filename or link:
+            raise UntrustedModelError(
+                f"{path}: its member {info.filename!r} lies outside the archive",
+                hint="get the model from someone you trust",
+            )
+        if info.file_size > _SLACK_BYTES + _RATIO * info.compress_size:
+            raise UntrustedModelError(
+                f"{path}: its member {info.filename!r} would unpack from {info.compress_size:,} "
+                f"to {info.file_size:,} bytes",
+                hint="the file is damaged, or made to fill the memory",
+            )
+
+
+def check_config(config: object, *, path: Path) -> None:
+    """Refuse a configuration that holds code or names classes that are not Keras's.
+
+    Raises
+    ------
+    UntrustedModelError
+        With the class and what to do.
+    """
+    waiting = [config]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            _check_item(item, path)
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+
+
+def _check_item(item: Mapping[str, object], path: Path) -> None:
+    name = item.get("class_name")
+    if not isinstance(name, str):
+        return
+    module, registered = item.get("module"), item.get("registered_name")
+    inner = item.get("config")
+    config = inner if isinstance(inner, Mapping) else {}
+    label = config.get("name")
+    layer = f"{name} {label!r}" if label else name
+    known = keras.saving.get_custom_objects()
+    if name in _CODE:
+        raise UntrustedModelError(f"{path}: the layer {layer} is code, not data", hint=_EXPORT)
+    if name in ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod"):
+        _check_function(str(config.get("function", "")), layer, path)
+    for key in _OPENS_FILES:
+        if isinstance(config.get(key), str):
+            raise UntrustedModelError(
+                f"{path}: the layer {layer} would open the file {config[key]!r}", hint=_EXPORT
+            )
+    if registered in known or name in known:
+        return
+    if name == "function":
+        _check_named_function(module, inner, path)
+    elif module is not None and not _is_keras(module) and name not in ("__tuple__",):
+        raise _unregistered(path, layer, f"{module}.{name}")
+    elif isinstance(registered, str) and ">" in registered and not registered.startswith("keras"):
+        raise _unregistered(path, layer, registered)
+
+
+def _check_named_function(module: object, name: object, path: Path) -> None:
+    homes = str(module).removeprefix("keras.").removeprefix("src.").split(".")
+    if module in (None, "builtins") or not _is_keras(module) or homes[0] not in _FUNCTION_HOMES:
+        raise _unregistered(path, "function", f"{module}.{name}")
+
+
+def _check_function(function: str, layer: str, path: Path) -> None:
+    """Keras 2 wraps TensorFlow functions as layers: only those that compute pass."""
+    allowed = any(
+        function == prefix or function.startswith(f"{prefix}.") for prefix in _KERAS_2_FUNCTIONS
+    )
+    if function and not allowed:
+        raise UntrustedModelError(
+            f"{path}: the layer {layer} calls tf.{function}, which is not on the list of functions "
+            f"without side effects",
+            hint=_EXPORT,
+        )
+
+
+def _is_keras(module: object) -> bool:
+    return isinstance(module, str) and module.split(".")[0] in ("keras", "tf_keras")
+
+
+def _unregistered(path: Path, layer: str, name: str) -> UntrustedModelError:
+    return UntrustedModelError(
+        f"{path}: {layer} is of a class that is not Keras's own: {name}",
+        hint=f"{_EXPORT}; in Python, keras.saving.register_keras_serializable makes a class known",
+    )
+
+
+@contextmanager
+def regular_name(path: Path, suffix: str) -> Iterator[Path]:
+    """Give a file the ending Keras wants to see, where it has another."""
+    if path.suffix == suffix:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="cnnfeat-") as folder:
+        named = Path(folder) / f"{path.stem or 'model'}{suffix}"
+        named.symlink_to(path.resolve())
+        yield named

@@ -1,0 +1,163 @@
+"""From what a person types to a layer or tensor: pure Python over names.
+
+The order, first match wins: exact layer name; tensor name with or without `:0` (traced names as
+well); a pattern (`conv*`); part of a path (`conv2/relu`); the same without regard to case; an
+index (`-2`). Several matches are an error that lists them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cnnfeat.errors import LayerLookupError, near_names
+
+SHOWN = 12  # candidates listed in an error
+_LIST_THEM = "`cnnfeat layers` lists them"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a name means: a layer, or a tensor that is no layer's."""
+
+    name: str
+    is_layer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Everything in a network that has a name."""
+
+    layers: Sequence[str]  # "conv2", "conv2/relu", in the network's order
+    tensors: Sequence[str] = ()  # "conv2/relu/Relu:0"
+    aliases: Mapping[str, str] = field(default_factory=dict)  # other spelling of a tensor -> tensor
+    top: Sequence[str] = ()  # the layers an index counts; (): all
+
+
+def find(names: Names, query: str) -> tuple[Found, ...]:
+    """Say what `query` means: one layer or tensor, or all that a pattern matches.
+
+    Raises
+    ------
+    LayerLookupError
+        If it means nothing, or several things without being a pattern.
+    """
+    exact = _exact(names, query)
+    if exact:
+        return (exact,)
+    if re.search(r"[*?\[]", query):
+        return _matching(names, query)
+    for candidates in (_by_path(names, query), _by_path(names, query, fold=True)):
+        if len(candidates) == 1:
+            return candidates
+        if candidates:
+            raise LayerLookupError(
+                f"{query!r} could be {_several(found.name for found in candidates)}",
+                hint="name one of them, more of its path, or a pattern such as '*/relu'",
+            )
+    if re.fullmatch(r"[+-]?\d+", query):
+        return (_by_index(names, query),)
+    raise _miss(names, query)
+
+
+def _exact(names: Names, query: str) -> Found | None:
+    if query in names.layers:
+        return Found(query, True)
+    for spelled in (query, f"{query}:0"):
+        tensor = names.aliases.get(spelled, spelled)
+        if tensor in names.tensors:
+            return Found(tensor, False)
+    return None
+
+
+def _by_path(names: Names, query: str, *, fold: bool = False) -> tuple[Found, ...]:
+    """Layers, or else tensors, that end in `query`; or else hold it, cut at slashes."""
+    spell = str.lower if fold else str
+    wanted = f"/{spell(query).strip('/')}"
+    spelled = [(spell(f"/{name}"), Found(name, True)) for name in names.layers]
+    tensors = [(spell(f"/{name}"), Found(name, False)) for name in names.tensors]
+    attempts = (
+        lambda path: path == wanted,
+        lambda path: path.endswith(wanted),
+        lambda path: f"{wanted}/" in path,
+    )
+    for matches in attempts:
+        found = tuple(item for path, item in spelled if matches(path))
+        if found:
+            return found
+        found = tuple(
+            item for path, item in tensors if matches(path) or matches(path.removesuffix(":0"))
+        )
+        if found:
+            return found
+    return ()
+
+
+def _matching(names: Names, pattern: str) -> tuple[Found, ...]:
+    layers = match_names(names.layers, pattern)
+    if layers:
+        return tuple(Found(name, True) for name in layers)
+    stems = {name.removesuffix(":0"): name for name in names.tensors}
+    tensors = match_names(stems, pattern)
+    if tensors:
+        return tuple(Found(stems[name], False) for name in tensors)
+    raise LayerLookupError(f"no layer matches the pattern {pattern!r}", hint=_LIST_THEM)
+
+
+def match_names(names: Iterable[str], pattern: str) -> list[str]:
+    """Names that match a glob: whole names first; if none does, names that end in a match.
+
+    `*` and `?` stop at `/`; `**` doesn't. `conv*` is `conv1` but not `conv1/relu`.
+    """
+    names = list(names)
+    body = _glob(pattern)
+    for expression in (body, f"(?:.*/)?{body}", f"(?i:(?:.*/)?{body})"):
+        found = [name for name in names if re.fullmatch(expression, name)]
+        if found:
+            return found
+    return []
+
+
+def _glob(pattern: str) -> str:
+    special = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+    def translate(token: str) -> str:
+        if token in special:
+            return special[token]
+        if re.fullmatch(r"\[!?[^\]]+\]", token):
+            inner = token[1:-1].replace("\\", "\\\\")
+            return f"[^{inner[1:]}]" if inner[0] == "!" else f"[{inner}]"
+        return re.escape(token)
+
+    return "".join(translate(token) for token in re.findall(r"\*\*|\*|\?|\[!?[^\]]+\]|.", pattern))
+
+
+def _by_index(names: Names, query: str) -> Found:
+    top = names.top or names.layers
+    index = int(query)
+    if not -len(top) <= index < len(top):
+        raise LayerLookupError(
+            f"there is no layer {index}: the network has {len(top)}, "
+            f"counted from 0 or, from the end, from -1",
+            hint=_LIST_THEM,
+        )
+    return Found(top[index], True)
+
+
+def _miss(names: Names, query: str) -> LayerLookupError:
+    tails = {name.rsplit("/", 1)[-1]: name for name in reversed(names.layers)}
+    stems = [name.removesuffix(":0") for name in names.tensors]
+    near = near_names(query, names.layers) or near_names(query, tails) or near_names(query, stems)
+    known = "" if near else f"; it has {_several(names.top or names.layers, last='and')}"
+    return LayerLookupError(
+        f"no layer or tensor is called {query!r}{known}",
+        hint="; ".join(part for part in (near, _LIST_THEM) if part),
+    )
+
+
+def _several(names: Iterable[str], *, last: str = "or") -> str:
+    quoted = [repr(name) for name in names]
+    if len(quoted) > SHOWN:
+        return ", ".join(quoted[:SHOWN]) + f" … ({len(quoted)} in all)"
+    return f" {last} ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)

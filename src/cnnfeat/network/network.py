@@ -1,0 +1,257 @@
+"""A network: named layers over one flat graph, lookup and probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from cnnfeat.errors import LayerLookupError, NetworkError
+from cnnfeat.network import lookup
+from cnnfeat.network.card import ModelCard
+from cnnfeat.network.feeding import check_placeholders, fed_tensors
+from cnnfeat.network.fitting import fit
+from cnnfeat.network.graph import (
+    FlatGraph,
+    NamedTensor,
+    ancestors,
+    descendants,
+    nodes_by_name,
+    subgraph,
+    tensor_infos,
+)
+from cnnfeat.network.inputs import ImageInput, image_input
+from cnnfeat.network.layers import scope_layers
+from cnnfeat.network.pooling import check_pooling
+from cnnfeat.network.precision import check_precision
+from cnnfeat.network.probe import GraphProbe, Wanted
+from cnnfeat.network.trust import check_operations
+from cnnfeat.records import LayerInfo, Probe, TensorInfo
+
+FeedValue = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a network came from."""
+
+    path: str  # as given
+    sha256: str
+    format: str  # "keras", "h5", "savedmodel", "graphdef", "checkpoint" or "applications"
+    card: ModelCard | None = None
+    trusted: bool = False
+
+
+class Network:
+    """A TensorFlow graph with frozen weights, whatever file it came from.
+
+    Parameters
+    ----------
+    graph : FlatGraph
+        What loading ended in.
+    origin : Origin
+        The file.
+    input_name : str, optional
+        The input that takes the images, where several could.
+    feeds : mapping, optional
+        Values of other placeholders, by name.
+
+    Attributes
+    ----------
+    layers : tuple of LayerInfo
+        In the network's order, a block before what is inside it.
+    tensors : tuple of TensorInfo
+        All tensors whose values depend on the images.
+    input : ImageInput
+        The tensor that takes the images.
+    """
+
+    def __init__(
+        self,
+        graph: FlatGraph,
+        origin: Origin,
+        *,
+        input_name: str | None = None,
+        feeds: Mapping[str, FeedValue] | None = None,
+    ) -> None:
+        self.origin = origin
+        self.input: ImageInput = image_input(graph.inputs, name=input_name)
+        self._graph = graph
+        self._feeds = dict(feeds or {})
+        self._nodes = nodes_by_name(graph.graph_def)
+        infos = _infos(graph)
+        dependent = descendants(graph.graph_def, [self.input.tensor])
+        self._all = infos
+        self.tensors: tuple[TensorInfo, ...] = tuple(
+            info for name, info in infos.items() if name.partition(":")[0] in dependent
+        )
+        known = {info.name for info in self.tensors} | {self.input.tensor}
+        named = graph.layers or scope_layers(graph, dependent, self.input)
+        self.layers: tuple[LayerInfo, ...] = tuple(
+            _layer(item, infos) for item in named if item.tensor in known
+        )
+        self._names = lookup.Names(
+            layers=[layer.name for layer in self.layers],
+            tensors=[info.name for info in self.tensors],
+            aliases=graph.aliases,
+            top=[layer.name for layer in self.layers if not layer.path],
+        )
+
+    @property
+    def path(self) -> str:
+        """The file, as given."""
+        return self.origin.path
+
+    @property
+    def sha256(self) -> str:
+        """The file's digest, hexadecimal; of a folder, one over all its files."""
+        return self.origin.sha256
+
+    @property
+    def format(self) -> str:
+        """The kind of file: "keras", "savedmodel" ..."""
+        return self.origin.format
+
+    @property
+    def card(self) -> ModelCard | None:
+        """How the model was made, where it was made by `cnnfeat train`."""
+        return self.origin.card
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int | None]:
+        """(height, width, channels) of images it takes; None where any length goes."""
+        return self.input.shape
+
+    @property
+    def default_scale(self) -> str:
+        """How pixels are scaled where nothing is said."""
+        if self._graph.scale:
+            return self._graph.scale
+        whole = tf.dtypes.as_dtype(self.input.dtype).is_integer
+        return "raw" if whole or self._graph.rescales else "unit"
+
+    def find(self, names: Sequence[str]) -> tuple[LayerInfo, ...]:
+        """Look up layers or tensors by name, path part, pattern or index.
+
+        Returns
+        -------
+        tuple of LayerInfo
+            Each once, in the order asked; a pattern's in the network's order.
+
+        Raises
+        ------
+        LayerLookupError
+            If a name means nothing, or several things.
+        """
+        found: dict[str, LayerInfo] = {}
+        by_name = {layer.name: layer for layer in self.layers}
+        for name in names:
+            for item in self._find(name):
+                layer = by_name[item.name] if item.is_layer else self._tensor_layer(item.name)
+                found.setdefault(layer.name, layer)
+        return tuple(found.values())
+
+    def _find(self, name: str) -> tuple[lookup.Found, ...]:
+        try:
+            return lookup.find(self._names, name)
+        except LayerLookupError as error:
+            node = self._graph.aliases.get(f"{name}:0", name).partition(":")[0]
+            if node in self._nodes:
+                raise LayerLookupError(
+                    f"{name!r} doesn't depend on the images, so it is no feature of them: it is a "
+                    f"weight or another constant, the same for every image",
+                    hint="features are activations; `cnnfeat layers` lists them",
+                ) from error
+            raise
+
+    def _tensor_layer(self, name: str) -> LayerInfo:
+        info = self._all[name]
+        return LayerInfo(name=name.removesuffix(":0"), kind=info.op, tensor=info)
+
+    def probe(
+        self,
+        layers: Sequence[LayerInfo],
+        *,
+        image_shape: tuple[int, int, int],
+        image_dtype: str = "uint8",
+        pool: str = "none",
+        scale: str | None = None,
+        resize: tuple[int, int] | None = None,
+        precision: str = "float32",
+        batch_size: int = 512,
+    ) -> Probe:
+        """Compile one function from images to the activations of `layers`.
+
+        Parameters
+        ----------
+        layers : sequence of LayerInfo
+            From `find`.
+        image_shape : (height, width, channels)
+            Of the source's images, before its `target` is applied.
+        image_dtype : str
+            Of the source's images.
+        pool : {"none", "avg", "max", "flatten"}
+            What is done over spatial axes.
+        scale : {"unit", "symmetric", "raw", "imagenet", "caffe"}, optional
+            How pixels are scaled; by default as `default_scale` says.
+        resize : (height, width), optional
+            What the source shall resize images to.
+        precision : {"float32", "bfloat16"}
+            What convolutions and matrix products are computed in.
+        batch_size : int
+            The most images computed at a time; more are cut into several.
+
+        Raises
+        ------
+        NetworkError
+            If the images don't fit, a placeholder has no value, or a tensor has no row an image.
+        UntrustedModelError
+            If what would run has side effects.
+        """
+        check_pooling(pool)
+        check_precision(precision)
+        fitted = fit(
+            self.input,
+            image_shape=image_shape,
+            image_dtype=image_dtype,
+            scale=scale,
+            default_scale=self.default_scale,
+            resize=resize,
+        )
+        wanted = self._wanted(layers, pool, precision)
+        return GraphProbe(self._graph, fitted, wanted, batch_size=batch_size)
+
+    def _wanted(self, layers: Sequence[LayerInfo], pool: str, precision: str) -> Wanted:
+        if not layers:
+            raise NetworkError("no layer was asked for", hint="--layer NAME")
+        feeds = fed_tensors(self._feeds, self._all)
+        needed = ancestors(
+            self._nodes,
+            [layer.tensor.name for layer in layers],
+            stop=[self.input.tensor, *feeds],
+        )
+        check_placeholders(
+            [self._nodes[name] for name in needed if name not in self._graph.weights],
+            self.input,
+        )
+        part = subgraph(self._graph.graph_def, needed)
+        check_operations(part, path=self.path, trusted=self.origin.trusted)
+        return Wanted(layers, part, feeds, pool, precision)
+
+
+def _infos(graph: FlatGraph) -> dict[str, TensorInfo]:
+    """Describe all tensors of the graph, by importing it where nothing runs."""
+
+    def body() -> None:
+        held = {
+            f"{name}:0": tf.identity(value, name="cnnfeat_weights/weight")
+            for name, value in graph.weights.items()
+        }
+        tf.graph_util.import_graph_def(graph.graph_def, input_map=held, name="")
+
+    return tensor_infos(tf.compat.v1.wrap_function(body, []).graph)
+
+
+def _layer(item: NamedTensor, infos: Mapping[str, TensorInfo]) -> LayerInfo:
+    return LayerInfo(item.name, item.kind, infos[item.tensor], item.path)

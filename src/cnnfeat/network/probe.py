@@ -1,0 +1,250 @@
+"""The probe: one compiled function from pixels to the activations of the asked tensors.
+
+Only the part of the graph the asked tensors need is imported, once, behind the fitting of the
+images and before the pooling; everything runs as one TensorFlow function.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from cnnfeat.errors import NetworkError
+from cnnfeat.network import pooling as pools
+from cnnfeat.network.fitting import Fit
+from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name
+from cnnfeat.network.precision import with_precision
+from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
+
+_LOG = logging.getLogger("cnnfeat")
+_RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
+_RUNTIME_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
+
+_Run = Callable[[tf.Tensor], Sequence[tf.Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a probe shall compute."""
+
+    layers: Sequence[LayerInfo]
+    part: tf.compat.v1.GraphDef  # the nodes they need
+    feeds: Mapping[str, tf.Tensor]  # tensors with a fixed value
+    pooling: str
+    precision: str
+
+
+class GraphProbe:
+    """Images in, activations out; may be called from several threads at once."""
+
+    def __init__(
+        self, graph: FlatGraph, fit: Fit, wanted: Wanted, *, batch_size: int = 512
+    ) -> None:
+        self._fit = fit
+        self.preprocessing: Mapping[str, Json] = fit.preprocessing
+        self.target: ImageTarget = fit.target
+        self._graph = graph  # holds the weights
+        self._wanted = wanted
+        self._chunk = fit.input.batch
+        self._limit = max(1, batch_size)  # images at a time; less once memory has run out
+        self._functions: dict[tuple[int, ...], _Run] = {}
+        self.outputs: tuple[ProbeOutput, ...] = self._try_out()
+
+    def __call__(self, images: Array) -> tuple[Array, ...]:
+        """Activations in the order of `outputs`, each `(n_samples, *row_shape)`.
+
+        Parameters
+        ----------
+        images : ndarray, (n_samples, height, width, channels)
+            Pixels, of the type the probe was made for.
+
+        Raises
+        ------
+        NetworkError
+            If they don't fit, or give rows of another shape than `outputs` states.
+        """
+        results = self._bounded(images)
+        for output, result in zip(self.outputs, results, strict=True):
+            if result.shape != (len(images), *output.row_shape):
+                raise NetworkError(
+                    f"{output.layer!r} ({output.tensor}) changes its shape from image to image: "
+                    f"{output.row_shape} at first, {result.shape[1:]} for images of shape "
+                    f"{images.shape[1:]}",
+                    hint="--pool avg gives rows of one length; --resize gives images of one size",
+                )
+        return results
+
+    def _bounded(self, images: Array) -> tuple[Array, ...]:
+        """Run in pieces no longer than memory has allowed so far."""
+        limit = self._limit
+        if len(images) > limit:
+            pieces = [
+                self._bounded(images[start : start + limit])
+                for start in range(0, len(images), limit)
+            ]
+            return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        try:
+            return self._evaluate(images)
+        except tf.errors.ResourceExhaustedError as error:
+            if len(images) <= 1:
+                raise NetworkError(
+                    f"not enough memory for a single image of shape {images.shape[1:]}",
+                    hint="--resize to a smaller size, or ask for fewer layers",
+                ) from error
+            self._limit = max(1, len(images) // 2)
+            _LOG.warning(
+                "memory ran out with %d images at a time; going on with %d",
+                len(images),
+                self._limit,
+            )
+        return self._bounded(images)
+
+    def _evaluate(self, images: Array) -> tuple[Array, ...]:
+        if self._chunk is None:
+            return self._run(images)
+        pieces = [
+            self._run_chunk(images[start : start + self._chunk], self._chunk)
+            for start in range(0, len(images), self._chunk)
+        ]
+        return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+
+    def _run_chunk(self, images: Array, chunk: int) -> tuple[Array, ...]:
+        """Run on exactly `chunk` images: an input may take no other number."""
+        missing = chunk - len(images)
+        padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+        return tuple(
+            result[: len(images)] if result.shape[:1] == (chunk,) else result
+            for result in self._run(padded)
+        )
+
+    def _run(self, images: Array) -> tuple[Array, ...]:
+        function = self._functions.get(images.shape[1:]) or self._compile(images.shape[1:])
+        return tuple(_array(tensor) for tensor in function(tf.constant(images)))
+
+    def _compile(self, shape: tuple[int, ...]) -> _Run:
+        fixed = self._fit.shape
+        if any(want not in (None, have) for want, have in zip(fixed, shape, strict=True)) and (
+            self._fit.input.height or self._fit.input.features or fixed[2] != shape[2]
+        ):
+            raise NetworkError(
+                f"images of shape {shape} came where the network was prepared for {fixed}",
+                hint="--resize brings all images to one size",
+            )
+        spec = tf.TensorSpec((self._chunk, *shape), tf.dtypes.as_dtype(self._fit.dtype))
+        try:
+            # Not tf.function: its automatic control edges break the control flow of TF1 graphs.
+            wrapped = tf.compat.v1.wrap_function(self._body, [spec])
+            function = with_precision(wrapped, self._wanted.precision)
+        except (ValueError, TypeError) as error:
+            raise self._misfit(error) from error
+        self._functions[shape] = function
+        return function
+
+    def _body(self, images: tf.Tensor) -> list[tf.Tensor]:
+        graph, wanted = self._graph, self._wanted
+        nodes = nodes_by_name(wanted.part)
+        values = self._fit(images)
+        fed = {self._fit.input.tensor: values, **wanted.feeds}
+        held = {f"{name}:0": value for name, value in graph.weights.items() if name in nodes}
+        consumed = {_spelled(entry) for node in wanted.part.node for entry in node.input}
+        names = [layer.tensor.name for layer in wanted.layers]
+        tensors = tf.graph_util.import_graph_def(
+            wanted.part,
+            input_map={
+                name: tf.identity(value)
+                for name, value in {**held, **fed}.items()
+                if name in consumed
+            },
+            return_elements=[name for name in names if name not in fed],
+            name="network",
+        )
+        found = iter(tensors)
+        return [
+            self._finish(fed[name] if name in fed else next(found), name, nodes) for name in names
+        ]
+
+    def _finish(
+        self, tensor: tf.Tensor, name: str, nodes: Mapping[str, tf.compat.v1.NodeDef]
+    ) -> tf.Tensor:
+        first = channels_first(nodes, name)
+        pooled = pools.pool(tensor, self._wanted.pooling, channels_first=first)
+        returned = _RETURNED.get(pooled.dtype.name)
+        return tf.identity(pooled) if returned is None else tf.cast(pooled, returned)
+
+    def _try_out(self) -> tuple[ProbeOutput, ...]:
+        """Run two and three made-up images: the shapes tell whether rows are images."""
+        height, width, channels = self._fit.shape
+        counts = (self._chunk,) if self._chunk else (2, 3)
+        for count in counts:
+            shape = (count, height or 1, width or 1, channels)
+            pixels = np.arange(np.prod(shape), dtype=np.int64).reshape(shape) % 251
+            try:
+                results = self._run(pixels.astype(self._fit.dtype))
+            except _RUNTIME_ERRORS as error:
+                raise self._misfit(error) from error
+            for layer, result in zip(self._wanted.layers, results, strict=True):
+                if result.shape[:1] != (count,):
+                    raise NetworkError(
+                        f"the first axis of {layer.name!r} ({layer.tensor.name}) isn't the images: "
+                        f"{count} images of shape {shape[1:]} give {result.shape}",
+                        hint="features are tensors with one row an image; see `cnnfeat layers`",
+                    )
+        return tuple(
+            self._output(layer, result)
+            for layer, result in zip(self._wanted.layers, results, strict=True)
+        )
+
+    def _output(self, layer: LayerInfo, result: Array) -> ProbeOutput:
+        first = channels_first(nodes_by_name(self._wanted.part), layer.tensor.name)
+        row_shape = result.shape[1:]
+        shape = layer.tensor.shape
+        original = row_shape
+        if self._wanted.pooling != "none":
+            original = tuple(-1 if length is None else length for length in (shape or (None,))[1:])
+        return ProbeOutput(
+            layer=layer.name,
+            tensor=layer.tensor.name,
+            op=layer.tensor.op,
+            row_shape=row_shape,
+            dtype=result.dtype.name,
+            original_shape=original,
+            original_dtype=layer.tensor.dtype,
+            pooling=self._wanted.pooling,
+            axes=pools.axis_names(len(row_shape), channels_first=first),
+        )
+
+    def _misfit(self, error: Exception) -> NetworkError:
+        reason = re.sub(r"\s+", " ", str(error).split("\n", 1)[0])[:300]
+        return NetworkError(
+            f"images of shape {self._fit.shape} don't go through the network, whose input "
+            f"{self._fit.input.name!r} takes {self._fit.input}: {reason}",
+            hint="--resize HxW brings images to another size",
+        )
+
+
+def channels_first(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> bool:
+    """Whether the axis after the batch is the channels, by the nearest node that says."""
+    name, seen = node_of(tensor), 0
+    while name in nodes and seen < 64:
+        node = nodes[name]
+        if "data_format" in node.attr:
+            return node.attr["data_format"].s in (b"NCHW", b"NCDHW")
+        if not node.input or node.op == "Transpose":
+            return False
+        name = node_of(node.input[1] if node.op == "ConcatV1" else node.input[0])
+        seen += 1
+    return False
+
+
+def _array(tensor: tf.Tensor) -> Array:
+    """View a tensor as an array, without a copy."""
+    return np.asarray(memoryview(tensor))
+
+
+def _spelled(entry: str) -> str:
+    return entry if ":" in entry else f"{entry}:0"
