@@ -1,12 +1,13 @@
 """Images in: one module a kind of source, and `open_source`, which picks one."""
 
+from cnnfeat.data.decode import MAX_PIXELS
 from cnnfeat.data.named import NamedSource, fetch, list_sources, user_cache
-from cnnfeat.data.opening import DEFAULT_MAX_PIXELS, open_source
+from cnnfeat.data.opening import open_source
 from cnnfeat.data.registry import DATASETS, Dataset, DatasetFile
 
 __all__ = [
     "DATASETS",
-    "DEFAULT_MAX_PIXELS",
+    "MAX_PIXELS",
     "Dataset",
     "DatasetFile",
     "NamedSource",

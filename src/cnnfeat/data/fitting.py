@@ -46,6 +46,23 @@ def fit_images(images: Array, target: ImageTarget | None) -> Array:
     return images
 
 
+def fit_depth(images: Array, dtype: np.dtype[np.generic]) -> Array:
+    """Bring 8-bit images to 16 bits, or the other way round: black stays black, white white.
+
+    Raises
+    ------
+    DataError
+        If one of the two dtypes is float: there is no telling which number is white.
+    """
+    if images.dtype == dtype:
+        return images
+    if "f" in (images.dtype.kind, dtype.kind):
+        raise DataError(f"{images.dtype} pixels among {dtype} ones")
+    if dtype == np.uint16:
+        return images.astype(np.uint16) * np.uint16(257)
+    return np.rint(images.astype(np.float32) / 257).astype(np.uint8)
+
+
 def fit_channels(images: Array, channels: int) -> Array:
     """Grey to RGB by repeating, RGB to grey by luma, RGBA over white."""
     given = images.shape[-1]

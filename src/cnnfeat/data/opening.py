@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cnnfeat.data.arrayfile import is_array_file, open_array_source, split_member
+from cnnfeat.data.decode import MAX_PIXELS, MAX_PIXELS_LIMIT, is_image
+from cnnfeat.data.folder import open_image, open_image_folder
 from cnnfeat.data.idxfolder import find_idx_files, open_idx_folder
+from cnnfeat.data.manifest import is_manifest, open_manifest
 from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
 from cnnfeat.errors import DataError, UsageError, near_names
@@ -12,7 +16,6 @@ from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Source
 
 AUTO = "auto"
-DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own limit, 512 MiB as RGB
 _ALLOWED = (
     "allowed are a name ({names}), a folder of IDX files, a folder of images, an .npz or .npy "
     "file, an HDF5 data set (images.h5:/x), a CSV or TSV manifest"
@@ -24,7 +27,7 @@ def open_source(
     *,
     data_dir: Path | None = None,
     labels: str | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS,
     progress: Progress = SILENT,
 ) -> Source:
     """Open a source of images.
@@ -51,21 +54,47 @@ def open_source(
     DownloadError
         If a named data set is neither on disk nor reachable.
     """
-    if spec == AUTO:
-        return open_auto(data_dir=data_dir, progress=progress)
-    if spec in DATASETS:
+    if not 1 <= max_pixels <= MAX_PIXELS_LIMIT:
+        raise UsageError(f"max pixels must be 1 to {MAX_PIXELS_LIMIT:,}, not {max_pixels}")
+    if spec == AUTO or spec in DATASETS:
+        _refuse_labels(labels, spec)
+        if spec == AUTO:
+            return open_auto(data_dir=data_dir, progress=progress)
         return open_named(spec, data_dir=data_dir, progress=progress)
-    path = Path(spec)
+    path, member = split_member(spec)
     if path.is_dir():
-        return _open_folder(path)
-    raise UsageError(
-        f"no data source {spec!r}; " + _ALLOWED.format(names=", ".join((AUTO, *DATASETS))),
-        hint=near_names(spec, (AUTO, *DATASETS)),
+        _refuse_labels(labels, spec)
+        return _open_folder(path.absolute(), max_pixels=max_pixels)
+    if not path.exists():
+        raise UsageError(
+            f"no data source {spec!r}; {_ALLOWED.format(names=', '.join((AUTO, *DATASETS)))}",
+            hint=near_names(spec, (AUTO, *DATASETS)),
+        )
+    return _open_file(path.absolute(), member=member, labels=labels, max_pixels=max_pixels)
+
+
+def _open_folder(folder: Path, *, max_pixels: int) -> Source:
+    files = find_idx_files(folder)
+    if files:
+        return open_idx_folder(folder, files)
+    return open_image_folder(folder, max_pixels=max_pixels)
+
+
+def _open_file(path: Path, *, member: str | None, labels: str | None, max_pixels: int) -> Source:
+    if is_array_file(path):
+        return open_array_source(path, member=member, labels=labels)
+    _refuse_labels(labels, str(path))
+    if is_image(path):
+        return open_image(path, max_pixels=max_pixels)
+    if is_manifest(path):
+        return open_manifest(path, max_pixels=max_pixels)
+    raise DataError(
+        f"{path}: no kind of data known here; {_ALLOWED.format(names=', '.join(DATASETS))}"
     )
 
 
-def _open_folder(folder: Path) -> Source:
-    files = find_idx_files(folder)
-    if files:
-        return open_idx_folder(folder.resolve(), files)
-    raise DataError(f"{folder}: holds no images")
+def _refuse_labels(labels: str | None, spec: str) -> None:
+    if labels is not None:
+        raise UsageError(
+            f"labels can be named for files of arrays only; {spec} has its own",
+        )

@@ -1,0 +1,179 @@
+"""A file of arrays as a source: which of them are images, which labels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cnnfeat.data.arrays import ArraySource, index_labels, make_split
+from cnnfeat.data.fingerprint import file_states
+from cnnfeat.data.hdf5 import HDF5_MAGIC, Hdf5File
+from cnnfeat.data.npy import NPY_MAGIC, ZIP_MAGIC, NpyFile, NpzFile
+from cnnfeat.data.regular import open_regular
+from cnnfeat.data.rows import Rows, StoredRows
+from cnnfeat.errors import DataError, UsageError, near_names
+
+if TYPE_CHECKING:
+    from cnnfeat.records import Array
+
+# Names of images and labels for each split, as Keras, MedMNIST and most people choose them.
+_NAMES = {
+    "train": (("x_train", "train_images", "train_x"), ("y_train", "train_labels", "train_y")),
+    "test": (("x_test", "test_images", "test_x"), ("y_test", "test_labels", "test_y")),
+    "all": (("images", "x", "data"), ("labels", "label", "y", "targets", "target")),
+}
+
+
+class ArrayFile(Protocol):
+    """A file that holds arrays by name."""
+
+    kind: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def rows(self, name: str) -> Rows: ...
+
+    def close(self) -> None: ...
+
+
+_OPENERS: Mapping[bytes, Callable[[Path], ArrayFile]] = {
+    NPY_MAGIC: NpyFile,
+    ZIP_MAGIC: NpzFile,
+    HDF5_MAGIC: Hdf5File,
+}
+
+
+def is_array_file(path: Path) -> bool:
+    """Whether a file begins as `.npy`, `.npz` or HDF5 files do."""
+    return _opener(path) is not None
+
+
+def split_member(spec: str) -> tuple[Path, str | None]:
+    """Divide "images.h5:/x" into a path and the name of an array, None where there isn't one."""
+    path = Path(spec)
+    if ":" in spec and not path.exists():
+        before, _, after = spec.rpartition(":")
+        if before:
+            return Path(before), after.strip("/")
+    return path, None
+
+
+def open_array_source(path: Path, *, member: str | None, labels: str | None) -> ArraySource:
+    """Open a file of arrays as a source.
+
+    Parameters
+    ----------
+    path : Path
+        An `.npy`, `.npz` or HDF5 file, told by its content.
+    member : str or None
+        The array that holds the images; None chooses by the names people use: `x_train`, `y_train`,
+        `x_test`, `y_test`, or `images`, `labels`, or the only array that can be images.
+    labels : str or None
+        Where the labels of `member` lie: ":/y" in the same file, or another file.
+
+    Raises
+    ------
+    UsageError
+        If there is no such array; with those there are.
+    DataError
+        If no array can be images, or counts disagree.
+    """
+    with contextlib.ExitStack() as stack:
+        file = _open(path)
+        stack.callback(file.close)
+        chosen = _choose(file, path, member)
+        if labels is not None and len(chosen) > 1:
+            raise UsageError(
+                f"{path} has the splits {', '.join(chosen)}; labels can be named for one array only"
+            )
+        used = {f"{path.name}:/{member}" if member else path.name: path}
+        raw_labels = {
+            split: file.rows(label_name)[:]
+            for split, (_, label_name) in chosen.items()
+            if label_name is not None and labels is None
+        }
+        if labels is not None:
+            raw_labels[next(iter(chosen))] = _read_labels(labels, path)
+            used[f"labels {labels}"] = (
+                split_member(labels)[0] if not labels.startswith(":") else path
+            )
+        indices, classes = index_labels(raw_labels, name=str(path))
+        images = {split: file.rows(name) for split, (name, _) in chosen.items()}
+        arrays = {
+            split: make_split(rows, indices.get(split), name=f"{path}:/{chosen[split][0]}")
+            for split, rows in images.items()
+        }
+        for rows in images.values():
+            if isinstance(rows, StoredRows):
+                stack.callback(rows.close)
+        return ArraySource(
+            f"{path}:/{member}" if member else str(path),
+            file.kind,
+            arrays=arrays,
+            classes=classes,
+            states=lambda: file_states(used),
+            close=[stack.pop_all().close],
+        )
+
+
+def _opener(path: Path) -> Callable[[Path], ArrayFile] | None:
+    with open_regular(path) as file:
+        beginning = file.read(8)
+    return next((opener for magic, opener in _OPENERS.items() if beginning.startswith(magic)), None)
+
+
+def _open(path: Path) -> ArrayFile:
+    opener = _opener(path)
+    if opener is None:
+        raise DataError(f"{path}: not an .npy, .npz or HDF5 file")
+    return opener(path)
+
+
+def _read_labels(spec: str, images: Path) -> Array:
+    """Read a whole array: ":/y" of the file of images, "file.h5:/y", "y.npy"."""
+    path, member = split_member(spec) if not spec.startswith(":") else (images, spec[1:].strip("/"))
+    with contextlib.closing(_open(path)) as file:
+        return file.rows(_find(file, path, member or _only(file, path, rank=1)))[:]
+
+
+def _choose(file: ArrayFile, path: Path, member: str | None) -> dict[str, tuple[str, str | None]]:
+    """Names of the images and labels of each split."""
+    if member is not None:
+        return {"all": (_find(file, path, member), None)}
+    folded = {name.lower(): name for name in file.shapes}
+    chosen: dict[str, tuple[str, str | None]] = {}
+    for split, (image_names, label_names) in _NAMES.items():
+        image = next((folded[name] for name in image_names if name in folded), None)
+        label = next((folded[name] for name in label_names if name in folded), None)
+        if image is not None:
+            chosen[split] = (image, label)
+        elif label is not None and split != "all":
+            raise DataError(f"{path}: has {label} but no images of the split {split}")
+    if "train" in chosen or "test" in chosen:
+        chosen.pop("all", None)
+    if not chosen:
+        return {"all": (_only(file, path, rank=3), None)}
+    return chosen
+
+
+def _only(file: ArrayFile, path: Path, *, rank: int) -> str:
+    """The only array of at least `rank` dimensions."""
+    names = [name for name, shape in file.shapes.items() if len(shape) >= rank or name == ""]
+    if len(names) != 1:
+        there = ", ".join(f"{name} {shape}" for name, shape in list(file.shapes.items())[:20])
+        what = "images" if rank > 1 else "labels"
+        raise DataError(
+            f"{path}: can't tell which array holds the {what}; it has: {there or 'none'}",
+            hint=f"name it: {path}:/NAME",
+        )
+    return names[0]
+
+
+def _find(file: ArrayFile, path: Path, name: str) -> str:
+    if name not in file.shapes:
+        there = ", ".join(list(file.shapes)[:20]) or "nothing"
+        raise UsageError(
+            f"{path}: no array {name!r}; it holds: {there}", hint=near_names(name, file.shapes)
+        )
+    return name

@@ -1,0 +1,202 @@
+"""NumPy's files: `.npy`, one array, and `.npz`, a zip archive of them. Nothing is ever unpickled.
+
+https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+import numpy as np
+
+from cnnfeat.data.regular import open_regular, unreadable
+from cnnfeat.data.rows import Rows, StoredRows, unpack
+from cnnfeat.errors import DataError
+
+NPY_MAGIC = b"\x93NUMPY"
+ZIP_MAGIC = b"PK\x03\x04"
+_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of name and extra field come last
+_DEFLATE_LIMIT = 1032  # DEFLATE can't pack better than this
+_BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError)
+
+
+@dataclass(frozen=True, slots=True)
+class NpyHeader:
+    """What an `.npy` stream declares, and where its numbers begin."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    fortran_order: bool
+    length: int
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes that must follow the header."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class NpyFile:
+    """An `.npy` file: one array, which has no name."""
+
+    kind = "npy"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with open_regular(path) as file:
+            self._header = read_header(file, str(path))
+            _check_size(self._header, os.fstat(file.fileno()).st_size, str(path))
+        self.shapes: Mapping[str, tuple[int, ...]] = {"": self._header.shape}
+
+    def rows(self, name: str) -> Rows:
+        """Open the array; `name` is ""."""
+        if name not in self.shapes:
+            raise DataError(f"{self._path}: an .npy file has one array, without a name")
+        with open_regular(self._path) as file:
+            return _rows_at(file, self._header, offset=0, name=str(self._path))
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class NpzFile:
+    """An `.npz` file: arrays by name.
+
+    A member stored without compression is read in place; a compressed one is unpacked when it is
+    asked for, into memory or, when it is large, a temporary file.
+    """
+
+    kind = "npz"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = open_regular(path)
+        try:
+            self._archive = zipfile.ZipFile(self._file)
+            self._members = {
+                member.filename.removesuffix(".npy"): member
+                for member in self._archive.infolist()
+                if member.filename.endswith(".npy")
+            }
+            self._headers = {name: self._header(name) for name in self._members}
+        except (*_BAD_ARCHIVE, NotImplementedError, OSError) as error:
+            self._file.close()
+            raise DataError(f"{path}: not a complete .npz archive: {error}") from error
+        except DataError:
+            self._file.close()
+            raise
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: header.shape for name, header in self._headers.items()
+        }
+
+    def rows(self, name: str) -> Rows:
+        """Open one of the arrays."""
+        member, header = self._members[name], self._headers[name]
+        label = f"{self._path}:/{name}"
+        if header.dtype.hasobject:
+            raise _objects(label)
+        try:
+            if member.compress_type == zipfile.ZIP_STORED:
+                return _rows_at(self._file, header, offset=self._offset(member), name=label)
+            with self._archive.open(member) as stream:
+                return _unpack(stream, header, packed_bytes=member.compress_size, name=label)
+        except OSError as error:
+            raise unreadable(self._path, error) from error
+        except _BAD_ARCHIVE as error:
+            raise DataError(f"{label}: damaged: {error}") from error
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._archive.close()
+        self._file.close()
+
+    def _header(self, name: str) -> NpyHeader:
+        member = self._members[name]
+        label = f"{self._path}:/{name}"
+        with self._archive.open(member) as stream:
+            header = read_header(stream, label)
+        if not header.dtype.hasobject:
+            _check_size(header, member.file_size, label)
+        return header
+
+    def _offset(self, member: zipfile.ZipInfo) -> int:
+        """Where a member's own bytes begin: after a header whose length only it states."""
+        raw = os.pread(self._file.fileno(), _LOCAL_HEADER.size, member.header_offset)
+        name_length, extra_length = _LOCAL_HEADER.unpack(raw)
+        return member.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
+
+
+def read_header(stream: IO[bytes], name: str) -> NpyHeader:
+    """Read the header at the start of an `.npy` stream.
+
+    Raises
+    ------
+    DataError
+        If it isn't one.
+    """
+    try:
+        version = np.lib.format.read_magic(cast(BinaryIO, stream))
+        if version == (1, 0):
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise DataError(f"{name}: .npy version {version}; 1.0 and 2.0 are read")
+    except DataError:
+        raise
+    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+        raise DataError(f"{name}: not a complete .npy header: {error}") from error
+    return NpyHeader(shape, dtype, fortran_order, stream.tell())
+
+
+def _check_size(header: NpyHeader, actual: int, name: str) -> None:
+    if header.dtype.hasobject:
+        raise _objects(name)
+    expected = header.length + header.data_bytes
+    if min(header.shape, default=0) < 0 or actual != expected:
+        raise DataError(
+            f"{name}: has {actual:,} bytes; its header declares {header.shape} of {header.dtype}, "
+            f"which takes {expected:,}"
+        )
+
+
+def _objects(name: str) -> DataError:
+    return DataError(
+        f"{name}: an array of Python objects, which only unpickling could read; that is refused",
+        hint="save it again as an array of numbers, for example np.stack(list(x)).astype('uint8')",
+    )
+
+
+def _rows_at(file: BinaryIO, header: NpyHeader, *, offset: int, name: str) -> Rows:
+    begin = offset + header.length
+    if header.fortran_order and len(header.shape) > 1:  # rows are scattered over the file
+        mapped: Rows = np.memmap(
+            file, header.dtype, mode="r", offset=begin, shape=header.shape, order="F"
+        )
+        return mapped
+    return StoredRows(file, header.shape, dtype=header.dtype, offset=begin, name=name)
+
+
+def _unpack(stream: IO[bytes], header: NpyHeader, *, packed_bytes: int, name: str) -> Rows:
+    if header.data_bytes > packed_bytes * _DEFLATE_LIMIT:
+        raise DataError(
+            f"{name}: declares {header.shape} of {header.dtype}; {packed_bytes:,} packed bytes "
+            "can't hold that"
+        )
+    if header.fortran_order and len(header.shape) > 1:
+        raise DataError(
+            f"{name}: compressed in Fortran order; rows can't be read one by one",
+            hint="save it again from np.ascontiguousarray(x)",
+        )
+    stream.read(header.length)
+    rows = unpack(cast(BinaryIO, stream), header.shape, dtype=header.dtype, name=name)
+    if stream.read(1):  # reading to the end also checks the member's checksum
+        raise DataError(f"{name}: goes on after the array its header declares")
+    return rows
