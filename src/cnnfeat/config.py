@@ -100,7 +100,9 @@ class NetworkConfig:
 class TrainConfig:
     """`[train]`: how the network is trained."""
 
-    epochs: int = _within(6, low=1, high=100_000)
+    epochs: int | Literal["auto"] = field(
+        default="auto", metadata={"range": Range(low=1, high=100_000)}
+    )  # auto: 6, or as many as make 1,500 steps
     batch_size: int = _within(128, low=1, high=1_048_576)
     learning_rate: float = _within(2e-3, above=0, high=10)  # falls to 0 along a half cosine
     seed: int = _within(0, low=0, high=2**32 - 1)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cnnfeat.records import Source
 
 PLAIN_INTERVAL_S = 5.0  # between two lines of progress where there is no terminal
+NOTE_INTERVAL_S = 1.0  # the same, where the second has news
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -176,22 +177,25 @@ class _LineTask:
         """Count, and write a line when it is time or the task says something new."""
         self._done += amount
         now = time.monotonic()
-        if (note and note != self._note) or now - self._said >= PLAIN_INTERVAL_S:
-            self._note, self._said = note or self._note, now
+        news = bool(note) and note != self._note
+        self._note = note or self._note
+        if now - self._said >= (NOTE_INTERVAL_S if news else PLAIN_INTERVAL_S):
+            self._said = now
             self._say(now)
 
     def finish(self) -> None:
         """Write how long it took, if it was long enough to be followed."""
-        now = time.monotonic()
-        if now - self._started >= PLAIN_INTERVAL_S:
-            say(f"{self._label}: {self._amount()} in {now - self._started:.1f} s")
+        elapsed_s = time.monotonic() - self._started
+        if elapsed_s >= NOTE_INTERVAL_S:
+            note = f", {self._note}" if self._note else ""
+            say(f"{self._label}: {self._amount()} in {elapsed_s:.1f} s{note}")
 
     def _say(self, now: float) -> None:
         remaining = ""
         if self._total and 0 < self._done < self._total:
             left_s = (now - self._started) * (self._total / self._done - 1)
             remaining = f", about {left_s:.0f} s left"
-        note = f" {self._note}" if self._note else ""
+        note = f", {self._note}" if self._note else ""
         say(f"{self._label}: {self._amount()}{remaining}{note}")
 
     def _amount(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -18,7 +19,11 @@ from cnnfeat.records import TrainResult
 @options.common
 @options.config_file("network", "train")
 @options.data
-@options.setting(TrainConfig, "epochs", help="Passes over the training images.")
+@options.setting(
+    TrainConfig,
+    "epochs",
+    help="Passes over the training images; auto: 6, or as many as make 1,500 steps.",
+)
 @options.setting(TrainConfig, "batch_size", help="Images a step.")
 @options.setting(TrainConfig, "learning_rate", help="Adam's first; falls to 0 along a cosine.")
 @options.setting(TrainConfig, "seed", help="Fixes weights, division and order.")
@@ -33,7 +38,7 @@ def train(
     *,
     source: str,
     data_dir: Path | None,
-    epochs: int,
+    epochs: int | Literal["auto"],
     batch_size: int,
     learning_rate: float,
     seed: int,

@@ -26,6 +26,8 @@ from cnnfeat.records import Labels, Source, TrainResult
 logger = logging.getLogger("cnnfeat")
 
 EVALUATION_BATCH = 1_000
+AUTO_EPOCHS = 6
+AUTO_STEPS = 1_500  # what a small source gets at least
 BYTES_PER_WEIGHT = 4
 FILE_OVERHEAD_BYTES = 1_000_000  # HDF5 and JSON around the weights, generously
 
@@ -216,24 +218,31 @@ def _fit(
     """Train, and leave the network with the weights of its best epoch."""
     keras.utils.set_random_seed(config.seed)
     steps = -(-len(samples) // config.batch_size)
-    schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * config.epochs)
+    epochs = _epochs(config, steps)
+    schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * epochs)
     network.compile(
         optimizer=keras.optimizers.Adam(schedule),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     keeper = _BestWeights(config, schedule, steps)
-    with progress.task("training", total=config.epochs * len(samples), unit="images") as task:
+    with progress.task("training", total=epochs * len(samples), unit="images") as task:
         network.fit(
             _batches(samples, config, shuffle=True),
             validation_data=_batches(validation, config, shuffle=False),
-            epochs=config.epochs,
+            epochs=epochs,
             verbose=0,
             shuffle=False,  # _batches has done it
-            callbacks=[keeper, _Teller(task, len(samples), config)],
+            callbacks=[keeper, _Teller(task, len(samples), config.batch_size, epochs)],
         )
     network.set_weights(keeper.weights)
     return keeper.history
+
+
+def _epochs(config: TrainConfig, steps: int) -> int:
+    if config.epochs == "auto":
+        return max(AUTO_EPOCHS, -(-AUTO_STEPS // steps))
+    return config.epochs
 
 
 def _batches(samples: _Samples, config: TrainConfig, *, shuffle: bool) -> tf.data.Dataset:
@@ -286,21 +295,21 @@ class _BestWeights(keras.callbacks.Callback):  # type: ignore[misc]
 class _Teller(keras.callbacks.Callback):  # type: ignore[misc]
     """Tell a progress task of each batch and epoch."""
 
-    def __init__(self, task: Task, n_samples: int, config: TrainConfig) -> None:
+    def __init__(self, task: Task, n_samples: int, batch_size: int, epochs: int) -> None:
         super().__init__()
-        self._task, self._n_samples, self._config = task, n_samples, config
+        self._task, self._n_samples = task, n_samples
+        self._batch_size, self._epochs = batch_size, epochs
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:  # noqa: ARG002
         """Count the images of a batch; the last one of an epoch may be smaller."""
-        done = batch * self._config.batch_size
-        self._task.advance(min(self._config.batch_size, self._n_samples - done))
+        self._task.advance(min(self._batch_size, self._n_samples - batch * self._batch_size))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Say how the epoch went."""
         numbers = logs or {}
         self._task.advance(
             0,
-            note=f"epoch {epoch + 1}/{self._config.epochs}, loss {numbers['loss']:.4f}, "
+            note=f"epoch {epoch + 1}/{self._epochs}, loss {numbers['loss']:.4f}, "
             f"validation accuracy {numbers['val_accuracy']:.2%}",
         )
 

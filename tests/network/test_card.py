@@ -1,0 +1,78 @@
+"""The card beside a model: read back, and told from what is no card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cnnfeat.errors import NetworkError
+from cnnfeat.network.card import ModelCard, read_card, write_card
+
+CARD = ModelCard(
+    cnnfeat="1",
+    tensorflow="2",
+    keras="3",
+    created="2024-02-29T00:00:00+00:00",
+    config={"train": {"seed": 0}},
+    source={"name": "digits"},
+    classes=("a", "b"),
+    image_shape=(8, 8, 1),
+    history=({"epoch": 1, "loss": 0.5},),
+    best_epoch=1,
+    validation_accuracy=0.5,
+    test_accuracy=None,
+    n_train=1,
+    n_validation=1,
+    n_test=0,
+    elapsed_s=1.0,
+    model_sha256="ab",
+)
+
+
+def test_a_card_comes_back_as_it_was(tmp_path: Path):
+    write_card(CARD, tmp_path / "model.json")
+    card = read_card(tmp_path / "model.keras", sha256="ab")
+    assert card is not None
+    assert card.classes == ("a", "b")
+    assert card.history == ({"epoch": 1, "loss": 0.5},)
+    assert card.test_accuracy is None
+
+
+def test_a_card_of_another_file_is_none(tmp_path: Path):
+    write_card(CARD, tmp_path / "model.json")
+    assert read_card(tmp_path / "model.keras", sha256="cd") is None
+    assert read_card(tmp_path / "other.keras") is None
+
+
+def test_json_that_is_no_card_is_none(tmp_path: Path):
+    (tmp_path / "model.json").write_text('{"layers": []}', "utf-8")
+    assert read_card(tmp_path / "model.keras") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "has format version 2; this version of cnnfeat reads 1"),
+        ({"classes": "ab"}, "classes must be a list, not 'ab'"),
+        ({"history": None}, "history must be a list"),
+    ],
+)
+def test_a_card_that_cannot_be_is_refused(tmp_path: Path, change: dict, message: str):
+    write_card(CARD, tmp_path / "model.json")
+    document = json.loads((tmp_path / "model.json").read_text("utf-8")) | change
+    (tmp_path / "model.json").write_text(json.dumps(document), "utf-8")
+    with pytest.raises(NetworkError, match=message):
+        read_card(tmp_path / "model.keras")
+
+
+def test_a_damaged_card_is_named(tmp_path: Path):
+    (tmp_path / "model.json").write_text("{", "utf-8")
+    with pytest.raises(NetworkError, match=r"model\.json can't be read"):
+        read_card(tmp_path / "model.keras")
+    (tmp_path / "model.json").write_text(
+        '{"format": "cnnfeat-model", "format_version": 1}', "utf-8"
+    )
+    with pytest.raises(NetworkError, match="lacks cnnfeat, tensorflow"):
+        read_card(tmp_path / "model.keras")

@@ -1,0 +1,193 @@
+"""Training on the bundled digits: what is written, what is refused, and that a seed fixes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from cnnfeat.config import RunConfig, TrainConfig
+from cnnfeat.data import open_source
+from cnnfeat.errors import DataError, NetworkError, OutputExistsError, StorageError, UsageError
+from cnnfeat.network.card import read_card
+from cnnfeat.network.training import train
+from cnnfeat.records import SplitInfo
+
+QUICK = RunConfig(train=TrainConfig(epochs=4, seed=1))
+
+
+class Altered:
+    """A source with something about it changed."""
+
+    def __init__(self, source: object, **changes: object) -> None:
+        self._source, self._changes = source, changes
+
+    def __getattr__(self, name: str) -> object:
+        if name in self._changes:
+            return self._changes[name]
+        return getattr(self._source, name)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    with open_source("digits") as source:
+        yield source
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("trained") / "model.keras"
+    return out, train(QUICK, digits, out=out)
+
+
+def test_the_model_loads_in_plain_keras_and_scores_what_was_said(trained, digits):
+    out, result = trained
+    model = keras.models.load_model(out)
+    batches = list(digits.batches("test", batch_size=1_000))
+    images = np.concatenate([batch.images for batch in batches])
+    predicted = np.argmax(model.predict(images, verbose=0), axis=1)
+    assert result.test_accuracy == np.mean(predicted == digits.labels("test"))
+    assert result.test_accuracy > 0.5
+    assert result.n_train + result.n_validation + result.n_test == len(load_digits().target)
+
+
+def test_the_card_says_how_the_model_was_made(trained, digits):
+    out, result = trained
+    document = json.loads(out.with_suffix(".json").read_text("utf-8"))
+    assert document["format"] == "cnnfeat-model"
+    assert document["format_version"] == 1
+    assert document["model_sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert document["config"]["train"]["seed"] == 1
+    assert document["source"]["name"] == "digits"
+    assert document["source"]["fingerprint"] == digits.fingerprint().digest
+    assert document["image_shape"] == [8, 8, 1]
+    assert document["test_accuracy"] == result.test_accuracy
+    assert [record["epoch"] for record in document["history"]] == [1, 2, 3, 4]
+    best = max(record["val_accuracy"] for record in document["history"])
+    assert document["validation_accuracy"] == best
+    assert document["keras"] == keras.__version__
+
+
+def test_the_learning_rate_falls_along_a_cosine(trained):
+    card = read_card(trained[0])
+    rates = [record["learning_rate"] for record in card.history]
+    cosine = 2e-3 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
+    np.testing.assert_allclose(rates, cosine, rtol=1e-5)
+
+
+def test_a_seed_fixes_the_result(trained, digits, tmp_path: Path):
+    again = train(QUICK, digits, out=tmp_path / "again.keras")
+    assert again.test_accuracy == trained[1].test_accuracy
+    first, second = (
+        keras.models.load_model(path).get_weights()
+        for path in (trained[0], tmp_path / "again.keras")
+    )
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_test_split_is_read_once_and_last(digits, tmp_path: Path):
+    read = []
+
+    def batches(split: str, **options: object):
+        read.append(split)
+        return digits.batches(split, **options)
+
+    train(QUICK, Altered(digits, batches=batches), out=tmp_path / "model.keras")
+    assert read == ["train", "test"]
+
+
+def test_patience_stops_early(digits, tmp_path: Path):
+    config = RunConfig(train=TrainConfig(epochs=60, learning_rate=10.0, patience=2))
+    result = train(config, digits, out=tmp_path / "model.keras")
+    assert result.epochs == result.best_epoch + 2 < 60
+
+
+def test_a_source_without_a_test_split_gets_no_test_accuracy(digits, tmp_path: Path):
+    only = Altered(digits, splits={"train": digits.splits["train"]})
+    assert train(QUICK, only, out=tmp_path / "model.keras").test_accuracy is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_stop_leaves_no_half_written_model(digits, tmp_path: Path, error: type[BaseException]):
+    class Stopper:
+        def task(self, label: str, **options: object):
+            return self
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc_info: object):
+            return None
+
+        def advance(self, amount: float = 1, *, note: str = ""):
+            raise error
+
+    with pytest.raises(error):
+        train(QUICK, digits, out=tmp_path / "model.keras", progress=Stopper())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_model_is_kept(digits, tmp_path: Path):
+    for name in ("model.keras", "model.json"):
+        (tmp_path / name).write_text("old", "utf-8")
+        with pytest.raises(OutputExistsError, match=f"{name} exists"):
+            train(QUICK, digits, out=tmp_path / "model.keras")
+        assert (tmp_path / name).read_text("utf-8") == "old"
+        (tmp_path / name).unlink()
+
+
+def test_another_ending_is_refused(digits, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"ends in \.keras, not 'model\.h5'"):
+        train(QUICK, digits, out=tmp_path / "model.h5")
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(digits):
+    with pytest.raises(StorageError, match=r"can.t write /proc/self/model\.keras"):
+        train(QUICK, digits, out=Path("/proc/self/model.keras"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "has no labels"),
+        (np.zeros(1_438, np.int64), r"at least two classes, .* has \{'0': 1438\} in 'train'"),
+        (np.eye(1, 1_438, 7, np.int64)[0], r"each class needs two images .* has \{'1': 1\}"),
+    ],
+)
+def test_labels_that_cannot_be_learned_are_refused(digits, tmp_path: Path, labels, message: str):
+    altered = Altered(digits, labels=lambda split: labels)
+    with pytest.raises(DataError, match=message):
+        train(QUICK, altered, out=tmp_path / "model.keras")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_two_shapes_are_refused(digits, tmp_path: Path):
+    def batches(split: str, **options: object):
+        first, second, *_ = digits.batches(split, batch_size=100)
+        yield first
+        yield dataclasses.replace(second, images=second.images[:, :4])
+
+    altered = Altered(digits, batches=batches)
+    with pytest.raises(DataError, match=r"train/00100 is \(4, 8, 1\), the first is \(8, 8, 1\)"):
+        train(QUICK, altered, out=tmp_path / "model.keras")
+
+
+def test_images_too_small_are_refused_before_training(digits, tmp_path: Path):
+    splits = {"train": SplitInfo("train", 1_438, (2, 2, 1), "uint8", True)}
+    with pytest.raises(NetworkError, match="too small"):
+        train(QUICK, Altered(digits, splits=splits), out=tmp_path / "model.keras")
+
+
+@pytest.mark.mnist
+@pytest.mark.slow
+def test_the_default_run_on_mnist_reaches_its_accuracy(data_dir: Path, tmp_path: Path):
+    with open_source("mnist", data_dir=data_dir) as source:
+        result = train(RunConfig(), source, out=tmp_path / "model.keras")
+    assert result.test_accuracy >= 0.992
