@@ -1,0 +1,116 @@
+"""Which part of a feature file is meant: some layers, some splits, the first rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cnnfeat.errors import UsageError, near_names
+from cnnfeat.features.reader import FeatureFile
+
+if TYPE_CHECKING:
+    from cnnfeat.records import Array, Labels
+
+_CHUNK_BYTES = 32 * 2**20  # of features held at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of one split, all chosen layers side by side."""
+
+    split: str
+    start: int
+    ids: tuple[str, ...]
+    labels: Labels | None  # (n_rows,)
+    features: tuple[Array, ...]  # one array a layer, (n_rows, ...)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A part of an open feature file."""
+
+    file: FeatureFile
+    layers: tuple[str, ...]  # as the file spells them
+    splits: tuple[str, ...]
+    limit: int | None = None  # rows of each split
+
+    def n_rows(self, split: str) -> int:
+        """Count the rows chosen of a split."""
+        stored = self.file.n_rows(split)
+        return stored if self.limit is None else min(stored, self.limit)
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of all splits."""
+        return sum(self.n_rows(split) for split in self.splits)
+
+    def class_name(self, label: int) -> str:
+        """Name a label; one without a name is its number."""
+        classes = self.file.classes
+        return classes[label] if 0 <= label < len(classes) else str(label)
+
+    def blocks(self, split: str, layer: str) -> Iterator[Array]:
+        """Read one layer's chosen rows in order, a few MiB at a time, checksums verified."""
+        n_rows = self.n_rows(split)
+        if not n_rows:
+            return
+        for start, block in self.file.blocks(split, layer, rows=self._chunk_rows(split)):
+            yield block[: n_rows - start]
+            if start + len(block) >= n_rows:
+                return
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Read all layers of all splits side by side, in order."""
+        for split in self.splits:
+            labels = self.file.labels(split)
+            start = 0
+            columns = (self.blocks(split, layer) for layer in self.layers)
+            for features in zip(*columns, strict=True):
+                stop = start + len(features[0])
+                yield Chunk(
+                    split,
+                    start,
+                    tuple(self.file.ids(split, start=start, stop=stop)),
+                    None if labels is None else labels[start:stop],
+                    features,
+                )
+                start = stop
+
+    def _chunk_rows(self, split: str) -> int:
+        row_bytes = 0
+        for layer in self.layers:
+            stored = self.file.layer(split, layer)
+            row_bytes += stored.size_bytes // max(stored.shape[0], 1)
+        return max(_CHUNK_BYTES // max(row_bytes, 1), 1)
+
+
+def select(
+    file: FeatureFile,
+    *,
+    layers: Sequence[str] = (),
+    splits: Sequence[str] = (),
+    limit: int | None = None,
+) -> Selection:
+    """Choose a part of a feature file; with nothing named, all of it.
+
+    Raises
+    ------
+    FeatureFileError
+        If the file has no such layer.
+    UsageError
+        If the file has no such split, or `limit` is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1, not {limit}")
+    for split in splits:
+        if split not in file.splits:
+            raise UsageError(
+                f"{file.path} has no split {split!r}; it has: {', '.join(file.splits)}",
+                hint=near_names(split, file.splits),
+            )
+    found = [file.find_layer(layer) for layer in layers] or list(file.layers)
+    return Selection(file, tuple(dict.fromkeys(found)), tuple(splits) or tuple(file.splits), limit)

@@ -1,0 +1,130 @@
+"""Feature files as tables: CSV for everything, Parquet for data frames."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cnnfeat.errors import UsageError
+from cnnfeat.features.selection import Chunk, Selection
+from cnnfeat.progress import Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cnnfeat.records import Array
+
+KEY_COLUMNS = ("split", "id", "label", "class")
+
+_QUOTED_ENDS = "\r\n"  # the csv module quotes a cell only for characters of its own line end
+_DIGITS = {2: 5, 4: 9, 8: 17}  # that bring a float of so many bytes back exactly
+
+
+def write_csv(selection: Selection, path: Path, task: Task) -> None:
+    """Write a line for each row: split, id, label, class, then every feature of every layer.
+
+    A feature of the layer `conv2` at height 3, width 0 and channel 7 is called `conv2_3_0_7`.
+    Numbers have as many digits as bring them back exactly.
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerow([*KEY_COLUMNS, *_feature_names(selection)])
+        for chunk in selection.chunks():
+            columns = (number_lines(array, separator=",") for array in chunk.features)
+            for key, *numbers in zip(_quoted_keys(selection, chunk), *columns, strict=True):
+                file.write(",".join((key, *numbers)) + "\n")
+            task.advance(len(chunk))
+
+
+def _feature_names(selection: Selection) -> Iterator[str]:
+    for layer in selection.layers:
+        shape = selection.file.layer(selection.splits[0], layer).shape[1:]
+        for index in np.ndindex(*shape):
+            yield "_".join((layer, *map(str, index)))
+
+
+def _quoted_keys(selection: Selection, chunk: Chunk) -> Iterator[str]:
+    """Write each row's first cells, quoted where they must be."""
+    line = io.StringIO(newline="")
+    writer = csv.writer(line, lineterminator=_QUOTED_ENDS)
+    for row, name in enumerate(chunk.ids):
+        label = None if chunk.labels is None else int(chunk.labels[row])
+        known = "" if label is None else selection.class_name(label)
+        writer.writerow((chunk.split, name, label, known))
+        yield line.getvalue().removesuffix(_QUOTED_ENDS)
+        line.seek(line.truncate(0))
+
+
+def number_lines(array: Array, *, separator: str) -> Iterator[str]:
+    """Write each row's numbers as one text, with digits that bring them back exactly."""
+    rows = array.reshape(len(array), -1)
+    digits = _DIGITS.get(rows.dtype.itemsize, 17)
+    form = f"%.{digits}g" if rows.dtype.kind == "f" else "%d"
+    line = separator.join([form] * rows.shape[1])
+    for row in rows.tolist():
+        yield line % tuple(row)
+
+
+def write_parquet(selection: Selection, path: Path, task: Task) -> None:
+    """Write a column for each layer, fixed-size lists of its features in row-major order.
+
+    The shape of one image's activations lies in the column's metadata, as JSON under `shape`.
+
+    Raises
+    ------
+    UsageError
+        If pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UsageError(
+            "Parquet needs pyarrow, which is not installed",
+            hint="pip install 'cnnfeat[parquet]', or --to npz",
+        ) from error
+    schema = _schema(selection)
+    with pq.ParquetWriter(path, schema) as writer:
+        for chunk in selection.chunks():
+            writer.write_batch(_record_batch(selection, chunk, schema))
+            task.advance(len(chunk))
+
+
+def _schema(selection: Selection) -> pa.Schema:
+    import pyarrow as pa
+
+    fields = [
+        pa.field("split", pa.string()),
+        pa.field("id", pa.string()),
+        pa.field("label", pa.int64()),
+        pa.field("class", pa.string()),
+    ]
+    for layer in selection.layers:
+        stored = selection.file.layer(selection.splits[0], layer)
+        shape = stored.shape[1:]
+        kind = pa.list_(pa.from_numpy_dtype(np.dtype(stored.dtype)), math.prod(shape))
+        note = {"shape": json.dumps(shape), "tensor": stored.tensor}
+        fields.append(pa.field(layer, kind, metadata=note))
+    return pa.schema(fields)
+
+
+def _record_batch(selection: Selection, chunk: Chunk, schema: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    labels = [None] * len(chunk) if chunk.labels is None else chunk.labels.tolist()
+    names = [None if label is None else selection.class_name(label) for label in labels]
+    columns = [
+        pa.array([chunk.split] * len(chunk), pa.string()),
+        pa.array(chunk.ids, pa.string()),
+        pa.array(labels, pa.int64()),
+        pa.array(names, pa.string()),
+    ]
+    for array, field in zip(chunk.features, list(schema)[len(KEY_COLUMNS) :], strict=True):
+        flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
+    return pa.record_batch(columns, schema=schema)

@@ -1,0 +1,135 @@
+"""The weights behind a layer: the kernel of the operation that made its activations."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import tensorflow as tf
+
+from cnnfeat.network.graph import FlatGraph, ancestors, node_of, nodes_by_name, subgraph, tensor_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DEPTHWISE = {"DepthwiseConv2dNative"}
+_CONVOLUTIONS = {"Conv2D", "_FusedConv2D", "Conv3D"} | _DEPTHWISE
+_PRODUCTS = {"MatMul", "_FusedMatMul", "BatchMatMulV2", "Einsum"}
+# What may stand between a stored weight and its use. Nothing else is run to read a kernel.
+_HARMLESS = {
+    "Add",
+    "AddV2",
+    "Cast",
+    "Const",
+    "ExpandDims",
+    "Identity",
+    "Mul",
+    "Placeholder",
+    "ReadVariableOp",
+    "Reshape",
+    "Rsqrt",
+    "Squeeze",
+    "Sub",
+    "Transpose",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Weights, the same for every image."""
+
+    op: str  # "Conv2D", "DepthwiseConv2dNative", "MatMul" ...
+    weights: NDArray[np.float32]  # (height, width, input channels, filters), or another rank
+
+    @property
+    def is_filters(self) -> bool:
+        """Whether these are filters that slide over an image, and can be shown as pictures."""
+        return self.weights.ndim == 4
+
+
+def find_kernel(graph: FlatGraph, tensor: str) -> Kernel | None:
+    """Walk back from a tensor to the nearest convolution or matrix product, and read its weights.
+
+    Parameters
+    ----------
+    graph : FlatGraph
+        The network.
+    tensor : str
+        A layer's tensor: "conv2/relu/Relu:0".
+
+    Returns
+    -------
+    Kernel or None
+        None where nothing with weights lies behind the tensor. A depthwise convolution's filters,
+        one input channel each, are brought to (height, width, 1, filters).
+    """
+    nodes = nodes_by_name(graph.graph_def)
+    node = _nearest(nodes, tensor)
+    if node is None:
+        return None
+    for entry in node.input[1::-1]:  # the weights come second, but in an Einsum they may not
+        weights = _constant(graph, nodes, tensor_of(entry))
+        if weights is not None:
+            return Kernel(node.op, _standard(weights, node.op))
+    return None
+
+
+def _nearest(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> tf.compat.v1.NodeDef | None:
+    seen: set[str] = set()
+    waiting = deque([node_of(tensor)])
+    while waiting:
+        name = waiting.popleft()
+        if name in seen or name not in nodes:
+            continue
+        seen.add(name)
+        node = nodes[name]
+        if node.op in _CONVOLUTIONS | _PRODUCTS:
+            return node
+        waiting.extend(node_of(entry) for entry in node.input if not entry.startswith("^"))
+    return None
+
+
+def _constant(
+    graph: FlatGraph, nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str
+) -> NDArray[np.float32] | None:
+    """Compute a tensor that depends on weights alone; None if it depends on more."""
+    needed = ancestors(nodes, [tensor], control=False)
+    for name in needed:
+        unknown = nodes[name].op == "Placeholder" and name not in graph.weights
+        if nodes[name].op not in _HARMLESS or unknown:
+            return None
+    part = subgraph(graph.graph_def, needed)
+    held = {f"{name}:0": graph.weights[name] for name in needed if name in graph.weights}
+    if tensor in held:
+        return _as_float32(held[tensor])
+    consumed = {tensor_of(entry) for node in part.node for entry in node.input}
+
+    def read() -> Sequence[tf.Tensor]:
+        return cast(
+            "Sequence[tf.Tensor]",
+            tf.graph_util.import_graph_def(
+                part,
+                input_map={
+                    name: tf.identity(value) for name, value in held.items() if name in consumed
+                },
+                return_elements=[tensor],
+                name="kernel",
+            ),
+        )
+
+    return _as_float32(tf.compat.v1.wrap_function(read, [])()[0])
+
+
+def _as_float32(tensor: tf.Tensor) -> NDArray[np.float32] | None:
+    if not tensor.dtype.is_floating:
+        return None
+    return cast("NDArray[np.float32]", tf.cast(tensor, tf.float32).numpy())
+
+
+def _standard(weights: NDArray[np.float32], op: str) -> NDArray[np.float32]:
+    if op in _DEPTHWISE:
+        return weights.reshape(*weights.shape[:2], 1, -1)
+    return weights

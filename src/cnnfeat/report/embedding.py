@@ -1,0 +1,232 @@
+"""Features as points on paper: which images a layer finds alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from cnnfeat.errors import DataError, UsageError, near_names
+from cnnfeat.features import FeatureFile
+from cnnfeat.report.figure import CLASS_COLOURS, CLASS_MARKERS, drawing, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+METHODS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+DEFAULT_POINTS = 2_500
+FEWEST_POINTS = 5
+_MATRIX_BYTES = 2**29  # of features held at most; wider layers get fewer points
+_INNER_DIMENSIONS = 50  # t-SNE and UMAP start from so many principal components
+_IN_LEGEND = 30  # classes
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """Some rows of a layer as points of the plane."""
+
+    split: str
+    layer: str
+    rows: NDArray[np.int64]  # (n_points,) in rising order
+    points: NDArray[np.float64]  # (n_points, 2)
+    method: str  # "pca", "tsne" or "umap"
+    axes: tuple[str, str]  # what the axes say
+    n_rows: int  # of the whole split
+
+
+def embed_layer(
+    file: FeatureFile,
+    layer: str,
+    *,
+    split: str,
+    method: str = "tsne",
+    n_points: int = DEFAULT_POINTS,
+    always: Sequence[int] = (),
+    seed: int = 0,
+) -> Embedding:
+    """Place rows of a layer in the plane, near each other where their features are alike.
+
+    Parameters
+    ----------
+    file : FeatureFile
+        Where the features are.
+    layer, split : str
+        Which of them.
+    method : {"pca", "tsne", "umap"}
+        Principal components, or t-SNE (van der Maaten & Hinton, JMLR 9, 2008) or UMAP (McInnes et
+        al., 2018) of the first 50 of them.
+    n_points : int
+        At most so many rows: `always`, and a random choice of the others.
+    always : sequence of int
+        Rows that are in it before any other.
+    seed : int
+        Of the choice and of the method.
+
+    Raises
+    ------
+    UsageError
+        If the method is unknown or not installed.
+    DataError
+        If there are fewer than 5 rows, or features that are no finite numbers.
+    """
+    check_method(method)
+    n_rows = file.n_rows(split)
+    if n_rows < FEWEST_POINTS:
+        raise DataError(f"an embedding needs at least {FEWEST_POINTS} rows; {split} has {n_rows}")
+    stored = file.layer(split, layer)
+    row_bytes = 4 * math.prod(stored.shape[1:])
+    n_points = max(min(n_points, _MATRIX_BYTES // max(row_bytes, 1)), FEWEST_POINTS)
+    rows = choose_rows(n_rows, n_points, always=always, seed=seed)
+    X = file.take(split, layer, rows).reshape(len(rows), -1).astype(np.float32, copy=False)
+    finite = np.isfinite(X).all(axis=1)
+    if not finite.all():
+        row = int(rows[np.flatnonzero(~finite)[0]])
+        raise DataError(f"{file.path}: {split}/{layer} holds NaN or infinity, first in row {row}")
+    points, axes = _project(X, method=method, seed=seed)
+    return Embedding(split, layer, rows, points, method, axes, n_rows)
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that is unknown or not installed.
+
+    Raises
+    ------
+    UsageError
+        Naming those there are, or the extra to install.
+    """
+    if method not in METHODS:
+        raise UsageError(
+            f"no embedding {method!r}; there are: {', '.join(METHODS)}",
+            hint=near_names(method, METHODS),
+        )
+    if method == "umap":
+        _umap_class()
+
+
+def choose_rows(
+    n_rows: int, n_points: int, *, always: Sequence[int] = (), seed: int = 0
+) -> NDArray[np.int64]:
+    """Choose rows: first `always`, then others at random, in rising order."""
+    if n_rows <= n_points:
+        return np.arange(n_rows, dtype=np.int64)
+    first = np.unique(np.asarray(always, dtype=np.int64))[:n_points]
+    others = np.setdiff1d(np.arange(n_rows, dtype=np.int64), first)
+    drawn = np.random.default_rng(seed).choice(others, n_points - len(first), replace=False)
+    return np.sort(np.concatenate([first, drawn]))
+
+
+def _project(
+    X: NDArray[np.float32], *, method: str, seed: int
+) -> tuple[NDArray[np.float64], tuple[str, str]]:
+    n_components = min(2 if method == "pca" else _INNER_DIMENSIONS, *X.shape)
+    pca = PCA(n_components, svd_solver="randomized", random_state=seed)
+    spread = float(X.std()) or 1.0
+    inner = pca.fit_transform(X / spread)
+    if method == "pca":
+        points = np.zeros((len(X), 2))
+        points[:, :n_components] = inner
+        shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
+        first, second = (
+            f"principal component {number} ({share:.1%} of the variance)"
+            for number, share in enumerate(shares, 1)
+        )
+        return points, (first, second)
+    if method == "umap":
+        machine = _umap_class()(random_state=seed, n_jobs=1, n_neighbors=min(15, len(X) - 1))
+    else:
+        perplexity = min(30.0, (len(X) - 1) / 3)
+        machine = TSNE(2, perplexity=perplexity, init="random", random_state=seed)
+        if n_components >= 2 and np.ptp(inner[:, 0]) > 0:
+            machine.set_params(init="pca")
+    name = METHODS[method]
+    return np.asarray(machine.fit_transform(inner), np.float64), (f"{name} 1", f"{name} 2")
+
+
+def _umap_class() -> type:
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise UsageError(
+            "UMAP is not installed",
+            hint="pip install 'cnnfeat[umap]', or take tsne or pca",
+        ) from error
+    return UMAP  # type: ignore[no-any-return]
+
+
+def plot_embedding(
+    embedding: Embedding,
+    out: Path,
+    *,
+    labels: NDArray[np.int64] | None,
+    classes: Sequence[str],
+    title: str,
+    dpi: float = 150,
+) -> None:
+    """Draw an embedding, a colour and a marker for each class.
+
+    Parameters
+    ----------
+    embedding : Embedding
+        The points.
+    out : Path
+        A `.png` or `.svg` file, replaced where it exists.
+    labels : ndarray or None
+        (n_points,) the class of each point, where known.
+    classes : sequence of str
+        Class names. Above 30 there is no legend, and colours and markers repeat.
+    title : str
+        What is shown; how many points of how many is added below it.
+    dpi : float
+        Dots per inch of a PNG.
+    """
+    with drawing(out, size=(8.5, 6.5), dpi=dpi) as figure:
+        axes = figure.add_subplot()
+        if labels is None:
+            _scatter(axes, embedding.points, place=0, name=None)
+        else:
+            _draw_classes(figure, axes, embedding.points, labels, classes)
+        axes.set_xlabel(embedding.axes[0])
+        axes.set_ylabel(embedding.axes[1])
+        if embedding.method != "pca":  # no unit, no direction
+            axes.set_xticks([])
+            axes.set_yticks([])
+        drawn = f"{len(embedding.rows):,} of {embedding.n_rows:,} images"
+        axes.set_title(f"{title}\n{drawn}" + (", unlabelled" if labels is None else ""))
+
+
+def _draw_classes(
+    figure: Figure,
+    axes: Axes,
+    points: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    classes: Sequence[str],
+) -> None:
+    present = np.unique(labels).tolist()
+    for label in present:
+        known = 0 <= label < len(classes)
+        name = short(classes[label] if known else str(label), limit=28)
+        _scatter(axes, points[labels == label], place=label, name=name)
+    if len(present) <= _IN_LEGEND:
+        figure.legend(loc="outside right upper", title="class", markerscale=1.6)
+
+
+def _scatter(axes: Axes, points: NDArray[np.float64], *, place: int, name: str | None) -> None:
+    axes.scatter(
+        points[:, 0],
+        points[:, 1],
+        s=14 if len(points) < 2_000 else 9,
+        c=CLASS_COLOURS[place % len(CLASS_COLOURS)],
+        marker=CLASS_MARKERS[place % len(CLASS_MARKERS)],
+        linewidths=0.2,
+        edgecolors="white",
+        label=name,
+        rasterized=True,
+    )

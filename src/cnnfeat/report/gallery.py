@@ -1,0 +1,224 @@
+"""Figures of many images: those that excite a unit most, and those the SVM gets wrong."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cnnfeat.errors import DataError, UsageError
+from cnnfeat.features import FeatureFile
+from cnnfeat.features.pictures import Pictures
+from cnnfeat.report.figure import BAD, drawing, short
+from cnnfeat.report.results import Predictions, SvmResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+_SIDE = 128  # pixels of an image at most
+_COLUMNS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Excitation:
+    """How strongly one image excites a unit."""
+
+    row: int
+    value: float
+    place: tuple[int, ...]  # where in the unit's map the value stands; () without a map
+
+
+def find_top(
+    file: FeatureFile, layer: str, *, split: str, unit: int, n_images: int = 24
+) -> list[Excitation]:
+    """Find the rows that excite a unit most, in one pass over the layer.
+
+    Parameters
+    ----------
+    file : FeatureFile
+        Where the features are.
+    layer, split : str
+        Which of them.
+    unit : int
+        A place on the layer's last axis: a channel of a convolution, whose map's greatest value
+        counts, or one number of a dense layer.
+    n_images : int
+        How many rows.
+
+    Returns
+    -------
+    list of Excitation
+        The strongest first; of equal ones the earlier row.
+
+    Raises
+    ------
+    UsageError
+        If there is no such unit.
+    """
+    shape = file.layer(split, layer).shape
+    n_units = shape[-1] if len(shape) > 1 else 1
+    if not 0 <= unit < n_units:
+        raise UsageError(f"--unit must be 0 to {n_units - 1} for {layer}, not {unit}")
+    best: list[tuple[float, int, int]] = []  # a heap of (value, -row, place)
+    for start, block in file.blocks(split, layer):
+        answers = block.reshape(len(block), -1, n_units)[:, :, unit].astype(np.float64)
+        places = np.nan_to_num(answers, nan=-np.inf).argmax(axis=1)
+        values = np.nan_to_num(answers[np.arange(len(answers)), places], nan=-np.inf)
+        for offset in np.argsort(-values, kind="stable")[:n_images].tolist():
+            item = (float(values[offset]), -(start + offset), int(places[offset]))
+            if len(best) < n_images:
+                heapq.heappush(best, item)
+            else:
+                heapq.heappushpop(best, item)
+    ranked = sorted(best, reverse=True)
+    inner = shape[1:-1]
+    return [
+        Excitation(
+            -row, value, tuple(int(i) for i in np.unravel_index(place, inner)) if inner else ()
+        )
+        for value, row, place in ranked
+    ]
+
+
+def plot_top(
+    file: FeatureFile,
+    pictures: Pictures,
+    out: Path,
+    *,
+    layer: str,
+    split: str,
+    unit: int,
+    n_images: int = 24,
+    dpi: float = 150,
+) -> None:
+    """Draw the images that excite a unit most; a cross marks where, in a layer with maps."""
+    top = find_top(file, layer, split=split, unit=unit, n_images=n_images)
+    ids = file.ids(split)
+    labels = file.labels(split)
+    map_shape = file.layer(split, layer).shape[1:-1]
+    images = pictures.thumbnails(split, [item.row for item in top], side=_SIDE)
+    with drawing(out, size=_grid_size(len(top)), dpi=dpi) as figure:
+        panels = figure.subplots(*_grid_shape(len(top)), squeeze=False).flat
+        for axes, item in zip(panels, top, strict=False):
+            _show(axes, images.get(item.row))
+            if len(map_shape) == 2 and item.row in images:
+                _mark(axes, images[item.row], item.place, map_shape)
+            known = (
+                "" if labels is None else f"\n{_class_name(file.classes, int(labels[item.row]))}"
+            )
+            axes.set_title(f"{short(ids[item.row], limit=18)}\n{item.value:.4g}{known}", fontsize=7)
+        for axes in panels:
+            axes.set_axis_off()
+        marked = "; the cross marks where" if len(map_shape) == 2 else ""
+        figure.suptitle(
+            f"The {len(top)} images of {split} that excite unit {unit} of {layer} most{marked}"
+        )
+
+
+def _class_name(classes: Sequence[str], label: int) -> str:
+    return short(classes[label] if 0 <= label < len(classes) else str(label), limit=18)
+
+
+def _mark(
+    axes: Axes, image: NDArray[np.uint8], place: tuple[int, ...], map_shape: tuple[int, ...]
+) -> None:
+    down, across = (
+        (index + 0.5) / length * side - 0.5
+        for index, length, side in zip(place, map_shape, image.shape[:2], strict=True)
+    )
+    axes.plot(across, down, marker="+", color=BAD, markersize=8, markeredgewidth=1.4)
+
+
+def plot_errors(
+    result: SvmResult,
+    predictions: Predictions,
+    images: Mapping[int, NDArray[np.uint8]],
+    out: Path,
+    *,
+    ids: Sequence[str],
+    n_images: int = 48,
+    dpi: float = 150,
+) -> None:
+    """Draw misclassified images with true and predicted class and margin, surest mistakes first.
+
+    Parameters
+    ----------
+    result : SvmResult
+        Names the classes.
+    predictions : Predictions
+        Which samples are wrong.
+    images : mapping
+        {row: image} of at least the first `n_images` mistakes.
+    out : Path
+        A `.png` or `.svg` file, replaced where it exists.
+    ids : sequence of str
+        Ids of the split's rows.
+    n_images : int
+        How many mistakes at most.
+    dpi : float
+        Dots per inch of a PNG.
+
+    Raises
+    ------
+    DataError
+        If nothing was misclassified.
+    """
+    wrong = predictions.wrong
+    if not len(wrong):
+        raise DataError(
+            f"the SVM on {result.best.layer} made no mistake in {len(predictions.rows):,} images: "
+            "there is no error to show"
+        )
+    shown = wrong[:n_images]
+    with drawing(out, size=_grid_size(len(shown)), dpi=dpi) as figure:
+        panels = figure.subplots(*_grid_shape(len(shown)), squeeze=False).flat
+        for axes, place in zip(panels, shown.tolist(), strict=False):
+            row = int(predictions.rows[place])
+            _show(axes, images.get(row))
+            true, taken = (
+                _class_name(result.classes, int(answers[place]))
+                for answers in (predictions.labels, predictions.predicted)
+            )
+            axes.set_title(
+                f"{short(ids[row], limit=18)}\n{true} taken for {taken}\n"
+                f"margin {predictions.margins[place]:.2f}",
+                fontsize=7,
+            )
+        for axes in panels:
+            axes.set_axis_off()
+        figure.suptitle(
+            f"SVM on {result.best.layer}: {len(shown)} of {len(wrong):,} mistakes, "
+            f"surest first ({len(predictions.rows):,} images)"
+        )
+
+
+def mistake_images(
+    predictions: Predictions, pictures: Pictures, *, n_images: int = 48
+) -> dict[int, NDArray[np.uint8]]:
+    """Read the images of the surest mistakes."""
+    rows = predictions.rows[predictions.wrong[:n_images]].tolist()
+    return pictures.thumbnails(predictions.split, rows, side=_SIDE)
+
+
+def _show(axes: Axes, image: NDArray[np.uint8] | None) -> None:
+    axes.set_axis_off()
+    if image is None:
+        axes.text(0.5, 0.5, "not readable", ha="center", va="center", fontsize=7)
+    else:
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="none")
+
+
+def _grid_shape(n_images: int) -> tuple[int, int]:
+    columns = max(min(_COLUMNS, n_images), 1)
+    return max(math.ceil(n_images / columns), 1), columns
+
+
+def _grid_size(n_images: int) -> tuple[float, float]:
+    n_rows, columns = _grid_shape(n_images)
+    return max(1.35 * columns, 5.0), 1.75 * n_rows + 0.5
