@@ -19,6 +19,7 @@ LEVELS = [
     {"report", "transformer", "prediction"},
     {"pipeline"},
     {"cli"},
+    {"__main__"},
 ]
 NEVER = {("network", "svm"), ("svm", "network"), ("extraction", "network")}
 

@@ -132,7 +132,7 @@ class Interrupted(CnnfeatError):  # noqa: N818 - a request, no error
 def near_names(name: str, choices: Iterable[str], *, limit: int = 3) -> str:
     """Say which of `choices` a mistyped `name` may have meant: "did you mean 'conv2'?", or ""."""
     folded = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(name.lower(), folded, n=limit, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), folded, n=limit, cutoff=0.6)
     if not near:
         return ""
     return "did you mean " + " or ".join(repr(folded[match]) for match in near) + "?"

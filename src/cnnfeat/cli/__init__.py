@@ -31,6 +31,7 @@ COMMANDS = {
 }
 
 BROKEN_PIPE_EXIT_CODE = 128 + signal.SIGPIPE
+COMPLETION_VARIABLE = "_CNNFEAT_COMPLETE"
 
 
 class LazyGroup(click.Group):
@@ -100,9 +101,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     settings = Settings()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's chatter is not ours
     signal.signal(signal.SIGTERM, _raise_terminated)
+    code = 0
     try:
-        code = cli.main(args=args, prog_name="cnnfeat", standalone_mode=False, obj=settings)
+        _invoke(list(sys.argv[1:] if args is None else args), settings)
         sys.stdout.flush()
+    except click.exceptions.Exit as request:
+        code = request.exit_code
     except BrokenPipeError:
         # The reader left, as `head` does. Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,7 +122,18 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         _show(error)
         code = error.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)
+
+
+def _invoke(args: list[str], settings: Settings) -> None:
+    """Do what `click.Group.main` does, but leave Ctrl-C and closed pipes to us."""
+    instruction = os.environ.get(COMPLETION_VARIABLE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(cli, {}, "cnnfeat", COMPLETION_VARIABLE, instruction))
+    with cli.make_context("cnnfeat", args, obj=settings) as context:
+        cli.invoke(context)
 
 
 def _show(error: CnnfeatError) -> None:

@@ -1,0 +1,6 @@
+"""`python -m cnnfeat`."""
+
+from cnnfeat.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The root of the command line: start-up, exit codes, messages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from statistics import median
+from time import perf_counter
+
+import click
+import pytest
+
+import cnnfeat.cli
+import cnnfeat.cli.options
+from cnnfeat import errors
+
+PYTHON = sys.executable
+HEAVY = {"tensorflow", "keras", "sklearn", "scipy", "h5py", "matplotlib", "PIL", "numpy", "rich"}
+
+
+def run(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PYTHON, "-m", "cnnfeat", *args],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys, cnnfeat.cli\n"
+        "try: cnnfeat.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [PYTHON, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert "Get features out of convolutional networks" in done.stdout
+    assert not HEAVY & set(done.stderr.split())
+
+
+def test_help_starts_about_as_fast_as_click():
+    def elapsed_s(*command: str) -> float:
+        started = perf_counter()
+        subprocess.run([PYTHON, *command], capture_output=True, check=True, timeout=60)
+        return perf_counter() - started
+
+    pairs = [
+        (elapsed_s("-m", "cnnfeat", "--help"), elapsed_s("-c", "import click")) for _ in range(5)
+    ]
+    assert median(ours - bare for ours, bare in pairs) <= 0.2
+
+
+@pytest.mark.parametrize("name", cnnfeat.cli.COMMANDS)
+def test_every_command_has_help_and_says_what_the_list_says(name: str):
+    location, summary = cnnfeat.cli.COMMANDS[name]
+    module, attribute = location.split(":")
+    command = getattr(import_module(f"cnnfeat.cli.{module}"), attribute)
+    assert command.name == name
+    assert command.help
+    assert summary.endswith((".", "..."))
+    commands = command.commands.values() if isinstance(command, click.Group) else [command]
+    for leaf in commands:
+        assert leaf.help
+        for option in leaf.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{name} {option.opts} says nothing of itself"
+
+
+@pytest.mark.parametrize("name", cnnfeat.cli.COMMANDS)
+def test_every_command_prints_its_help_without_tensorflow(name: str):
+    code = (
+        f"import sys, cnnfeat.cli\ntry: cnnfeat.cli.main([{name!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('tensorflow' in sys.modules, 'sklearn' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [PYTHON, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.startswith(f"Usage: cnnfeat {name}")
+    assert done.stderr.split() == ["False", "False"]
+
+
+def test_a_mistyped_command_offers_the_near_one():
+    done = run("trian")
+    assert done.returncode == 2
+    assert "there is no command 'trian'; did you mean 'train'?" in done.stderr
+
+
+def test_version():
+    assert run("--version").stdout == f"cnnfeat {cnnfeat.__version__}\n"
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, action: object, *args: str) -> int:
+    """Run `main` with one command that does `action`; return the exit code."""
+
+    @click.command()
+    @cnnfeat.cli.options.common
+    def command() -> None:
+        action()
+
+    module = type(sys)("cnnfeat.cli.probe")
+    module.command = command
+    monkeypatch.setitem(sys.modules, "cnnfeat.cli.probe", module)
+    monkeypatch.setitem(cnnfeat.cli.COMMANDS, "probe", ("probe:command", "Probe."))
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cnnfeat.cli.main(["probe", *args])
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+    return int(caught.value.code)
+
+
+def raiser(error: BaseException):
+    def action() -> None:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.UsageError("bad"), 2),
+        (errors.ConfigError("bad"), 2),
+        (errors.OutputExistsError("bad"), 2),
+        (errors.MissingInputError("bad"), 2),
+        (errors.DataError("bad"), 3),
+        (errors.FeatureFileError("bad"), 3),
+        (errors.NetworkError("bad"), 4),
+        (errors.LayerLookupError("bad"), 4),
+        (errors.UntrustedModelError("bad"), 4),
+        (errors.StorageError("bad"), 5),
+        (errors.DownloadError("bad"), 5),
+        (errors.Interrupted("bad"), 130),
+        (errors.Interrupted("bad", signal_number=15), 143),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_error_has_its_exit_code(monkeypatch, capsys, error: BaseException, code: int):
+    assert invoke(monkeypatch, raiser(error)) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_shows_message_and_hint(monkeypatch, capsys):
+    invoke(monkeypatch, raiser(errors.DataError("no such image", hint="try another")))
+    assert capsys.readouterr().err == "error: no such image\nhint: try another\n"
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    with pytest.raises(errors.DataError):
+        invoke(monkeypatch, raiser(errors.DataError("bad")), "--debug")
+
+
+def test_sigterm_exits_143(monkeypatch):
+    def action() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+    assert invoke(monkeypatch, action) == 143
+
+
+def test_a_closed_pipe_is_no_traceback():
+    command = f"{PYTHON} -m cnnfeat --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode in (0, cnnfeat.cli.BROKEN_PIPE_EXIT_CODE)  # 0: written before the end
+    assert done.stderr == ""
+
+
+def test_an_option_comes_from_flag_then_environment_then_file(tmp_path, monkeypatch):
+    from cnnfeat.cli.train import train
+
+    (tmp_path / "a.toml").write_text("[train]\nepochs = 3\nseed = 30\npatience = 300\n", "utf-8")
+    args = ["--config", str(tmp_path / "a.toml"), "--epochs", "1"]
+    monkeypatch.setenv("CNNFEAT_TRAIN_EPOCHS", "2")
+    monkeypatch.setenv("CNNFEAT_TRAIN_SEED", "20")
+    context = train.make_context("train", args, auto_envvar_prefix="CNNFEAT_TRAIN")
+    values = context.params
+    assert (values["epochs"], values["seed"], values["patience"]) == (1, 20, 300)
+    assert values["batch_size"] == 128
+
+
+def test_a_value_out_of_range_says_the_range():
+    done = run("train", "--epochs", "0")
+    assert done.returncode == 2
+    assert "--epochs must be at least 1 and at most 100000, not 0" in done.stderr
+    done = run("train", "--batch-size", "0")
+    assert done.returncode == 2
+    assert "--batch-size must be at least 1" in done.stderr
