@@ -3,7 +3,13 @@
 from cnnfeat.features.arrays import write_arrays
 from cnnfeat.features.disk import Disk
 from cnnfeat.features.finish import finish
-from cnnfeat.features.format import FilePlan, SplitPlan, StoredLayer, plan_columns
+from cnnfeat.features.format import (
+    RESERVED_SPLITS,
+    FilePlan,
+    SplitPlan,
+    StoredLayer,
+    plan_columns,
+)
 from cnnfeat.features.integrity import Damage, Verification, verify_file
 from cnnfeat.features.opening import finished_before, open_writer
 from cnnfeat.features.output import (
@@ -16,6 +22,7 @@ from cnnfeat.features.reader import FeatureFile
 from cnnfeat.features.writer import FeatureWriter
 
 __all__ = [
+    "RESERVED_SPLITS",
     "Damage",
     "Disk",
     "FeatureFile",

@@ -104,6 +104,8 @@ class FeatureWriter:
             If the disk refuses. Blocks written before are kept.
         """
         state = self.states[split]
+        if batch.start != state.position:
+            raise ValueError(f"batch starts at {batch.start}, {state.position} expected")
         sums, overflows = [], []
         for column, values in zip(
             state.plan.columns, self._with_labels(state, batch, arrays), strict=True

@@ -1,0 +1,125 @@
+"""Reading, computing and writing side by side, in order, with few batches in memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+
+import numpy as np
+
+from cnnfeat.errors import NetworkError
+from cnnfeat.records import Array, Batch, Probe
+
+READ_AHEAD = 2  # batches read before they are needed
+IN_FLIGHT = 2  # calls of the probe at one time
+UNWRITTEN = 4  # batches computed, or being computed, and not yet written
+
+Write = Callable[[Batch, tuple[Array, ...]], None]
+
+
+class Pipeline:
+    """Three stages in their own threads; a context manager.
+
+    Parameters
+    ----------
+    probe : Probe
+        Called with two batches at a time.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._failed = False
+        self._reader = ThreadPoolExecutor(1, "cnnfeat-read")
+        self._prober = ThreadPoolExecutor(IN_FLIGHT, "cnnfeat-probe")
+        self._writer = ThreadPoolExecutor(1, "cnnfeat-write")
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for stage in (self._reader, self._prober, self._writer):
+            stage.shutdown(wait=False, cancel_futures=True)
+        for stage in (self._reader, self._prober, self._writer):
+            stage.shutdown(wait=True)
+
+    def run(
+        self, batches: Iterator[Batch], write: Write, *, should_stop: Callable[[], bool]
+    ) -> bool:
+        """Compute and write all batches, in order.
+
+        Parameters
+        ----------
+        batches : iterator of Batch
+            Advanced in a thread of its own.
+        write : callable
+            Called with each batch and its activations in another thread, one at a time. After an
+            error it is not called again.
+        should_stop : callable
+            Asked before each batch.
+
+        Returns
+        -------
+        bool
+            Whether all were written; False if `should_stop` said so.
+
+        Raises
+        ------
+        NetworkError
+            If activations don't have the shape the probe stated.
+        Exception
+            The first one of any stage, in the batches' order. What came before it is written.
+        """
+        reads = deque(self._read(batches) for _ in range(READ_AHEAD))
+        writes: deque[Future[None]] = deque()
+        try:
+            while (batch := reads.popleft().result()) is not None:
+                if should_stop():
+                    _drop(writes)
+                    return False
+                reads.append(self._read(batches))
+                if len(writes) >= UNWRITTEN:
+                    writes.popleft().result()
+                computed = self._prober.submit(self._compute, batch)
+                writes.append(self._writer.submit(self._write, write, batch, computed))
+        finally:
+            _settle(writes)
+        return True
+
+    def _read(self, batches: Iterator[Batch]) -> Future[Batch | None]:
+        return self._reader.submit(next, batches, None)
+
+    def _compute(self, batch: Batch) -> tuple[Array, ...]:
+        if not len(batch):
+            return tuple(np.empty((0, *o.row_shape), o.dtype) for o in self._probe.outputs)
+        results = self._probe(batch.images)
+        for output, result in zip(self._probe.outputs, results, strict=True):
+            if result.shape != (len(batch), *output.row_shape):
+                raise NetworkError(
+                    f"layer {output.layer!r} gives rows of shape {result.shape[1:]} for "
+                    f"{batch.ids[0]!r} (images of shape {batch.images.shape[1:]}), and "
+                    f"{output.row_shape} was expected",
+                    hint="--resize brings all images to one size; --pool gives rows of one length",
+                )
+        return results
+
+    def _write(self, write: Write, batch: Batch, computed: Future[tuple[Array, ...]]) -> None:
+        if self._failed:
+            raise CancelledError
+        try:
+            write(batch, computed.result())
+        except BaseException:
+            self._failed = True
+            raise
+
+
+def _drop(writes: deque[Future[None]]) -> None:
+    """Forget all but the batch that is being written."""
+    while len(writes) > 1 and writes[-1].cancel():
+        writes.pop()
+
+
+def _settle(writes: deque[Future[None]]) -> None:
+    """Wait until everything under way is written; raise the first error."""
+    while writes:
+        writes.popleft().result()

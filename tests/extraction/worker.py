@@ -1,0 +1,221 @@
+"""A source and a probe made of NumPy alone, and an extraction of them as a process of its own.
+
+Features are known functions of a row's number, so that every value in a file can be checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cnnfeat.errors import CnnfeatError, ImageError
+from cnnfeat.extraction import extract
+from cnnfeat.records import (
+    Array,
+    Batch,
+    Fingerprint,
+    ImageTarget,
+    ProbeOutput,
+    Provenance,
+    SkippedSample,
+    SplitInfo,
+)
+
+SIDE = 4
+
+
+class CountingSource:
+    """Image number i of a split is filled with i in base 256; `bad` ones can't be read."""
+
+    kind = "counting"
+    classes = ("even", "odd")
+
+    def __init__(
+        self,
+        sizes: dict[str, int],
+        *,
+        bad: dict[str, set[int]] | None = None,
+        name: str = "counting",
+        delay_s: float = 0.0,
+        labelled: bool = True,
+        shape_change: int | None = None,
+    ) -> None:
+        self.name = name
+        self.content = "v1"
+        self.bad = bad or {}
+        self.delay_s = delay_s
+        self.labelled = labelled
+        self.shape_change = shape_change  # images from this number on are larger
+        self.read_rows: list[tuple[str, int, int]] = []
+        self.splits = {
+            split: SplitInfo(split, n, (SIDE, SIDE, 1), "uint8", labelled)
+            for split, n in sizes.items()
+        }
+
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(hashlib.sha256(self.content.encode()).hexdigest(), "a test's word")
+
+    def state(self) -> bytes:
+        return self.content.encode()
+
+    def changed_since(self, state: bytes) -> str | None:
+        return None if state == self.state() else "numbers.bin has changed"
+
+    def labels(self, split: str) -> np.ndarray | None:
+        return np.arange(self.splits[split].n_samples) % 2 if self.labelled else None
+
+    def batches(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        start: int = 0,
+        stop: int | None = None,
+        target: ImageTarget | None = None,
+        on_error: str = "raise",
+    ) -> Iterator[Batch]:
+        stop = self.splits[split].n_samples if stop is None else stop
+        while start < stop:
+            end = min(start + batch_size, stop)
+            if self.shape_change is not None and start < self.shape_change < end:
+                end = self.shape_change
+            self.read_rows.append((split, start, end))
+            yield self._batch(split, start, end, on_error)
+            time.sleep(self.delay_s)
+            start = end
+
+    def _batch(self, split: str, start: int, stop: int, on_error: str) -> Batch:
+        bad = sorted(self.bad.get(split, set()) & set(range(start, stop)))
+        if bad and on_error == "raise":
+            raise ImageError(f"{split}/{bad[0]}.png: can't be read")
+        rows = np.array([row for row in range(start, stop) if row not in bad], dtype=np.int64)
+        larger = self.shape_change is not None and start >= self.shape_change
+        side = SIDE + 1 if larger else SIDE
+        images = np.zeros((len(rows), side, side, 1), np.uint8)
+        for place in range(4):
+            images.reshape(len(rows), -1)[:, place] = rows >> (8 * place) & 255
+        return Batch(
+            images=images,
+            labels=rows % 2 if self.labelled else None,
+            ids=tuple(f"{split}/{row}.png" for row in rows),
+            start=start,
+            stop=stop,
+            skipped=tuple(SkippedSample(row, f"{split}/{row}.png", "can't be read") for row in bad),
+        )
+
+    def __enter__(self) -> CountingSource:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+
+def expected(rows: Array, *, shape: tuple[int, ...], times: float) -> Array:
+    """Feature j of row i is i * times + j."""
+    width = int(np.prod(shape))
+    return (rows[:, None] * times + np.arange(width)).reshape(-1, *shape).astype("float32")
+
+
+class CountingProbe:
+    """Gives rows that tell which image they came from."""
+
+    target = ImageTarget()
+    preprocessing = {"scale": "none"}
+
+    def __init__(self, layers: dict[str, tuple[int, ...]] | None = None, *, delay_s: float = 0.0):
+        self.delay_s = delay_s
+        self.layers = layers or {"conv/a": (2, 3, 4), "fc1": (8,)}
+        axes = {1: ("feature",), 3: ("height", "width", "channel")}
+        self.outputs = tuple(
+            ProbeOutput(
+                name,
+                f"{name}/out:0",
+                "Relu",
+                shape,
+                "float32",
+                shape,
+                "float32",
+                "none",
+                axes.get(len(shape), ()),
+            )
+            for name, shape in self.layers.items()
+        )
+
+    def __call__(self, images: Array) -> tuple[Array, ...]:
+        time.sleep(self.delay_s)
+        places = images.reshape(len(images), -1)[:, :4].astype(np.int64)
+        rows = (places << np.arange(0, 32, 8)).sum(axis=1)
+        return tuple(
+            expected(rows, shape=shape, times=0.5 + number)
+            for number, shape in enumerate(self.layers.values())
+        )
+
+
+def provenance(source: CountingSource, **changes: object) -> Provenance:
+    found = source.fingerprint()
+    values: dict[str, object] = {
+        "network": "model.keras",
+        "network_sha256": "ab" * 32,
+        "network_format": "keras",
+        "source": source.name,
+        "source_kind": source.kind,
+        "source_fingerprint": found.digest,
+        "source_fingerprint_method": found.method,
+        "preprocessing": {"scale": "none"},
+        "precision": "float32",
+        "tensorflow": "2.21.0",
+        "network_test_accuracy": 0.993,
+    }
+    return Provenance(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def main() -> int:
+    """Extract; print "ready" once Python is up, and the error where there is one."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--features", type=int, default=24)
+    parser.add_argument("--bad", type=int, default=None)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--hold", action="store_true", help="wait for a line on stdin first")
+    options = parser.parse_args()
+    bad = {"train": {options.bad}} if options.bad is not None else None
+    source = CountingSource(
+        {"train": options.rows, "test": options.rows // 4}, bad=bad, delay_s=options.delay
+    )
+    probe = CountingProbe({"conv/a": (2, 3, options.features // 6), "fc1": (8,)})
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stopped.append(number))
+    print("ready", flush=True)
+    if options.hold:
+        input()
+    try:
+        extract(
+            source,
+            probe,
+            out=options.out,
+            provenance=provenance(source),
+            batch_size=options.batch_size,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            on_error="skip",
+            should_stop=lambda: bool(stopped),
+        )
+    except CnnfeatError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return 128 + stopped[0] if stopped else error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
