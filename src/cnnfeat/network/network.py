@@ -22,6 +22,7 @@ from cnnfeat.network.graph import (
     tensor_infos,
 )
 from cnnfeat.network.inputs import ImageInput, image_input
+from cnnfeat.network.kernels import Kernel, find_kernel
 from cnnfeat.network.layers import scope_layers
 from cnnfeat.network.pooling import check_pooling
 from cnnfeat.network.precision import check_precision
@@ -221,6 +222,10 @@ class Network:
         )
         wanted = self._wanted(layers, pool, precision)
         return GraphProbe(self._graph, fitted, wanted, batch_size=batch_size)
+
+    def kernel(self, layer: LayerInfo) -> Kernel | None:
+        """Read the weights that made a layer's activations; None where there are none behind it."""
+        return find_kernel(self._graph, layer.tensor.name)
 
     def _wanted(self, layers: Sequence[LayerInfo], pool: str, precision: str) -> Wanted:
         if not layers:
