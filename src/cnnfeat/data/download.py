@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import queue
@@ -26,25 +27,23 @@ _FAILURES = (OSError, http.client.HTTPException, ValueError)
 _log = logging.getLogger("cnnfeat")
 
 
-def reachable_mirrors(
-    dataset: Dataset, *, timeout_s: float = PROBE_TIMEOUT_S
-) -> tuple[tuple[str, ...], dict[str, str]]:
+def reachable_mirrors(dataset: Dataset) -> tuple[tuple[str, ...], dict[str, str]]:
     """Ask all mirrors at once for the first bytes of the smallest file.
 
     Returns
     -------
     tuple of str
-        All mirrors, the first to send bytes in front; empty if none did within `timeout_s`.
+        All mirrors, the first to send bytes in front; empty if none did within `PROBE_TIMEOUT_S`.
     dict of str to str
         Why each didn't; empty if one did.
     """
     answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     for mirror in dataset.mirrors:
         threading.Thread(
-            target=_probe, args=(mirror, dataset.files[-1].name, timeout_s, answers), daemon=True
+            target=_probe, args=(mirror, dataset.files[-1].name, answers), daemon=True
         ).start()
-    reasons = dict.fromkeys(dataset.mirrors, f"no answer within {timeout_s:g} s")
-    deadline = time.monotonic() + timeout_s
+    reasons = dict.fromkeys(dataset.mirrors, f"no answer within {PROBE_TIMEOUT_S:g} s")
+    deadline = time.monotonic() + PROBE_TIMEOUT_S
     for _ in dataset.mirrors:
         try:
             mirror, reason = answers.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -87,9 +86,11 @@ def download(
             )
         except _FAILURES as error:
             reasons[mirror] = _reason(error, mirror + file.name)
-            _log.warning("%s%s: %s", mirror, file.name, reasons[mirror])
+            _log.debug("%s%s: %s", mirror, file.name, reasons[mirror])
         else:
             return Path(path)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # if nothing is in it
     raise unreachable(dataset, reasons=reasons, folder=folder)
 
 
@@ -136,11 +137,9 @@ def _open(url: str, timeout_s: float) -> http.client.HTTPResponse:
     return response
 
 
-def _probe(
-    mirror: str, name: str, timeout_s: float, answers: queue.SimpleQueue[tuple[str, str]]
-) -> None:
+def _probe(mirror: str, name: str, answers: queue.SimpleQueue[tuple[str, str]]) -> None:
     try:
-        with _open(mirror + name, timeout_s) as response:
+        with _open(mirror + name, PROBE_TIMEOUT_S) as response:
             reason = "" if response.read(1) else "sends nothing"
     except _FAILURES as error:
         reason = _reason(error, mirror + name)
@@ -156,6 +155,8 @@ def _reason(error: Exception, url: str) -> str:
         error = error.reason if isinstance(error.reason, Exception) else error
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).replace(url, "").strip() or type(error).__name__
 
 

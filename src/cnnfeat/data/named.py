@@ -20,6 +20,7 @@ from cnnfeat.errors import DataError, StorageError
 from cnnfeat.progress import SILENT, Progress
 
 DATA_DIR_VARIABLE = "CNNFEAT_DATA_DIR"
+_BUNDLED = "inside scikit-learn"
 _log = logging.getLogger("cnnfeat")
 
 
@@ -45,7 +46,7 @@ def list_sources(*, data_dir: Path | None = None) -> tuple[NamedSource, ...]:
     )
 
 
-def fetch(name: str, *, data_dir: Path | None = None, progress: Progress = SILENT) -> Path:
+def fetch(name: str, *, data_dir: Path | None = None, progress: Progress = SILENT) -> NamedSource:
     """Make sure that a data set's files are there, and whole.
 
     Parameters
@@ -53,14 +54,14 @@ def fetch(name: str, *, data_dir: Path | None = None, progress: Progress = SILEN
     name : str
         A key of `DATASETS`.
     data_dir : Path, optional
-        Download into its sub-folder `name`; the user cache by default.
+        Its sub-folder `name` gets what is missing; the user cache by default.
     progress : Progress
         Told of downloads.
 
     Returns
     -------
-    Path
-        The folder that holds the files; the package's for one that comes with a package.
+    NamedSource
+        With the folder that holds the files.
 
     Raises
     ------
@@ -70,11 +71,13 @@ def fetch(name: str, *, data_dir: Path | None = None, progress: Progress = SILEN
         With each mirror's reason.
     """
     dataset = get_dataset(name)
+    if not dataset.files:
+        return NamedSource(dataset.name, dataset.description, _BUNDLED)
     folder = (data_dir or user_cache()) / dataset.name
     for file in dataset.files:
         if _find(dataset, file, [folder], replaceable=folder) is None:
             download(dataset, file, folder=folder, progress=progress)
-    return folder
+    return NamedSource(dataset.name, dataset.description, str(folder))
 
 
 def open_named(
@@ -209,7 +212,7 @@ def _belongs_to_another(dataset: Dataset, file: DatasetFile, digest: str) -> boo
 
 def _location(dataset: Dataset, data_dir: Path | None) -> str:
     if not dataset.files:
-        return "inside scikit-learn"
+        return _BUNDLED
     for folder in _folders(dataset, data_dir):
         if all(
             any(path.is_file() for path, _ in _candidates(file, folder)) for file in dataset.files

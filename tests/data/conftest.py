@@ -1,0 +1,144 @@
+"""A small data set in MNIST's format, and a server that hands it out, well or badly."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from cnnfeat.data import DATASETS, Dataset, DatasetFile
+
+Behaviour = Callable[[BaseHTTPRequestHandler, bytes], None]
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """Write an array of bytes as IDX, by the description of the format."""
+    header = bytes([0, 0, 8, array.ndim])
+    return header + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+@dataclass
+class SmallSet:
+    """Arrays and files of a small data set."""
+
+    arrays: dict[str, np.ndarray]
+    packed: dict[str, bytes]
+    dataset: Dataset
+
+
+@pytest.fixture
+def small_set(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> SmallSet:
+    """Stands in the registry in the place of MNIST; it has no mirrors."""
+    arrays = {
+        "train-images-idx3-ubyte": rng.integers(0, 256, (30, 5, 4), np.uint8),
+        "train-labels-idx1-ubyte": rng.integers(0, 10, 30).astype(np.uint8),
+        "t10k-images-idx3-ubyte": rng.integers(0, 256, (7, 5, 4), np.uint8),
+        "t10k-labels-idx1-ubyte": rng.integers(0, 10, 7).astype(np.uint8),
+    }
+    plain = {name: idx_bytes(array) for name, array in arrays.items()}
+    packed = {f"{name}.gz": gzip.compress(data, mtime=0) for name, data in plain.items()}
+    dataset = Dataset(
+        name="mnist",
+        description="a small stand-in",
+        classes=tuple("0123456789"),
+        files=tuple(
+            DatasetFile(
+                f"{name}.gz",
+                hashlib.sha256(packed[f"{name}.gz"]).hexdigest(),
+                hashlib.sha256(data).hexdigest(),
+            )
+            for name, data in plain.items()
+        ),
+    )
+    monkeypatch.setitem(DATASETS, "mnist", dataset)
+    return SmallSet(arrays, packed, dataset)
+
+
+@dataclass
+class Server:
+    """A local web server; the first part of a path chooses how it behaves."""
+
+    address: str
+    files: dict[str, bytes]
+    requests: list[str] = field(default_factory=list)
+
+    def mirror(self, behaviour: str) -> str:
+        return f"{self.address}/{behaviour}/"
+
+
+def _good(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+    _head(handler, len(data))
+    handler.wfile.write(data)
+
+
+def _missing(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+    handler.send_error(404)
+
+
+def _wrong(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+    _good(handler, b"<html>please log in</html>")
+
+
+def _truncated(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+    _head(handler, len(data))
+    handler.wfile.write(data[: len(data) // 2])
+
+
+def _endless(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(100_000):
+        handler.wfile.write(bytes(65_536))
+
+
+def _hanging(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+    time.sleep(30)
+
+
+def _head(handler: BaseHTTPRequestHandler, length: int) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(length))
+    handler.end_headers()
+
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    "good": _good,
+    "missing": _missing,
+    "wrong": _wrong,
+    "truncated": _truncated,
+    "endless": _endless,
+    "hanging": _hanging,
+}
+
+
+@pytest.fixture
+def server(small_set: SmallSet) -> Iterator[Server]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            _, behaviour, name = self.path.split("/")
+            running.requests.append(self.path)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                BEHAVIOURS[behaviour](self, running.files[name])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class QuietServer(ThreadingHTTPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with QuietServer(("127.0.0.1", 0), Handler) as http:
+        running = Server(f"http://127.0.0.1:{http.server_port}", small_set.packed)
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        http.shutdown()
+        thread.join()
