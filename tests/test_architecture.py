@@ -14,6 +14,7 @@ LEVELS = [
     {"errors"},
     {"records", "progress"},
     {"config", "outputs"},
+    {"stages"},
     {"data", "network", "features"},
     {"extraction", "svm"},
     {"report", "transformer", "prediction"},

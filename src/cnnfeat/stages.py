@@ -1,0 +1,115 @@
+"""What a run has done already: which stage, from which inputs, into which files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from cnnfeat import __version__
+from cnnfeat.errors import OutputExistsError, UsageError
+from cnnfeat.outputs import write_json
+from cnnfeat.records import Json
+
+
+class _Entry(TypedDict):
+    inputs: str
+    outputs: dict[str, list[int]]
+
+
+BOOK_FORMAT = "cnnfeat-run"
+BOOK_VERSION = 1
+
+
+class StageBook:
+    """`run.json` in an artifacts folder.
+
+    A stage is current while its inputs (settings, fingerprints, cnnfeat's version) have the digest
+    that was written down with its outputs, and the outputs have the sizes and times they had then.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it need not exist.
+
+    Raises
+    ------
+    UsageError
+        If there is a file, and it is no such book.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stages = _read(path)
+
+    def is_current(self, stage: str, inputs: Mapping[str, Json]) -> bool:
+        """Whether the stage's outputs stand and were made from these inputs."""
+        entry = self._stages.get(stage)
+        return (
+            entry is not None
+            and entry["inputs"] == _digest(inputs)
+            and all(_stamp(self._beside(name)) == was for name, was in entry["outputs"].items())
+        )
+
+    def check_owned(self, stage: str, outputs: Sequence[Path], *, overwrite: bool) -> None:
+        """Refuse to replace a file that an earlier run did not write.
+
+        Raises
+        ------
+        OutputExistsError
+            If one of `outputs` exists, is not as this book knows it, and `overwrite` is false.
+        """
+        known = self._stages[stage]["outputs"] if stage in self._stages else {}
+        for path in outputs:
+            if path.exists() and not overwrite and known.get(path.name) != _stamp(path):
+                raise OutputExistsError(
+                    f"{path} exists and is not what an earlier run wrote",
+                    hint="--overwrite replaces it; -o writes into another folder",
+                )
+
+    def record(self, stage: str, inputs: Mapping[str, Json], outputs: Sequence[Path]) -> None:
+        """Write down that the stage is done."""
+        self._stages[stage] = {
+            "inputs": _digest(inputs),
+            "outputs": {path.name: _stamp(path) for path in outputs if path.exists()},
+        }
+        document = {"format": BOOK_FORMAT, "format_version": BOOK_VERSION, "stages": self._stages}
+        write_json(self._path, document)
+
+    def _beside(self, name: str) -> Path:
+        return self._path.parent / name
+
+
+def _read(path: Path) -> dict[str, _Entry]:
+    if not path.exists():
+        return {}
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        known = (document["format"], document["format_version"])
+        stages = document["stages"]
+        if known != (BOOK_FORMAT, BOOK_VERSION) or not all(
+            isinstance(entry["inputs"], str) and isinstance(entry["outputs"], dict)
+            for entry in stages.values()
+        ):
+            raise ValueError(f"format {known}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} is no record of an earlier run: {error}", hint="delete it to start over"
+        ) from error
+    return dict(stages)
+
+
+def _digest(inputs: Mapping[str, Json]) -> str:
+    text = json.dumps({**inputs, "cnnfeat": __version__}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size in bytes and time of the last change in nanoseconds; empty where there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]

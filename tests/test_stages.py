@@ -1,0 +1,64 @@
+"""A stage is redone when its inputs, its outputs or cnnfeat's version have changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cnnfeat import stages
+from cnnfeat.errors import OutputExistsError, UsageError
+from cnnfeat.stages import StageBook
+
+INPUTS = {"seed": 1, "data": "abc"}
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    """A folder in which one stage is done."""
+    (tmp_path / "model.keras").write_text("model", "utf-8")
+    StageBook(tmp_path / "run.json").record("train", INPUTS, [tmp_path / "model.keras"])
+    return tmp_path
+
+
+def test_a_stage_is_current_until_something_changes(done: Path, monkeypatch: pytest.MonkeyPatch):
+    assert StageBook(done / "run.json").is_current("train", INPUTS)
+    assert not StageBook(done / "run.json").is_current("train", INPUTS | {"seed": 2})
+    assert not StageBook(done / "run.json").is_current("extract", INPUTS)
+    monkeypatch.setattr(stages, "__version__", "9")
+    assert not StageBook(done / "run.json").is_current("train", INPUTS)
+
+
+def test_a_changed_or_lost_output_is_redone(done: Path):
+    (done / "model.keras").write_text("other", "utf-8")
+    assert not StageBook(done / "run.json").is_current("train", INPUTS)
+    (done / "model.keras").unlink()
+    assert not StageBook(done / "run.json").is_current("train", INPUTS)
+
+
+def test_only_its_own_outputs_are_replaced(done: Path):
+    outputs = [done / "model.keras", done / "absent.json"]
+    StageBook(done / "run.json").check_owned("train", outputs, overwrite=False)
+    (done / "model.keras").write_text("precious", "utf-8")
+    with pytest.raises(OutputExistsError, match=r"model\.keras exists and is not what"):
+        StageBook(done / "run.json").check_owned("train", outputs, overwrite=False)
+    StageBook(done / "run.json").check_owned("train", outputs, overwrite=True)
+    with pytest.raises(OutputExistsError, match="exists"):
+        StageBook(done / "other.json").check_owned("train", outputs, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"format": "else"}',
+        json.dumps({"format": "cnnfeat-run", "format_version": 2, "stages": {}}),
+        json.dumps({"format": "cnnfeat-run", "format_version": 1, "stages": {"train": 1}}),
+    ],
+)
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "run.json").write_text(text, "utf-8")
+    with pytest.raises(UsageError, match=r"run\.json is no record of an earlier run"):
+        StageBook(tmp_path / "run.json")
