@@ -19,7 +19,7 @@ import numpy as np
 
 from cnnfeat.data.regular import open_regular, unreadable
 from cnnfeat.data.rows import Rows, StoredRows, unpack
-from cnnfeat.errors import DataError
+from cnnfeat.errors import DataError, StorageError
 
 GZIP_MAGIC = b"\x1f\x8b"
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -64,6 +64,8 @@ def read_idx(path: Path) -> tuple[IdxHeader, Rows]:
             if magic == GZIP_MAGIC:
                 return _read_packed(file, path)
             return _read_plain(file, path)
+        except StorageError:
+            raise
         except _BAD_GZIP as error:
             raise _bad_gzip(path, error) from error
         except OSError as error:

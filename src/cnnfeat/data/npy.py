@@ -19,7 +19,7 @@ import numpy as np
 
 from cnnfeat.data.regular import open_regular, unreadable
 from cnnfeat.data.rows import Rows, StoredRows, unpack
-from cnnfeat.errors import DataError
+from cnnfeat.errors import DataError, StorageError
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -107,6 +107,8 @@ class NpzFile:
                 return _rows_at(self._file, header, offset=self._offset(member), name=label)
             with self._archive.open(member) as stream:
                 return _unpack(stream, header, packed_bytes=member.compress_size, name=label)
+        except StorageError:
+            raise
         except OSError as error:
             raise unreadable(self._path, error) from error
         except _BAD_ARCHIVE as error:
