@@ -17,7 +17,7 @@ LEVELS = [
     {"stages"},
     {"data", "network", "features"},
     {"extraction", "svm"},
-    {"report", "transformer", "prediction"},
+    {"report", "transformer", "prediction", "extractor"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

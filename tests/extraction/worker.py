@@ -126,9 +126,9 @@ class CountingProbe:
     """Gives rows that tell which image they came from."""
 
     target = ImageTarget()
-    preprocessing = {"scale": "none"}
 
     def __init__(self, layers: dict[str, tuple[int, ...]] | None = None, *, delay_s: float = 0.0):
+        self.preprocessing = {"scale": "none"}
         self.delay_s = delay_s
         self.layers = layers or {"conv/a": (2, 3, 4), "fc1": (8,)}
         axes = {1: ("feature",), 3: ("height", "width", "channel")}
@@ -196,7 +196,7 @@ def main() -> int:
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stopped.append(number))
-    print("ready", flush=True)
+    print("ready", flush=True)  # noqa: T201
     if options.hold:
         input()
     try:
@@ -212,7 +212,7 @@ def main() -> int:
             should_stop=lambda: bool(stopped),
         )
     except CnnfeatError as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
+        print(f"{type(error).__name__}: {error}", flush=True)  # noqa: T201
         return 128 + stopped[0] if stopped else error.exit_code
     return 0
 

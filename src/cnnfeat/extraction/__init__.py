@@ -1,5 +1,7 @@
 """Batches × probe -> feature file. Knows neither TensorFlow nor HDF5."""
 
+from cnnfeat.extraction.batch_size import LARGEST as LARGEST_BATCH
+from cnnfeat.extraction.planning import choose_splits
 from cnnfeat.extraction.running import extract
 
-__all__ = ["extract"]
+__all__ = ["LARGEST_BATCH", "choose_splits", "extract"]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from cnnfeat.errors import DataError, Interrupted
 from cnnfeat.extraction.batch_size import pick_batch_size
 from cnnfeat.extraction.pipeline import Pipeline
@@ -57,7 +59,7 @@ def extract(
     overwrite: bool = False,
     resume: bool = False,
     on_error: OnError = "raise",
-    should_stop: Callable[[], bool] = _never,
+    should_stop: Callable[[], bool] | None = None,
     progress: Progress = SILENT,
     disk: Disk | None = None,
 ) -> ExtractResult:
@@ -88,7 +90,7 @@ def extract(
         one begins anew.
     on_error : "raise" or "skip"
         Whether one bad image ends the run, or is left out and listed in the file.
-    should_stop : callable
+    should_stop : callable, optional
         Asked before each batch; if true, the run ends in order and can be resumed.
     progress : Progress
         Told of every batch.
@@ -125,6 +127,7 @@ def extract(
         dtype=dtype,
         on_error=on_error,
     )
+    _announce(plan, out)
     if resume:
         _check_source(source, out, plan)
         if finished_before(out, plan):
@@ -139,12 +142,22 @@ def extract(
             probe,
             batch_size=size,
             on_error=on_error,
-            should_stop=should_stop,
+            should_stop=should_stop or _never,
             progress=progress,
         )
         skipped = finish(writer)
         _warn(writer, skipped)
     return _result(out, probe, began)
+
+
+def _announce(plan: FilePlan, out: Path) -> None:
+    for split in plan.splits:
+        arrays = ", ".join(
+            f"{column.name} {(split.n_rows, *column.row_shape)} {np.dtype(column.dtype).name}"
+            for column in split.columns
+        )
+        _log.info("%s: %s", split.name, arrays)
+    _log.info("%s will take %s bytes", out, f"{plan.size_bytes:,}")
 
 
 def _batch_size(
