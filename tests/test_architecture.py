@@ -17,7 +17,7 @@ LEVELS = [
     {"stages"},
     {"data", "network", "features"},
     {"extraction", "svm"},
-    {"report", "transformer", "prediction", "extractor"},
+    {"report", "transformer", "prediction", "extractor", "artifact"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,250 @@
+"""Says what a file is and where it came from, by what is in it and never by its name.
+
+Nothing is loaded: HDF5 attributes, JSON, and the small members of zip archives are read.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnfeat.errors import DataError, MissingInputError
+from cnnfeat.features import FeatureFile, StoredLayer
+from cnnfeat.records import Json
+
+_HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+_MAX_JSON_BYTES = 256 << 20
+_MAX_MEMBER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a file is."""
+
+    path: str
+    kind: str  # "feature file", "network", "network card", "SVM", "SVM result"
+    facts: Mapping[str, Json]  # where it came from and what it holds
+    layers: Mapping[str, tuple[StoredLayer, ...]]  # of a feature file, by split
+
+
+def describe(path: Path) -> Artifact:
+    """Say what a file is and where it came from.
+
+    Raises
+    ------
+    MissingInputError
+        If there is none.
+    DataError
+        If it is of no kind that is known here, or damaged.
+    """
+    if not path.exists():
+        raise MissingInputError(f"no file {path}", hint="cnnfeat --help lists what makes files")
+    if not path.is_file():
+        raise DataError(f"{path} is no regular file", hint="name a file that cnnfeat has made")
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+    if head == _HDF5:
+        return _features(path)
+    if head[:4] == _ZIP:
+        return _archive(path)
+    if head.lstrip()[:1] == b"{":
+        return _document(path)
+    raise _unknown(path, f"it begins with {head!r}" if head else "it is empty")
+
+
+def _unknown(path: Path, found: str) -> DataError:
+    return DataError(
+        f"{path} is no file that cnnfeat makes: {found}",
+        hint="feature files, model.keras, model.json, svm.skops and svm.json are known",
+    )
+
+
+def _features(path: Path) -> Artifact:
+    with FeatureFile(path) as file:
+        facts: dict[str, Json] = dict(file.attributes)
+        facts["classes"] = file.classes
+        facts["rows"] = {split: file.n_rows(split) for split in file.splits}
+        facts["blocks"] = {split: len(file.sums(split).stops) for split in file.splits}
+        facts["skipped"] = {
+            split: [[item.row, item.id, item.reason] for item in file.skipped(split)]
+            for split in file.splits
+        }
+        layers = {
+            split: tuple(file.layer(split, name) for name in file.layers) for split in file.splits
+        }
+    return Artifact(str(path), "feature file", facts, layers)
+
+
+def _archive(path: Path) -> Artifact:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+            if {"config.json", "metadata.json"} <= names:
+                return _network(path, _member(archive, "metadata.json"))
+            if "schema.json" in names:
+                return _svm(path, _member(archive, "schema.json"))
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise DataError(f"{path} is a damaged archive: {error}") from error
+    raise _unknown(path, f"a zip archive of {len(names)} other files")
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> Mapping[str, Json]:
+    size = archive.getinfo(name).file_size
+    if size > _MAX_MEMBER_BYTES:
+        raise ValueError(f"{name} has {size:,} bytes")
+    document = json.loads(archive.read(name))
+    if not isinstance(document, dict):
+        raise ValueError(f"{name} is no JSON object")
+    return document
+
+
+def _network(path: Path, metadata: Mapping[str, Json]) -> Artifact:
+    facts: dict[str, Json] = {
+        "keras": metadata.get("keras_version"),
+        "saved": metadata.get("date_saved"),
+    }
+    return _with_companion(path, "network", facts, "cnnfeat-model")
+
+
+def _svm(path: Path, schema: Mapping[str, Json]) -> Artifact:
+    facts: dict[str, Json] = {
+        "class": f"{schema.get('__module__')}.{schema.get('__class__')}",
+        "skops": schema.get("_skops_version"),
+    }
+    return _with_companion(path, "SVM", facts, "cnnfeat-svm")
+
+
+def _with_companion(path: Path, kind: str, facts: dict[str, Json], wanted: str) -> Artifact:
+    """Add what the JSON file beside it says, where there is one of the right kind."""
+    beside = path.with_suffix(".json")
+    if beside.is_file() and beside.stat().st_size <= _MAX_JSON_BYTES:
+        try:
+            document = json.loads(beside.read_text("utf-8"))
+        except (OSError, ValueError):
+            document = None
+        if isinstance(document, dict) and document.get("format") == wanted:
+            facts[beside.name] = document
+    return Artifact(str(path), kind, facts, {})
+
+
+def _document(path: Path) -> Artifact:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise _unknown(path, "it is a text of more than 256 MiB")
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON: {error}") from error
+    kinds = {"cnnfeat-model": "network card", "cnnfeat-svm": "SVM result"}
+    found = document.get("format")
+    if not isinstance(found, str) or found not in kinds:
+        raise _unknown(path, f"JSON with format {found!r}")
+    if document.get("format_version") != 1:
+        raise DataError(
+            f"{path} has format version {document.get('format_version')!r}; 1 is read here",
+            hint="a newer cnnfeat may read it",
+        )
+    return Artifact(str(path), kinds[found], document, {})
+
+
+def summary(artifact: Artifact) -> list[tuple[str, str]]:
+    """Say the main facts in words, for people."""
+    shown: dict[str, Callable[[Mapping[str, Json]], list[tuple[str, str]]]] = {
+        "feature file": _features_summary,
+        "network": lambda facts: _plain(facts) + _nested(facts, _card_summary),
+        "network card": _card_summary,
+        "SVM": lambda facts: _plain(facts) + _nested(facts, _svm_summary),
+        "SVM result": _svm_summary,
+    }
+    return [("file", f"{artifact.path}: {artifact.kind}"), *shown[artifact.kind](artifact.facts)]
+
+
+def _plain(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
+    return [(name, str(value)) for name, value in facts.items() if isinstance(value, str)]
+
+
+def _nested(
+    facts: Mapping[str, Json], show: Callable[[Mapping[str, Json]], list[tuple[str, str]]]
+) -> list[tuple[str, str]]:
+    return [line for value in facts.values() if isinstance(value, Mapping) for line in show(value)]
+
+
+def _features_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
+    accuracy = facts.get("network_test_accuracy")
+    known = f", test accuracy {accuracy:.2%}" if isinstance(accuracy, float) else ""
+    skipped = facts["skipped"]
+    left_out = sum(map(len, skipped.values())) if isinstance(skipped, dict) else 0
+    lines = [
+        ("network", f"{facts.get('network', 'unknown')} ({facts.get('network_format')}){known}"),
+        ("network SHA-256", str(facts.get("network_sha256", "unknown"))),
+        ("source", f"{facts.get('source', 'unknown')} ({facts.get('source_kind')})"),
+        (
+            "source SHA-256",
+            f"{facts.get('source_fingerprint')}, of {facts.get('source_fingerprint_method')}",
+        ),
+        ("preprocessing", str(facts.get("preprocessing", "unknown"))),
+        ("precision", str(facts.get("precision", "unknown"))),
+        (
+            "created",
+            f"{facts.get('created')} by cnnfeat {facts.get('cnnfeat')}, "
+            f"TensorFlow {facts.get('tensorflow')}, h5py {facts.get('h5py')}",
+        ),
+        ("classes", ", ".join(map(str, _items(facts.get("classes")))) or "none"),
+    ]
+    return lines + ([("left out", f"{left_out:,} samples; --json lists them")] if left_out else [])
+
+
+def _card_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
+    source = facts.get("source")
+    source = source if isinstance(source, Mapping) else {}
+    return [
+        (
+            "trained on",
+            f"{source.get('name')} ({source.get('kind')}), {facts.get('n_train')} images",
+        ),
+        ("source SHA-256", f"{source.get('fingerprint')}, of {source.get('fingerprint_method')}"),
+        (
+            "accuracy",
+            f"validation {_percent(facts.get('validation_accuracy'))}, "
+            f"test {_percent(facts.get('test_accuracy'))}",
+        ),
+        ("epochs", f"{len(_items(facts.get('history')))}, best {facts.get('best_epoch')}"),
+        (
+            "created",
+            f"{facts.get('created')} by cnnfeat {facts.get('cnnfeat')}, "
+            f"TensorFlow {facts.get('tensorflow')}",
+        ),
+        ("model SHA-256", str(facts.get("model_sha256"))),
+    ]
+
+
+def _svm_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
+    features = facts.get("features")
+    features = features if isinstance(features, Mapping) else {}
+    return [
+        ("layer", f"{facts.get('layer')} ({facts.get('n_features')} features)"),
+        (
+            "machine",
+            f"{facts.get('kernel')} kernel, C = {facts.get('C')}, "
+            f"{facts.get('n_train')} training rows",
+        ),
+        ("accuracy", f"{_percent(facts.get('accuracy'))} of {facts.get('n_test')} test rows"),
+        (
+            "features",
+            f"{features.get('path')}, from {features.get('source')} "
+            f"through {features.get('network')}",
+        ),
+    ]
+
+
+def _items(value: Json) -> list[Json]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _percent(value: Json) -> str:
+    return f"{value:.2%}" if isinstance(value, float) else "unknown"

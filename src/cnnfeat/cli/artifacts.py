@@ -1,0 +1,89 @@
+"""`cnnfeat info` and `cnnfeat verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cnnfeat.cli import console, options
+from cnnfeat.cli.settings import Settings, artifact, pass_settings
+from cnnfeat.errors import FeatureFileError
+
+if TYPE_CHECKING:
+    from cnnfeat.features import StoredLayer
+
+
+def _feature_file() -> Path:
+    return artifact("features.h5")
+
+
+@click.command()
+@click.argument("path", metavar="[FILE]", type=click.Path(path_type=Path), default=_feature_file)
+@options.as_json
+@options.common
+def info(path: Path, *, as_json: bool) -> None:
+    """Say what FILE is and where it came from.
+
+    Feature files, networks (.keras), SVMs (.skops) and the JSON files beside them are told apart
+    by what is in them. FILE is artifacts/features.h5 if none is given.
+    """
+    from cnnfeat.artifact import describe, summary
+
+    found = describe(path)
+    if as_json:
+        console.show_json(dataclasses.asdict(found))
+        return
+    console.show_facts(summary(found))
+    if found.layers:
+        _show_layers({split: list(layers) for split, layers in found.layers.items()})
+
+
+def _show_layers(layers: dict[str, list[StoredLayer]]) -> None:
+    columns = ("split", "layer", "shape", "type", "pooling", "size", "tensor")
+    rows = [
+        (
+            split,
+            layer.layer,
+            " × ".join(f"{length:,}" for length in layer.shape),
+            layer.dtype,
+            layer.pooling,
+            console.size_text(layer.size_bytes),
+            layer.tensor,
+        )
+        for split, items in layers.items()
+        for layer in items
+    ]
+    console.show_table(columns, rows, numeric=("size",))
+
+
+@click.command()
+@click.argument("path", metavar="[FILE]", type=click.Path(path_type=Path), default=_feature_file)
+@options.as_json
+@options.common
+@pass_settings
+def verify(settings: Settings, *, path: Path, as_json: bool) -> None:
+    """Check every block of a feature file against its checksum.
+
+    Features, labels and ids are checked; damage is named by split, layer and block, and the exit
+    code is then 3. FILE is artifacts/features.h5 if none is given.
+    """
+    from cnnfeat.features import verify_file
+
+    found = verify_file(path, progress=console.progress(settings))
+    if as_json:
+        console.show_json(dataclasses.asdict(found))
+    else:
+        for damage in found.damages:
+            console.show(damage.message)
+    if found.damages:
+        raise FeatureFileError(
+            f"{path}: {len(found.damages):,} of {found.n_blocks:,} blocks are damaged",
+            hint="make the file again with cnnfeat extract --overwrite",
+        )
+    if not as_json:
+        console.show(
+            f"{path}: all {found.n_blocks:,} blocks hold ({console.size_text(found.size_bytes)})"
+        )
