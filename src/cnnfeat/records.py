@@ -33,7 +33,7 @@ class Batch:
     """Consecutive samples of one split, in the source's order.
 
     `start` to `stop` counts positions in the split. All of them stand in `images` but those named
-    in `skipped`, so `len(ids) + len(skipped) == stop - start`.
+    in `skipped`, so `len(ids) + len(skipped) == stop - start`; where all are, `images` has no rows.
     """
 
     images: Array  # (n_samples, height, width, channels) uint8, uint16 or float32

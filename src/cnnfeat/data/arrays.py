@@ -261,10 +261,9 @@ def _flat_labels(array: Array, *, name: str) -> Array:
             f"{name}: labels of shape {array.shape}; (n,) is needed, one for each image", hint=hint
         )
     if array.dtype.kind == "f":
-        whole = array.astype(np.int64)
-        if not np.array_equal(whole, array):
+        if not np.isfinite(array).all() or not np.array_equal(np.floor(array), array):
             raise DataError(f"{name}: labels must be whole numbers or text, not fractions or NaN")
-        return whole
+        return array.astype(np.int64)
     if array.dtype.kind not in "biuSU":
         raise DataError(f"{name}: labels of dtype {array.dtype}; whole numbers or text are needed")
     return array

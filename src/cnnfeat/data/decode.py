@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from cnnfeat.records import Array
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-MAX_PIXELS = 178_956_970  # Pillow warns from here on: half a gigabyte as RGB
-MAX_PIXELS_LIMIT = 2 * MAX_PIXELS  # Pillow refuses from here on
+MAX_PIXELS = 178_956_970  # Pillow refuses more, unless told otherwise: half a gigabyte as RGB
+MAX_PIXELS_LIMIT = 2**31 - 1
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,9 +52,16 @@ _DAMAGE = (
 )
 
 
-def silence_pillow() -> None:
-    """Keep Pillow's remarks on odd files out of the terminal; what matters becomes an error."""
+def prepare_pillow(max_pixels: int) -> None:
+    """Fit Pillow's own settings to ours.
+
+    Its remarks on odd files stay out of the terminal: what matters becomes an error. Its own limit
+    on the size of pictures is raised, for the whole process, where ours is above it.
+    """
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and max_pixels > 2 * limit:  # Pillow refuses beyond the double
+        Image.MAX_IMAGE_PIXELS = max_pixels // 2 + 1
 
 
 def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnfeat.data.decode import decode_image, silence_pillow
+from cnnfeat.data.decode import decode_image, prepare_pillow
 from cnnfeat.data.fingerprint import FileStates
 from cnnfeat.data.fitting import fit_depth, fit_images
 from cnnfeat.data.listing import ImageFile, Listing
@@ -104,7 +104,7 @@ class ImageFileSource:
         """See `records.Source`."""
         info = find_split(self.splits, split)
         end = check_range(info, start=start, stop=stop, batch_size=batch_size)
-        silence_pillow()
+        prepare_pillow(self._max_pixels)
         read = functools.partial(self._read, dtype=np.dtype(info.dtype), target=target)
         pending = _Pending(position=start)
         for file, image in _decoded(
@@ -144,7 +144,7 @@ class ImageFileSource:
 
     def _describe(self, split: str, files: Sequence[ImageFile]) -> SplitInfo:
         """Describe a split by its first picture that can be read."""
-        silence_pillow()
+        prepare_pillow(self._max_pixels)
         first_error: ImageError | None = None
         for file in files:
             try:

@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnfeat.data import fingerprint, open_source
+from cnnfeat.errors import DataError, ImageError, UsageError
+from cnnfeat.records import ImageTarget
+
+
+def picture(value: int, shape: tuple[int, ...] = (4, 3)) -> np.ndarray:
+    return np.full(shape, value, np.uint8)
+
+
+def put(path: Path, value: int = 0, shape: tuple[int, ...] = (4, 3)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(value, shape)).save(path, format="PNG")
+    return path
+
+
+def rows(source, split: str = "all", **options) -> list[tuple[str, int, int | None]]:
+    """(id, first pixel, label) of every row."""
+    options = {"batch_size": 3} | options
+    return [
+        (batch.ids[i], int(batch.images[i, 0, 0, 0]), None if labels is None else int(labels[i]))
+        for batch in source.batches(split, **options)
+        for labels in [batch.labels]
+        for i in range(len(batch))
+    ]
+
+
+def test_a_flat_folder_is_in_natural_order_without_labels(tmp_path):
+    for value in (10, 2, 1, 33):
+        put(tmp_path / f"{value}.png", value)
+    with open_source(str(tmp_path)) as source:
+        assert (source.kind, source.name) == ("folder", str(tmp_path))
+        assert source.classes == ()
+        assert source.labels("all") is None
+        assert source.splits["all"].image_shape == (4, 3, 1)
+        assert rows(source) == [
+            ("1.png", 1, None),
+            ("2.png", 2, None),
+            ("10.png", 10, None),
+            ("33.png", 33, None),
+        ]
+
+
+def test_sub_folders_are_classes_in_natural_order(tmp_path):
+    put(tmp_path / "10" / "b.png", 5)
+    put(tmp_path / "2" / "12.png", 4)
+    put(tmp_path / "2" / "9.png", 3)
+    put(tmp_path / "2" / "deeper" / "1.png", 7)
+    with open_source(str(tmp_path)) as source:
+        assert source.classes == ("2", "10")
+        assert source.labels("all").tolist() == [0, 0, 0, 1]
+        assert rows(source) == [
+            ("2/9.png", 3, 0),
+            ("2/12.png", 4, 0),
+            ("2/deeper/1.png", 7, 0),
+            ("10/b.png", 5, 1),
+        ]
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "val")])
+def test_train_and_test_are_splits(tmp_path, names):
+    put(tmp_path / names[0] / "cat" / "1.png", 1)
+    put(tmp_path / names[0] / "dog" / "2.png", 2)
+    put(tmp_path / names[1] / "dog" / "3.png", 3)
+    with open_source(str(tmp_path)) as source:
+        assert list(source.splits) == ["train", "test"]
+        assert source.classes == ("cat", "dog")
+        assert rows(source, "train")[1] == (f"{names[0]}/dog/2.png", 2, 1)
+        assert rows(source, "test") == [(f"{names[1]}/dog/3.png", 3, 1)]
+
+
+def test_splits_may_be_flat(tmp_path):
+    put(tmp_path / "train" / "1.png", 1)
+    put(tmp_path / "test" / "2.png", 2)
+    with open_source(str(tmp_path)) as source:
+        assert rows(source, "test") == [("test/2.png", 2, None)]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    put(tmp_path / "train" / "1.png", 1)
+    put(tmp_path / "bus" / "2.png", 2)
+    with open_source(str(tmp_path)) as source:
+        assert source.classes == ("bus", "train")
+
+
+def test_val_beside_test_is_left_out_with_a_warning(tmp_path, caplog):
+    for split in ("train", "val", "test"):
+        put(tmp_path / split / "1.png", 1)
+    with open_source(str(tmp_path)) as source:
+        assert list(source.splits) == ["train", "test"]
+    assert "val is left out" in caplog.text
+
+
+def test_what_is_no_picture_and_does_not_claim_to_be_is_left_out(tmp_path):
+    put(tmp_path / "cat" / "1.png", 1)
+    put(tmp_path / "cat" / "no-ending", 2)
+    put(tmp_path / ".hidden" / "3.png", 3)
+    put(tmp_path / "cat" / ".4.png", 4)
+    (tmp_path / "cat" / "notes.txt").write_text("a cat")
+    (tmp_path / "README.md").write_text("cats")
+    os.mkfifo(tmp_path / "cat" / "pipe")
+    with open_source(str(tmp_path)) as source:
+        assert rows(source) == [("cat/1.png", 1, 0), ("cat/no-ending", 2, 0)]
+
+
+def test_a_single_picture_is_a_source_of_one(tmp_path):
+    path = put(tmp_path / "seven.png", 7)
+    with open_source(str(path)) as source:
+        assert source.kind == "image"
+        assert rows(source) == [("seven.png", 7, None)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+@pytest.mark.parametrize(("start", "stop"), [(0, None), (5, None), (3, 17), (39, 40), (6, 6)])
+def test_any_rows_can_be_read(tmp_path, batch_size, start, stop):
+    for value in range(40):
+        put(tmp_path / f"{value}.png", value)
+    with open_source(str(tmp_path)) as source:
+        batches = list(source.batches("all", batch_size=batch_size, start=start, stop=stop))
+    values = [int(image[0, 0, 0]) for batch in batches for image in batch.images]
+    assert values == list(range(40))[start:stop]
+    positions = [(batch.start, batch.stop) for batch in batches]
+    assert positions == [
+        (first, min(first + batch_size, stop or 40))
+        for first in range(start, 40 if stop is None else stop, batch_size)
+    ]
+
+
+def test_a_batch_ends_where_the_shape_changes(tmp_path):
+    shapes = [(4, 3), (4, 3), (5, 3), (4, 3), (4, 3, 3), (4, 3, 3)]
+    for index, shape in enumerate(shapes):
+        put(tmp_path / f"{index}.png", index, shape)
+    with open_source(str(tmp_path)) as source:
+        batches = list(source.batches("all", batch_size=4))
+        assert [(batch.start, batch.stop) for batch in batches] == [(0, 2), (2, 3), (3, 4), (4, 6)]
+        assert batches[1].images.shape == (1, 5, 3, 1)
+        target = ImageTarget(size=(6, 6), channels=3)
+        (batch, rest) = source.batches("all", batch_size=4, target=target)
+        assert batch.images.shape == (4, 6, 6, 3)
+        assert rest.images[:, 0, 0, 0].tolist() == [4, 5]
+
+
+def test_depth_follows_the_first_picture(tmp_path):
+    put(tmp_path / "1.png", 100)
+    Image.fromarray(np.full((4, 3), 65_535, np.uint16)).save(tmp_path / "2.png")
+    with open_source(str(tmp_path)) as source:
+        (batch,) = source.batches("all", batch_size=2)
+        assert batch.images.dtype == np.uint8
+        assert batch.images[:, 0, 0, 0].tolist() == [100, 255]
+    Image.fromarray(np.full((4, 3), 0.5, np.float32)).save(tmp_path / "3.tiff")
+    with open_source(str(tmp_path)) as source, pytest.raises(ImageError, match=r"3\.tiff: float32"):
+        rows(source)
+
+
+def damage(folder: Path) -> dict[str, str]:
+    """Put one of each kind of bad file into a folder; what is said of each."""
+    (folder / "03.png").touch()
+    (folder / "05.jpg").write_text("mislabelled")
+    whole = put(folder / "07.png", 7, (64, 64)).read_bytes()
+    (folder / "07.png").write_bytes(whole[:60])
+    (folder / "09.png").symlink_to("09.png")
+    os.mkfifo(folder / "11.png")
+    (folder / "13.png").symlink_to("/dev/zero")
+    put(folder / "15\udcff.png")
+    put(folder / "17.png", 17, (300, 300))
+    return {
+        "03.png": "is empty",
+        "05.jpg": "not a picture",
+        "07.png": "damaged",
+        "09.png": "Too many levels of symbolic links",
+        "11.png": "is a pipe",
+        "13.png": "is a device",
+        "15\\xff.png": "the name is not UTF-8",
+        "17.png": "300 × 300 is 90,000 pixels",
+    }
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 50])
+def test_skipping_leaves_out_bad_files_and_shifts_no_row(tmp_path, batch_size, caplog):
+    said = damage(tmp_path)
+    for value in range(2, 20, 2):
+        put(tmp_path / f"{value:02d}.png", value)
+    with open_source(str(tmp_path), max_pixels=20_000) as source:
+        assert source.splits["all"].n_samples == 17
+        batches = list(source.batches("all", batch_size=batch_size, on_error="skip"))
+    position = 0
+    for batch in batches:
+        assert batch.start == position
+        assert len(batch.ids) == len(batch.images)
+        assert len(batch) + len(batch.skipped) == batch.stop - batch.start <= batch_size
+        position = batch.stop
+    assert position == 17
+    kept = [
+        (name, int(image[0, 0, 0]))
+        for batch in batches
+        for name, image in zip(batch.ids, batch.images, strict=True)
+    ]
+    assert kept == [(f"{value:02d}.png", value) for value in range(2, 20, 2)]
+    skipped = [sample for batch in batches for sample in batch.skipped]
+    assert [sample.id for sample in skipped] == list(said)
+    for sample in skipped:
+        assert said[sample.id] in sample.reason
+        assert sample.row == [*sorted([*said, *(name for name, _ in kept)])].index(sample.id)
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == len(said)
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_raising_names_the_bad_file(tmp_path, index):
+    put(tmp_path / "00.png")
+    (tmp_path / "bad").mkdir()
+    said = damage(tmp_path / "bad")
+    name, message = list(said.items())[index]
+    raw = name.encode("ascii").decode("unicode_escape").encode("latin-1")
+    (tmp_path / "bad" / os.fsdecode(raw)).rename(tmp_path / os.fsdecode(raw))
+    shutil.rmtree(tmp_path / "bad")
+    with open_source(str(tmp_path), max_pixels=20_000) as source:
+        with pytest.raises(ImageError, match=message) as caught:
+            rows(source)
+        assert name in str(caught.value)
+        assert caught.value.exit_code == 3
+
+
+def test_a_bad_picture_is_no_matter_to_rows_before_it(tmp_path):
+    put(tmp_path / "1.png", 1)
+    put(tmp_path / "2.png", 2)
+    (tmp_path / "3.png").touch()
+    with open_source(str(tmp_path)) as source:
+        assert len(rows(source, stop=2)) == 2
+        batches = source.batches("all", batch_size=2)
+        assert next(batches).stop == 2
+        with pytest.raises(ImageError):
+            next(batches)
+
+
+def test_where_nothing_can_be_read_the_first_reason_is_told(tmp_path):
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"none of the 2 pictures can be read; the first: .*1\.png"):
+        open_source(str(tmp_path))
+
+
+def test_remarks_of_pillow_do_not_leak(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    Image.fromarray(picture(1, (40, 40, 3))).save(tmp_path / "1.tiff", exif=exif)
+    data = bytearray((tmp_path / "1.tiff").read_bytes())
+    (tmp_path / "1.tiff").write_bytes(data + b"rest")
+    put(tmp_path / "2.png", 2, (40, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # it warns from here on
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with open_source(str(tmp_path), max_pixels=2_000) as source:
+            rows(source, target=ImageTarget((4, 4), 1), batch_size=1)
+    assert not caught
+
+
+def test_empty_folders_are_refused_with_counts(tmp_path):
+    with pytest.raises(DataError, match="holds no pictures \\(0 other files, 0 folders\\)"):
+        open_source(str(tmp_path))
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(
+        DataError, match="holds no pictures \\(1 other files, 1 folders\\)"
+    ) as caught:
+        open_source(str(tmp_path))
+    assert caught.value.exit_code == 3
+
+
+def test_an_empty_class_is_refused_with_counts(tmp_path):
+    put(tmp_path / "cat" / "1.png")
+    put(tmp_path / "cat" / "2.png")
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(DataError, match=r"a class has no pictures \(cat: 2, dog: 0\)"):
+        open_source(str(tmp_path))
+
+
+def test_pictures_beside_classes_are_refused(tmp_path):
+    put(tmp_path / "cat" / "1.png")
+    put(tmp_path / "stray.png")
+    with pytest.raises(DataError, match=r"1 pictures lie beside 1 class folders, .*'stray.png'"):
+        open_source(str(tmp_path))
+
+
+def test_one_split_with_classes_and_one_without_are_refused(tmp_path):
+    put(tmp_path / "train" / "cat" / "1.png")
+    put(tmp_path / "test" / "1.png")
+    with pytest.raises(DataError, match="some splits have class folders and some have not"):
+        open_source(str(tmp_path))
+
+
+def test_a_folder_that_leads_back_to_itself_is_walked_once(tmp_path, caplog):
+    put(tmp_path / "cat" / "1.png", 1)
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    with open_source(str(tmp_path)) as source:
+        assert rows(source) == [("cat/1.png", 1, 0)]
+    assert "leads back to a folder it lies in" in caplog.text
+
+
+def test_a_class_name_must_be_utf_8(tmp_path):
+    put(tmp_path / "\udcfe" / "1.png")
+    with pytest.raises(DataError, match="the name of a class must be UTF-8"):
+        open_source(str(tmp_path))
+
+
+def test_other_names_may_hold_anything_utf_8(tmp_path):
+    put(tmp_path / "häßlich 猫\n.png", 3)
+    with open_source(str(tmp_path)) as source:
+        assert rows(source) == [("häßlich 猫\n.png", 3, None)]
+
+
+@pytest.mark.parametrize("limit", [10**9, 0])
+def test_a_changed_folder_is_told_and_the_file_named(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(fingerprint, "CONTENTS_MAX_BYTES", limit)
+    for value in range(5):
+        put(tmp_path / f"{value}.png", value)
+
+    def look():
+        with open_source(str(tmp_path)) as source:
+            return source.fingerprint(), source.changed_since(state)
+
+    with open_source(str(tmp_path)) as source:
+        before, state = source.fingerprint(), source.state()
+    assert len(state) == 16 * 5
+    assert before.method == ("file contents" if limit else "names, sizes and times")
+    assert look() == (before, None)
+    put(tmp_path / "3.png", 30)
+    os.utime(tmp_path / "3.png", (1, 1))
+    assert look()[0] != before
+    assert look()[1] == "3.png has changed"
+    put(tmp_path / "3.png", 3)
+    put(tmp_path / "7.png", 7)
+    os.utime(tmp_path / "3.png", (1, 1))
+    assert look()[1] == ("7.png is new" if limit else "3.png has changed")
+    (tmp_path / "7.png").unlink()
+    (tmp_path / "1.png").unlink()
+    assert look()[1] == ("1 of 5 files are gone" if limit else "3.png has changed")
+
+
+def test_touching_a_small_source_changes_nothing(tmp_path):
+    path = put(tmp_path / "1.png", 1)
+    with open_source(str(tmp_path)) as source:
+        before = source.fingerprint()
+    os.utime(path, (1, 1))
+    with open_source(str(tmp_path)) as source:
+        assert source.fingerprint() == before
+
+
+def test_leaving_early_leaves_no_thread_behind(tmp_path):
+    for value in range(60):
+        put(tmp_path / f"{value}.png", value)
+    with open_source(str(tmp_path)) as source:
+        batches = source.batches("all", batch_size=2)
+        next(batches)
+        batches.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("cnnfeat-decode")]
+
+
+def test_labels_cannot_be_named_for_a_folder(tmp_path):
+    put(tmp_path / "1.png")
+    with pytest.raises(UsageError, match="labels can be named for files of arrays only"):
+        open_source(str(tmp_path), labels=":/y")

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnfeat.data import open_source
+from cnnfeat.errors import DataError, ImageError
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "images").mkdir()
+    for value in range(6):
+        Image.fromarray(np.full((3, 2), value, np.uint8)).save(tmp_path / "images" / f"{value}.png")
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "list.csv") -> str:
+    (folder / name).write_text(text, "utf-8")
+    return str(folder / name)
+
+
+def pixels(source, split: str) -> list[int]:
+    return [
+        int(image[0, 0, 0])
+        for batch in source.batches(split, batch_size=2)
+        for image in batch.images
+    ]
+
+
+def test_rows_are_in_the_order_of_the_lines(folder):
+    spec = write(folder, "path,label\nimages/4.png,cat\nimages/0.png,ant\nimages/2.png,cat\n")
+    with open_source(spec) as source:
+        assert (source.kind, source.name) == ("manifest", spec)
+        assert source.classes == ("ant", "cat")
+        assert source.labels("all").tolist() == [1, 0, 1]
+        assert pixels(source, "all") == [4, 0, 2]
+        assert next(source.batches("all", batch_size=3)).ids == (
+            "images/4.png",
+            "images/0.png",
+            "images/2.png",
+        )
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_separators_headers_and_byte_order_marks(folder, separator, header, start):
+    lines = [["path", "label", "split"]] if header else []
+    lines += [["images/1.png", "2", "train"], ["images/5.png", "10", "test"]]
+    text = start + "\r\n".join(separator.join(line) for line in lines)
+    with open_source(write(folder, text, "list.dat")) as source:
+        assert list(source.splits) == ["train", "test"]
+        assert source.classes == ("2", "10")
+        assert pixels(source, "train") == [1]
+        assert source.labels("test").tolist() == [1]
+
+
+def test_columns_go_by_their_names(folder):
+    spec = write(folder, "id,Class,Filename,weight\n7,x,images/3.png,1\n8,y,images/1.png,2\n")
+    with open_source(spec) as source:
+        assert pixels(source, "all") == [3, 1]
+        assert source.classes == ("x", "y")
+
+
+def test_quotes_and_a_missing_column_of_labels(folder):
+    (folder / "a, b.png").write_bytes((folder / "images" / "3.png").read_bytes())
+    with open_source(write(folder, 'path\n"a, b.png"\nimages/1.png\n')) as source:
+        assert source.classes == ()
+        assert source.labels("all") is None
+        assert pixels(source, "all") == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\n", "lists no pictures"),
+        ("path,label\na.png,x\nb.png,\n", "1 of 2 lines have no label; the first is line 3"),
+        ("path,label\na.png,\n", "the column of labels is empty"),
+        ("path,label\na.png,x\nb.png\n", "line 3: 1 columns, 2 are needed"),
+        ("path,label\n,x\n", "line 2: no path"),
+        ("path,label,split\na.png,x,dev\n", "line 2: split 'dev'; train, test, val, validation"),
+        ("path,label\na.png," + "x" * 200_000 + "\n", "line 2: field larger than field limit"),
+        ("path,label\nimages/99.png,x\n", r"none of the 1 pictures .*99\.png"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(folder, text, message):
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(write(folder, text))
+    assert caught.value.exit_code == 3
+
+
+def test_a_missing_picture_is_named(folder):
+    spec = write(folder, "path,label\nimages/1.png,x\nimages/99.png,y\n")
+    with (
+        open_source(spec) as source,
+        pytest.raises(ImageError, match=r"99\.png: can't be read: No such file"),
+    ):
+        pixels(source, "all")
+
+
+def test_text_must_be_utf_8(folder):
+    (folder / "list.csv").write_bytes(b"path,label\nimages/1.png,caf\xe9\n")
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        open_source(str(folder / "list.csv"))
+
+
+def test_a_changed_manifest_changes_the_fingerprint(folder):
+    spec = write(folder, "path,label\nimages/1.png,x\nimages/2.png,y\n")
+    with open_source(spec) as source:
+        before, state = source.fingerprint(), source.state()
+    write(folder, "path,label\nimages/1.png,y\nimages/2.png,y\n")
+    with open_source(spec) as source:
+        assert source.fingerprint() != before
+        assert source.changed_since(state) == "list.csv has changed"
