@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.errors import FeatureFileError, LayerLookupError, UsageError, near_names
+from cnnfeat.errors import CnnfeatError, FeatureFileError, LayerLookupError, UsageError, near_names
 from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
-from cnnfeat.features.checksum import RunningChecksum, as_bytes, checksum
+from cnnfeat.features.checksum import RunningChecksum, checksum
 from cnnfeat.features.format import StoredLayer
+from cnnfeat.features.naming import find_name
+from cnnfeat.features.rows import Place, RowReader
+from cnnfeat.features.sums import Sums, read_sums
 from cnnfeat.records import Array, Labels, SkippedSample
 
 _HINT = "make the file again with cnnfeat extract"
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a column's rows lie."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-
-    @property
-    def row_bytes(self) -> int:
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """The block checksums of one split."""
-
-    stops: NDArray[np.int64]  # (n_blocks,): the row after each block's last
-    columns: tuple[str, ...]
-    values: NDArray[np.uint64]  # (n_blocks, n_columns)
-
-    def of(self, column: str) -> NDArray[np.uint64]:
-        """Checksums of one column, (n_blocks,)."""
-        return self.values[:, self.columns.index(column)]
 
 
 class FeatureFile:
@@ -78,21 +52,17 @@ class FeatureFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._file = safety.open_checked(self.path)
-        self._handle = -1
+        self._rows = RowReader(self.path)
         try:
-            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             self._load()
-        except BaseException as error:
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
             self.close()
-            if isinstance(error, OSError | RuntimeError | KeyError | TypeError):
-                raise FeatureFileError(f"{self.path}: damaged: {error}", hint=_HINT) from error
-            raise
+            if isinstance(error, CnnfeatError):
+                raise
+            raise FeatureFileError(f"{self.path}: damaged: {error}", hint=_HINT) from error
 
     def _load(self) -> None:
-        attributes = {key: safety.plain(value) for key, value in self._file.attrs.items()}
-        self.attributes: Mapping[str, str | int | float] = {
-            key: value for key, value in attributes.items() if value is not None
-        }
+        self.attributes: Mapping[str, str | int | float] = safety.attributes(self._file, self.path)
         classes = safety.child_array(self._file, fmt.CLASSES, self.path)
         self.classes = tuple(safety.texts(classes, self.path))
         names = [name for name in self._file if name not in fmt.RESERVED_SPLITS]
@@ -102,7 +72,7 @@ class FeatureFile:
         if not self._groups:
             raise FeatureFileError(f"{self.path} has no split", hint=_HINT)
         self.splits = tuple(self._groups)
-        self._sums = {split: self._read_sums(split) for split in self.splits}
+        self._sums = {split: read_sums(self._file, split, self.path) for split in self.splits}
         self._places = {
             (split, column): self._place(split, column)
             for split in self.splits
@@ -124,30 +94,13 @@ class FeatureFile:
     def _layers_of(self, split: str) -> list[str]:
         return [name for name in self._sums[split].columns if name not in (fmt.LABEL, fmt.ID)]
 
-    def _read_sums(self, split: str) -> Sums:
-        root = safety.child_group(self._file, fmt.CHECKSUMS, self.path)
-        group = safety.child_group(root, split, self.path)
-        arrays = {name: safety.child_array(group, name, self.path) for name in ("stop", "sum")}
-        columns = safety.texts(safety.child_array(group, "column", self.path), self.path)
-        safety.numeric(arrays["stop"], self.path, "i")
-        safety.numeric(arrays["sum"], self.path, "u")
-        sums = Sums(arrays["stop"][...], tuple(columns), arrays["sum"][...])
-        if (
-            sums.stops.ndim != 1
-            or sums.values.shape != (len(sums.stops), len(columns))
-            or not len(sums.stops)
-            or np.any(np.diff(sums.stops, prepend=0) < 0)
-        ):
-            raise FeatureFileError(
-                f"{self.path}: the checksums of split {split!r} are damaged", hint=_HINT
-            )
-        return sums
-
-    def _place(self, split: str, column: str) -> _Place:
+    def _place(self, split: str, column: str) -> Place:
         array = safety.child_array(self._groups[split], column, self.path)
         kinds = "i" if column == fmt.LABEL else "fiu"
         dtype = safety.numeric(array, self.path, kinds)
-        return _Place(array.id.get_offset() or 0, array.shape, dtype)
+        if column == fmt.LABEL and array.ndim != 1:
+            raise FeatureFileError(f"{self.path}: {array.name} has shape {array.shape}", hint=_HINT)
+        return Place(array.id.get_offset() or 0, array.shape, dtype)
 
     def _check_counts(self, split: str) -> None:
         ids = safety.child_array(self._groups[split], fmt.ID, self.path)
@@ -169,9 +122,7 @@ class FeatureFile:
 
     def close(self) -> None:
         """Close the file."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        self._rows.close()
         with contextlib.suppress(RuntimeError):
             self._file.close()
 
@@ -198,11 +149,8 @@ class FeatureFile:
         """Describe one layer."""
         place = self._find(split, name)
         array = self._groups[split][name]
-        texts = {
-            key: str(safety.plain(array.attrs.get(key)) or "")
-            for key in ("layer", "tensor", "op", "pooling")
-        }
-        original = np.atleast_1d(array.attrs.get("original_shape", place.shape[1:]))
+        said = safety.attributes(array, self.path)
+        texts = {key: str(said.get(key, "")) for key in ("layer", "tensor", "op", "pooling")}
         return StoredLayer(
             layer=texts["layer"] or name,
             tensor=texts["tensor"],
@@ -210,11 +158,11 @@ class FeatureFile:
             pooling=texts["pooling"] or "none",
             shape=place.shape,
             dtype=place.dtype.name,
-            original_shape=tuple(int(length) for length in original),
+            original_shape=safety.shape_attribute(array, "original_shape", self.path),
             size_bytes=place.shape[0] * place.row_bytes,
         )
 
-    def _find(self, split: str, column: str) -> _Place:
+    def _find(self, split: str, column: str) -> Place:
         self.sums(split)
         if (split, column) not in self._places:
             raise self._unknown_layer(column)
@@ -242,26 +190,11 @@ class FeatureFile:
                 f"{self.path} holds {len(self.layers)} layers: {', '.join(self.layers)}",
                 hint=f"name one: --layer {self.layers[0]}" if self.layers else _HINT,
             )
-        wanted = name.replace("/", ".")
-        for candidates in self._spellings(wanted):
-            if len(candidates) == 1:
-                return candidates[0]
-        raise self._unknown_layer(name)
-
-    def _spellings(self, wanted: str) -> Iterator[list[str]]:
-        yield [layer for layer in self.layers if layer == wanted]
-        yield [layer for layer in self.layers if layer.lower() == wanted.lower()]
-        described = {layer: self.layer(self.splits[0], layer) for layer in self.layers}
-        for without in ("", ":0"):
-            yield [
-                layer
-                for layer, stored in described.items()
-                if wanted
-                in (
-                    stored.layer.replace("/", "."),
-                    stored.tensor.removesuffix(without).replace("/", "."),
-                )
-            ]
+        described = [self.layer(self.splits[0], layer) for layer in self.layers]
+        found = find_name(name, dict(zip(self.layers, described, strict=True)))
+        if found is None:
+            raise self._unknown_layer(name)
+        return found
 
     def _unknown_layer(self, name: str) -> LayerLookupError:
         return LayerLookupError(
@@ -277,27 +210,11 @@ class FeatureFile:
         ndarray of shape (stop - start, ...)
             In the stored type and the layer's own shape.
         """
-        return self._read(self._find(split, layer), start, self._stop(split, stop))
+        return self._rows.read(self._find(split, layer), start, self._stop(split, stop))
 
     def _stop(self, split: str, stop: int | None) -> int:
         n_rows = self.n_rows(split)
         return n_rows if stop is None else max(0, min(stop, n_rows))
-
-    def _read(self, place: _Place, start: int, stop: int) -> Array:
-        rows = np.empty((max(0, stop - start), *place.shape[1:]), place.dtype)
-        self._fill(rows, place.offset + start * place.row_bytes)
-        return rows
-
-    def _fill(self, rows: Array, offset: int) -> None:
-        view = as_bytes(rows)
-        while len(view):
-            try:
-                count = os.preadv(self._handle, [view], offset)
-            except OSError as error:
-                raise FeatureFileError(f"{self.path}: {error.strerror}") from error
-            if count == 0:
-                raise FeatureFileError(f"{self.path}: truncated at byte {offset:,}", hint=_HINT)
-            view, offset = view[count:], offset + count
 
     def take(self, split: str, layer: str, rows: Sequence[int] | NDArray[np.integer]) -> Array:
         """Read some rows, in the order given.
@@ -310,15 +227,7 @@ class FeatureFile:
             Row numbers, 0 to `n_rows(split) - 1`.
         """
         place = self._find(split, layer)
-        wanted = np.asarray(rows, dtype=np.int64)
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < place.shape[0]:
-            raise UsageError(f"rows must lie between 0 and {place.shape[0] - 1}")
-        taken = np.empty((len(wanted), *place.shape[1:]), place.dtype)
-        breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-        begins = [0, *breaks.tolist()] if len(wanted) else []
-        for begin, end in zip(begins, [*begins[1:], len(wanted)], strict=True):
-            self._fill(taken[begin:end], place.offset + int(wanted[begin]) * place.row_bytes)
-        return taken
+        return self._rows.take(place, np.asarray(rows, dtype=np.int64))
 
     def blocks(
         self, split: str, layer: str, *, rows: int | None = None
@@ -350,7 +259,7 @@ class FeatureFile:
         while start < place.shape[0]:
             stop = start + rows if rows else next(end for end, _ in ends[block:] if end > start)
             stop = min(stop, place.shape[0])
-            array = self._read(place, start, stop)
+            array = self._rows.read(place, start, stop)
             done = start
             while block < len(ends) and ends[block][0] <= stop:
                 end, expected = ends[block]
@@ -372,7 +281,7 @@ class FeatureFile:
         """
         place, sums = self._find(split, layer), self._sums[split]
         start = int(sums.stops[block - 1]) if block else 0
-        rows = self._read(place, start, int(sums.stops[block]))
+        rows = self._rows.read(place, start, int(sums.stops[block]))
         if checksum(rows) != int(sums.of(layer)[block]):
             raise self.damaged(split, layer, block)
 

@@ -106,6 +106,34 @@ def plain(value: object) -> str | int | float | None:
     return value if isinstance(value, str | int | float) else None
 
 
+def attributes(item: h5py.HLObject, path: Path) -> dict[str, str | int | float]:
+    """Read the attributes that are one text or number.
+
+    Raises
+    ------
+    FeatureFileError
+        If they are damaged.
+    """
+    try:
+        found = {key: plain(value) for key, value in item.attrs.items()}
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise FeatureFileError(
+            f"{path}: attributes of {item.name} are damaged: {error}", hint=_HINT
+        ) from error
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def shape_attribute(array: h5py.Dataset, name: str, path: Path) -> tuple[int, ...]:
+    """Read an attribute that is a shape; without it, the shape of the array's rows."""
+    try:
+        found = np.atleast_1d(array.attrs.get(name, array.shape[1:]))
+        return tuple(int(length) for length in found)
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise FeatureFileError(
+            f"{path}: attribute {name!r} of {array.name} is damaged: {error}", hint=_HINT
+        ) from error
+
+
 def child_group(group: h5py.Group, name: str, path: Path) -> h5py.Group:
     """Get a group that lies in this file."""
     child = _child(group, name, path)
