@@ -1,10 +1,16 @@
-"""What kind of file a model is, by its content."""
+"""What kind of file a model is, by its content, never by its ending."""
 
 from __future__ import annotations
 
 import enum
+import json
+import pickletools
+import stat
 import zipfile
 from pathlib import Path
+
+from cnnfeat.errors import MissingInputError, NetworkError
+from cnnfeat.network.protofiles import Kind, kind_of
 
 
 class Format(enum.Enum):
@@ -18,8 +24,167 @@ class Format(enum.Enum):
     APPLICATION = "applications"
 
 
+_MESSAGES = {
+    Kind.GRAPH: Format.GRAPH_DEF,
+    Kind.META_GRAPH: Format.CHECKPOINT,
+    Kind.SAVED_MODEL: Format.SAVED_MODEL,
+}
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_KNOWN = (
+    "a .keras file, a whole-model .h5, a SavedModel folder, a frozen .pb or .pbtxt, "
+    "a TensorFlow 1 checkpoint, or keras:NAME"
+)
+
+
 def sniff(path: Path) -> Format:
-    """Tell what kind of model lies at `path`."""
+    """Tell what kind of model lies at `path`.
+
+    Raises
+    ------
+    MissingInputError
+        If nothing lies there.
+    NetworkError
+        If it is no model, or one of another framework; the message names it.
+    """
+    if not path.exists():
+        return _prefix(path)
+    if path.is_dir():
+        return _folder(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise NetworkError(f"{path} is no regular file", hint=f"models are {_KNOWN}")
+    return _file(path)
+
+
+def _prefix(path: Path) -> Format:
+    """A checkpoint may be given as what its files' names begin with."""
+    if any(path.with_name(path.name + end).is_file() for end in (".meta", ".index")):
+        return Format.CHECKPOINT
+    raise MissingInputError(
+        f"there is no model {path}", hint="`cnnfeat train` makes one; --model names another"
+    )
+
+
+def _folder(path: Path) -> Format:
+    if (path / "saved_model.pb").is_file() or (path / "saved_model.pbtxt").is_file():
+        return Format.SAVED_MODEL
+    if (path / "checkpoint").is_file() or any(path.glob("*.meta")):
+        return Format.CHECKPOINT
+    inside = sorted(item for item in path.iterdir() if item.is_dir())
+    nested = [item for item in inside if (item / "saved_model.pb").is_file()]
+    hint = f"did you mean {nested[0]}?" if nested else f"models are {_KNOWN}"
+    raise NetworkError(
+        f"{path}: a folder with neither saved_model.pb nor a checkpoint in it", hint=hint
+    )
+
+
+def _file(path: Path) -> Format:
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head:
+        raise NetworkError(f"{path} is empty", hint=f"models are {_KNOWN}")
+    if head.startswith(_HDF5_MAGIC):
+        return Format.HDF5
     if zipfile.is_zipfile(path):
+        return _zip(path)
+    if path.name.endswith((".index", ".meta")) or ".data-" in path.name:
+        return Format.CHECKPOINT
+    _refuse_foreign(path, head)
+    kind = kind_of(path)
+    if kind is not None:
+        return _MESSAGES[kind]
+    if path.with_name(f"{path.name}.meta").is_file():
+        return Format.CHECKPOINT
+    raise NetworkError(f"{path} is no model this program knows", hint=f"models are {_KNOWN}")
+
+
+def _zip(path: Path) -> Format:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if "config.json" in names:
         return Format.KERAS
-    return Format.HDF5
+    if any(name.endswith("data.pkl") for name in names) or any("/data/" in name for name in names):
+        raise _foreign(path, "a PyTorch file", "convert it to ONNX and from there to a SavedModel")
+    if any(name.endswith(".npy") for name in names):
+        raise NetworkError(
+            f"{path}: NumPy arrays, no network",
+            hint="as pictures, give it to --data; as weights, put them in a model and save that",
+        )
+    if any(name.endswith("saved_model.pb") for name in names):
+        raise NetworkError(f"{path}: a packed SavedModel", hint="unpack it and give the folder")
+    raise NetworkError(f"{path}: a zip archive without a model", hint=f"models are {_KNOWN}")
+
+
+def _refuse_foreign(path: Path, head: bytes) -> None:
+    if head[4:8] == b"TFL3":
+        raise _foreign(
+            path,
+            "a TensorFlow Lite model",
+            "use the model it was converted from: a SavedModel, .keras or frozen .pb",
+        )
+    if _is_pickle(head):
+        raise _foreign(
+            path, "a Python pickle", "nothing is unpickled here: save the model as .keras"
+        )
+    if _is_onnx(head):
+        raise _foreign(path, "an ONNX model", "convert it to a SavedModel (onnx2tf)")
+    if (
+        head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf"))
+        or head[257:262] == b"ustar"
+    ):
+        raise NetworkError(f"{path}: a packed file", hint="unpack it and give what is inside")
+    if head.startswith(b"version https://git-lfs"):
+        raise NetworkError(
+            f"{path}: a Git LFS pointer; the model itself was not downloaded", hint="git lfs pull"
+        )
+    if _is_json(head):
+        raise NetworkError(
+            f"{path}: a JSON file: an architecture without weights, or no model at all",
+            hint="save the whole model: model.save('model.keras')",
+        )
+
+
+def _foreign(path: Path, what: str, convert: str) -> NetworkError:
+    return NetworkError(f"{path} is {what}, not a TensorFlow network", hint=convert)
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Whether bytes begin as a pickle does; nothing is unpickled."""
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return True
+    if head[:2] not in (b"(d", b"(l", b"(i", b"cn", b"cc"):
+        return False
+    try:
+        next(iter(pickletools.genops(head)))
+    except (ValueError, IndexError):
+        return False
+    return True
+
+
+def _is_onnx(head: bytes) -> bool:
+    """ONNX begins with its version (field 1) and then names its producer (field 2)."""
+    return (
+        head[:1] == b"\x08"
+        and (head[2:3] == b"\x12" or b"onnx" in head[:256].lower())
+        and (b"meta_graphs" not in head)
+        and not _is_saved_model(head)
+    )
+
+
+def _is_saved_model(head: bytes) -> bool:
+    """A SavedModel's second field is a meta graph, which begins with its own information."""
+    if head[:3] != b"\x08\x01\x12":
+        return False
+    index = 3
+    while index < len(head) and head[index] & 0x80:
+        index += 1
+    return head[index + 1 : index + 2] == b"\x0a"
+
+
+def _is_json(head: bytes) -> bool:
+    if head.lstrip()[:1] not in (b"{", b"["):
+        return False
+    try:
+        json.loads(head.decode("utf-8", "ignore"))
+    except json.JSONDecodeError:
+        return b'"' in head[:200]
+    return True

@@ -46,6 +46,8 @@ class FlatGraph:
     layers: tuple[NamedTensor, ...] = ()  # (): to be read from the scopes
     aliases: Mapping[str, str] = field(default_factory=dict)  # traced name -> name in this graph
     rescales: bool | None = None  # whether pixels are scaled inside; None: unknown
+    signed: bool = True  # whether the file itself says which its inputs are
+    kinds: Mapping[str, str] = field(default_factory=dict)  # layer -> class, known from elsewhere
     scale: str | None = None  # the scaling the weights were trained with, where known
     owner: object = None  # keeps what holds the weights alive
 

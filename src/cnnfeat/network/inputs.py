@@ -67,6 +67,11 @@ def image_input(inputs: Sequence[GraphInput], *, name: str | None = None) -> Ima
     return _describe(chosen[0])
 
 
+def can_take_images(item: GraphInput) -> bool:
+    """Whether an input's type and shape could be those of images."""
+    return _rating(item) > 0
+
+
 def _named(inputs: Sequence[GraphInput], name: str) -> ImageInput:
     for item in inputs:
         if name in (item.name, item.tensor, item.tensor.removesuffix(":0")):
@@ -87,13 +92,13 @@ def _rating(item: GraphInput) -> int:
     if not (item.dtype.is_floating or item.dtype.is_integer) or item.dtype.is_quantized:
         return 0
     if item.shape is None:
-        return 2
+        return 1
     rank = len(item.shape)
     if rank == 4:
         return 6 if item.shape[3] in CHANNELS else 5 if item.shape[1] in CHANNELS else 4
     if rank == 3:
         return 3 if item.dtype.is_floating or item.dtype.size == 1 else 0
-    return 1 if rank == 2 and (item.shape[1] or 0) > 1 else 0
+    return 2 if rank == 2 and (item.shape[1] or 0) > 1 else 0
 
 
 def _describe(item: GraphInput) -> ImageInput:

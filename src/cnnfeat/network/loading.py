@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from cnnfeat.errors import MissingInputError, NetworkError
+from cnnfeat.errors import NetworkError
 from cnnfeat.network.card import file_sha256, read_card
+from cnnfeat.network.checkpoint import checkpoint_prefix, load_checkpoint
 from cnnfeat.network.formats import Format, sniff
+from cnnfeat.network.graph import FlatGraph
+from cnnfeat.network.graphdef import load_graph_def
 from cnnfeat.network.keras_files import load_keras
 from cnnfeat.network.network import FeedValue, Network, Origin
+from cnnfeat.network.savedmodel import load_saved_model
 
 
 def load_network(
@@ -48,12 +53,38 @@ def load_network(
         If it holds code.
     """
     path = Path(spec)
-    if not path.exists():
-        raise MissingInputError(f"no model {spec}", hint="`cnnfeat train` makes one")
     kind = sniff(path)
-    if kind is not Format.KERAS:
-        raise NetworkError(f"{spec}: not yet")
-    graph = load_keras(path)
-    digest = file_sha256(path)
-    origin = Origin(spec, digest, kind.value, read_card(path, sha256=digest), trust)
+    graph = _load(kind, path, signature=signature, input_name=input_name)
+    digest = digest_of(path)
+    card = read_card(path, sha256=digest) if path.is_file() else None
+    origin = Origin(spec, digest, kind.value, card, trust)
     return Network(graph, origin, input_name=input_name, feeds=feeds)
+
+
+def _load(kind: Format, path: Path, *, signature: str | None, input_name: str | None) -> FlatGraph:
+    if kind is Format.KERAS:
+        return load_keras(path)
+    if kind is Format.SAVED_MODEL:
+        folder = path if path.is_dir() else path.parent
+        return load_saved_model(folder, signature=signature, input_name=input_name)
+    if kind is Format.CHECKPOINT:
+        return load_checkpoint(path, input_name=input_name)
+    if kind is Format.GRAPH_DEF:
+        return load_graph_def(path, input_name=input_name)
+    raise NetworkError(f"{path}: not yet")
+
+
+def digest_of(path: Path) -> str:
+    """Digest a model: a file's content, or names and contents of all files that belong to it."""
+    if path.is_file() and not path.name.endswith((".meta", ".index")):
+        return file_sha256(path)
+    if path.is_dir():
+        files = [item for item in path.rglob("*") if item.is_file()]
+        root = path
+    else:
+        prefix, root = checkpoint_prefix(path), path.parent
+        files = [item for item in root.iterdir() if item.name.startswith(f"{prefix.name}.")]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(root).as_posix()}\0{file_sha256(file)}\n".encode())
+    return digest.hexdigest()

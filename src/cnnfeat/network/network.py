@@ -88,7 +88,7 @@ class Network:
             info for name, info in infos.items() if name.partition(":")[0] in dependent
         )
         known = {info.name for info in self.tensors} | {self.input.tensor}
-        named = graph.layers or scope_layers(graph, dependent, self.input)
+        named = graph.layers or scope_layers(graph, dependent, images=self.input, infos=infos)
         self.layers: tuple[LayerInfo, ...] = tuple(
             _layer(item, infos) for item in named if item.tensor in known
         )
@@ -240,7 +240,7 @@ class Network:
             [self._nodes[name] for name in needed if name not in self._graph.weights],
             self.input,
         )
-        part = subgraph(self._graph.graph_def, needed)
+        part = subgraph(self._graph.graph_def, needed - set(self._graph.weights))
         check_operations(part, path=self.path, trusted=self.origin.trusted)
         return Wanted(layers, part, feeds, pool, precision)
 

@@ -150,7 +150,7 @@ class GraphProbe:
         nodes = nodes_by_name(wanted.part)
         values = self._fit(images)
         fed = {self._fit.input.tensor: values, **wanted.feeds}
-        held = {f"{name}:0": value for name, value in graph.weights.items() if name in nodes}
+        held = {f"{name}:0": value for name, value in graph.weights.items()}
         consumed = {_spelled(entry) for node in wanted.part.node for entry in node.input}
         names = [layer.tensor.name for layer in wanted.layers]
         tensors = tf.graph_util.import_graph_def(

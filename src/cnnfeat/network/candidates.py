@@ -1,0 +1,47 @@
+"""Inputs of a graph that doesn't say which they are."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from cnnfeat.network.graph import GraphInput, shape_of
+
+_FED = {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
+_PIPELINES = {
+    "IteratorGetNext", "QueueDequeueV2", "QueueDequeueManyV2", "QueueDequeueUpToV2",
+    "QueueDequeue", "QueueDequeueMany", "QueueDequeueUpTo",
+}  # fmt: skip
+_DECODERS = {
+    "DecodeJpeg", "DecodePng", "DecodeBmp", "DecodeGif", "DecodeImage", "DecodeAndCropJpeg",
+}  # fmt: skip
+
+
+def graph_inputs(graph_def: tf.compat.v1.GraphDef) -> tuple[GraphInput, ...]:
+    """List what could take images: placeholders, else where a pipeline or decoder ends."""
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(graph_def, name="")
+    inputs = [
+        GraphInput(
+            name=tensor.name.removesuffix(":0"),
+            tensor=tensor.name,
+            dtype=tensor.dtype.base_dtype,
+            shape=shape_of(tensor.shape),
+        )
+        for operation in graph.get_operations()
+        if operation.type in _FED | _PIPELINES | _DECODERS
+        for tensor in operation.outputs
+    ]
+    return tuple(item for item in inputs if item.dtype not in (tf.resource, tf.variant))
+
+
+def internal_input(graph_def: tf.compat.v1.GraphDef, name: str) -> GraphInput | None:
+    """Describe any tensor as an input, for `--input` to name one in the middle of the graph."""
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(graph_def, name="")
+    try:
+        tensor = graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+    except (KeyError, ValueError):
+        return None
+    return GraphInput(name, tensor.name, tensor.dtype.base_dtype, shape_of(tensor.shape))

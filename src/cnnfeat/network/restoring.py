@@ -1,0 +1,207 @@
+"""Weights out of a checkpoint, without running the graph that would restore them.
+
+What belongs to which variable is read from the restoring part of the graph; the values are read
+from the checkpoint's own files. Nothing of the graph runs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow as tf
+
+from cnnfeat.errors import NetworkError, UntrustedModelError
+from cnnfeat.network.flattening import inline_functions, make_placeholder, needed_part
+from cnnfeat.network.graph import node_of, nodes_by_name
+
+VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
+_ASSIGNMENTS = {"AssignVariableOp", "Assign"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a variable's value lies in a checkpoint."""
+
+    key: str
+    piece: str = ""  # of a partitioned variable: "100 20 0,50:-"
+
+
+def restored_entries(graph_def: tf.compat.v1.GraphDef, restore_op: str) -> dict[str, Entry]:
+    """Read which variable node gets which entry of the checkpoint."""
+    if not restore_op:
+        return {}
+    node = node_of(restore_op)
+    part = inline_functions(needed_part(graph_def, [node]), [node])
+    nodes = nodes_by_name(part)
+    entries = {}
+    for assignment in part.node:
+        if assignment.op in _ASSIGNMENTS and len(assignment.input) >= 2:
+            variable = _source(nodes, assignment.input[0])
+            value = _source(nodes, assignment.input[1])
+            entry = _entry(nodes, value)
+            if entry is not None:
+                entries[node_of(variable)] = entry
+    return entries
+
+
+def _source(nodes: Mapping[str, tf.compat.v1.NodeDef], entry: str) -> str:
+    """Follow identities back to where a tensor comes from."""
+    while (node := nodes.get(node_of(entry))) and node.op in ("Identity", "Cast", "Reshape"):
+        entry = node.input[0]
+    return entry
+
+
+def _entry(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> Entry | None:
+    node = nodes.get(node_of(tensor))
+    if node is None or node.op not in ("RestoreV2", "Restore", "RestoreSlice"):
+        return None
+    index = int(tensor.partition(":")[2] or 0)
+    keys = _strings(nodes, node.input[1])
+    if index >= len(keys):
+        return None
+    pieces = _strings(nodes, node.input[2]) if len(node.input) > 2 else []
+    return Entry(keys[index], pieces[index] if index < len(pieces) else "")
+
+
+def _strings(nodes: Mapping[str, tf.compat.v1.NodeDef], entry: str) -> list[str]:
+    node = nodes.get(node_of(entry))
+    if node is None or node.op != "Const":
+        return []
+    return [text.decode() for text in tf.make_ndarray(node.attr["value"].tensor).ravel()]
+
+
+class Checkpoint:
+    """The files of one checkpoint, opened for reading."""
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix
+        try:
+            self._reader = tf.train.load_checkpoint(str(prefix))
+        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+            raise NetworkError(f"{prefix}: its weights can't be read: {error}") from error
+        self.shapes: Mapping[str, list[int]] = self._reader.get_variable_to_shape_map()
+        self.dtypes: Mapping[str, tf.DType] = self._reader.get_variable_to_dtype_map()
+        self._check_size()
+
+    def _check_size(self) -> None:
+        files = self.prefix.parent.glob(f"{_escape(self.prefix.name)}*")
+        stored = sum(path.stat().st_size for path in files)
+        for key, shape in self.shapes.items():
+            declared = math.prod(shape) * max(self.dtypes[key].size or 1, 1)
+            if declared > 64 * stored + (1 << 20):
+                raise UntrustedModelError(
+                    f"{self.prefix}: {key!r} declares the shape {tuple(shape)}, {declared:,} "
+                    f"bytes; its files hold {stored:,}",
+                    hint="the file is damaged, or made to fill the memory",
+                )
+
+    def read(self, entry: Entry) -> tf.Tensor:
+        """Read one value, or the piece of it that belongs to a part of a variable."""
+        try:
+            value = self._reader.get_tensor(entry.key)
+        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+            raise NetworkError(f"{self.prefix}: {entry.key!r} can't be read: {error}") from error
+        return tf.constant(value[_slices(entry.piece)] if entry.piece.strip() else value)
+
+    def text(self, key: str) -> bytes:
+        """Read one entry of bytes."""
+        return bytes(self._reader.get_tensor(key))
+
+
+def _escape(name: str) -> str:
+    return re.sub(r"([\[\]*?])", r"[\1]", name)
+
+
+def _slices(piece: str) -> tuple[slice, ...]:
+    """Read "100 20 0,50:-": lengths of the whole, then "start,length" or "-" for each axis."""
+    last = piece.rsplit(maxsplit=1)[-1]
+    if "," not in last and "-" not in last:
+        return (slice(None),)
+    slices = []
+    for axis in last.split(":"):
+        if axis == "-":
+            slices.append(slice(None))
+        else:
+            start, length = (int(number) for number in axis.split(","))
+            slices.append(slice(start, start + length))
+    return tuple(slices)
+
+
+def take_out_variables(
+    graph_def: tf.compat.v1.GraphDef,
+    checkpoint: Checkpoint | None,
+    entries: Mapping[str, Entry],
+    *,
+    wanted: Iterable[str],
+) -> tuple[dict[str, tf.Tensor], list[tf.Variable]]:
+    """Turn variables of a graph into placeholders, in place.
+
+    A variable that the checkpoint doesn't know stays a variable node.
+
+    Returns
+    -------
+    weights : dict
+        What the placeholders hold: values, or handles of variables.
+    owners : list of tf.Variable
+        What the handles need to stay alive.
+    """
+    weights: dict[str, tf.Tensor] = {}
+    owners: list[tf.Variable] = []
+    needed = set(wanted)
+    shared: dict[str, tf.Tensor] = {}
+    for node in graph_def.node:
+        if node.op not in VARIABLES or node.name not in needed or checkpoint is None:
+            continue
+        entry = entries.get(node.name) or _by_name(node, checkpoint)
+        if entry is None or entry.key not in checkpoint.shapes:
+            continue
+        value = shared.get(f"{node.op}/{entry}")
+        if value is None:
+            value = checkpoint.read(entry)
+            dtype = tf.dtypes.as_dtype(node.attr["dtype"].type).base_dtype
+            value = value if value.dtype == dtype else tf.cast(value, dtype)
+            if node.op == "VarHandleOp":
+                owners.append(tf.Variable(value, trainable=False))
+                value = owners[-1].handle
+            shared[f"{node.op}/{entry}"] = value
+        weights[node.name] = value
+        shape = None if node.op == "VarHandleOp" else value.shape
+        make_placeholder(node, value.dtype, shape)
+    return weights, owners
+
+
+def read_variables(graph_def: tf.compat.v1.GraphDef) -> set[str]:
+    """Names of variable nodes whose values go into something other than training and saving."""
+    slots = re.compile(r"(^|/)(Adam|Momentum|RMSProp|Adagrad|Adadelta|Ftrl|beta[12]_power)[^/]*$")
+    readers: dict[str, list[tf.compat.v1.NodeDef]] = {}
+    for node in graph_def.node:
+        for entry in node.input:
+            if entry[0] != "^":
+                readers.setdefault(node_of(entry), []).append(node)
+    return {
+        node.name
+        for node in graph_def.node
+        if node.op in VARIABLES
+        and not slots.search(node.name)
+        and any(_uses(reader, readers) for reader in readers.get(node.name, ()))
+    }
+
+
+def _uses(reader: tf.compat.v1.NodeDef, readers: Mapping[str, list[tf.compat.v1.NodeDef]]) -> bool:
+    if reader.op in _ASSIGNMENTS or reader.op.startswith(("Save", "Apply", "ResourceApply")):
+        return False
+    if reader.op in ("Identity", "ReadVariableOp"):
+        return any(next_.op not in ("Save", "SaveV2") for next_ in readers.get(reader.name, ()))
+    return True
+
+
+def _by_name(node: tf.compat.v1.NodeDef, checkpoint: Checkpoint) -> Entry | None:
+    shared_name = node.attr["shared_name"].s.decode()
+    for key in (node.name, shared_name):
+        if key in checkpoint.shapes:
+            return Entry(key)
+    return None
