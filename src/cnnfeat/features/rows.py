@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from dataclasses import dataclass
@@ -53,9 +54,8 @@ class RowReader:
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < place.shape[0]:
             raise UsageError(f"rows must lie between 0 and {place.shape[0] - 1}")
         taken = np.empty((len(wanted), *place.shape[1:]), place.dtype)
-        breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-        begins = [0, *breaks.tolist()] if len(wanted) else []
-        for begin, end in zip(begins, [*begins[1:], len(wanted)], strict=True):
+        breaks = (np.flatnonzero(np.diff(wanted) != 1) + 1).tolist()
+        for begin, end in itertools.pairwise(sorted({0, *breaks, len(wanted)})):
             self._fill(taken[begin:end], place.offset + int(wanted[begin]) * place.row_bytes)
         return taken
 

@@ -158,9 +158,11 @@ def _child(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Datase
     where = f"{group.name.rstrip('/')}/{name}"
     try:
         link = group.get(name, getlink=True)
+        if link is None:
+            raise FeatureFileError(f"{path}: {where} is missing", hint=_HINT)
         if not isinstance(link, h5py.HardLink):
-            kind = "nothing" if link is None else f"a link to elsewhere ({type(link).__name__})"
-            raise FeatureFileError(f"{path}: {where} is {kind}", hint=_HINT)
+            kind = type(link).__name__
+            raise FeatureFileError(f"{path}: {where} is a link to elsewhere ({kind})", hint=_HINT)
         return group[name]
     except KeyError as error:
         raise FeatureFileError(f"{path}: {where} is missing", hint=_HINT) from error
