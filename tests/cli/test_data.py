@@ -1,0 +1,102 @@
+"""`cnnfeat data list` and `cnnfeat data fetch`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+import cnnfeat.cli
+from cnnfeat.data import DATASETS, Dataset, DatasetFile
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*args: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cnnfeat.cli.main(["data", *args])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def one_file(monkeypatch) -> bytes:
+    """A data set of one file, in MNIST's place; its mirror is out of reach."""
+    content = b"the only file"
+    file = DatasetFile("only.gz", hashlib.sha256(content).hexdigest())
+    dataset = Dataset("mnist", "a stand-in", ("0",), ("http://127.0.0.1:9/",), (file,))
+    monkeypatch.setitem(DATASETS, "mnist", dataset)
+    return content
+
+
+def put(folder: Path, content: bytes) -> None:
+    (folder / "mnist").mkdir()
+    (folder / "mnist" / "only.gz").write_bytes(content)
+
+
+def test_list_says_what_there_is_and_where(run, one_file, tmp_path):
+    code, out, err = run("list")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "cnnfeat data fetch" in rows["mnist"]
+    assert "28×28" in rows["fashion-mnist"]
+    assert "inside scikit-learn" in rows["digits"]
+    put(tmp_path, one_file)
+    code, out, _ = run("list", "--data-dir", str(tmp_path), "--json")
+    assert code == 0
+    assert json.loads(out)[0] == {
+        "name": "mnist",
+        "description": "a stand-in",
+        "location": str(tmp_path / "mnist"),
+    }
+
+
+def test_fetch_prints_the_folder_of_what_is_here(run, one_file, tmp_path):
+    put(tmp_path, one_file)
+    code, out, _ = run("fetch", "mnist", "digits", "--data-dir", str(tmp_path), "--json")
+    assert code == 0
+    assert json.loads(out) == {"mnist": str(tmp_path / "mnist"), "digits": "inside scikit-learn"}
+
+
+def test_fetch_out_of_reach_exits_5_with_reason_and_remedy(run, one_file, tmp_path):
+    code, out, err = run("fetch", "mnist", "--data-dir", str(tmp_path))
+    assert (code, out) == (5, "")
+    assert "http://127.0.0.1:9/: Connection refused" in err
+    assert str(tmp_path / "mnist") in err
+    assert "--data digits" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_fetch_replaces_a_damaged_file_or_fails(run, one_file, tmp_path):
+    put(tmp_path, b"damaged")
+    code, _, err = run("fetch", "mnist", "--data-dir", str(tmp_path))
+    assert code == 5
+    assert "only.gz is damaged and will be downloaded again" in err
+
+
+def test_fetch_needs_a_known_name(run):
+    code, _, err = run("fetch", "minst")
+    assert code == 2
+    assert "known by name: mnist, fashion-mnist, digits" in err
+    assert "did you mean 'mnist'?" in err
+    assert run("fetch")[0] == 2
+
+
+def test_fetch_names_a_folder_that_cannot_be_written(run, one_file, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = run("fetch", "mnist", "--data-dir", str(tmp_path / "file"))
+    assert code == 5
+    assert "can't be written" in err
+    assert "--data-dir" in err
+
+
+def test_every_data_set_can_be_verified():
+    for dataset in DATASETS.values():
+        assert dataset.description
+        for file in dataset.files:
+            assert len(bytes.fromhex(file.sha256)) == 32
+        assert all(mirror.endswith("/") for mirror in dataset.mirrors)
