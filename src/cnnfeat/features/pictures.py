@@ -10,7 +10,7 @@ from PIL import Image
 
 from cnnfeat.errors import DataError
 from cnnfeat.features.reader import FeatureFile
-from cnnfeat.records import Source
+from cnnfeat.records import ImageTarget, Source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,8 +49,19 @@ class Pictures:
         self._file, self._source = file, source
         self._positions: dict[str, NDArray[np.int64]] = {}
 
-    def read(self, split: str, rows: Sequence[int]) -> Iterator[tuple[int, Array]]:
+    def read(
+        self, split: str, rows: Sequence[int], *, target: ImageTarget | None = None
+    ) -> Iterator[tuple[int, Array]]:
         """Read the images of some rows.
+
+        Parameters
+        ----------
+        split : str
+            A split of the file.
+        rows : sequence of int
+            Rows of it.
+        target : ImageTarget, optional
+            What the source shall bring images to.
 
         Yields
         ------
@@ -63,7 +74,12 @@ class Pictures:
         row_of = {int(positions[row]): int(row) for row in rows}
         for start, stop in _spans(sorted(row_of)):
             for batch in self._source.batches(
-                split, batch_size=_READ_AHEAD, start=start, stop=stop, on_error="skip"
+                split,
+                batch_size=_READ_AHEAD,
+                start=start,
+                stop=stop,
+                target=target,
+                on_error="skip",
             ):
                 left_out = {sample.row for sample in batch.skipped}
                 read = (place for place in range(batch.start, batch.stop) if place not in left_out)

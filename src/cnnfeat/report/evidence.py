@@ -1,0 +1,173 @@
+"""What a run left behind, opened; and what of it is missing, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnnfeat.data import open_source
+from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
+from cnnfeat.features import FeatureFile
+from cnnfeat.features.pictures import Pictures
+from cnnfeat.progress import SILENT, Progress
+from cnnfeat.report.results import Predictions, SvmResult, read_predictions, read_svm
+
+if TYPE_CHECKING:
+    from cnnfeat.network import Network
+    from cnnfeat.network.card import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Artifacts:
+    """Where the outputs of the stages lie."""
+
+    model: Path
+    features: Path
+    svm: Path  # svm.json
+    predictions: Path  # predictions.csv
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Artifacts:
+        """Give all of them their default names."""
+        return cls(
+            folder / "model.keras",
+            folder / "features.h5",
+            folder / "svm.json",
+            folder / "predictions.csv",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All there is to show. What is None is explained in `missing`."""
+
+    file: FeatureFile
+    svm: SvmResult | None
+    predictions: Predictions | None
+    pictures: Pictures | None
+    network: Network | None
+    card: ModelCard | None
+    missing: tuple[str, ...]
+
+    @property
+    def split(self) -> str:
+        """The split that is shown: the one the SVM was tested on, or the last."""
+        return self.predictions.split if self.predictions else self.file.splits[-1]
+
+
+@contextmanager
+def open_evidence(
+    artifacts: Artifacts,
+    *,
+    data_dir: Path | None = None,
+    trust: bool = False,
+    progress: Progress = SILENT,
+) -> Iterator[Evidence]:
+    """Open everything a run left behind; only the feature file must be there.
+
+    Parameters
+    ----------
+    artifacts : Artifacts
+        Where to look.
+    data_dir : Path, optional
+        Where named data sets lie.
+    trust : bool
+        Whether the model may run operations with side effects.
+    progress : Progress
+        Told of downloads.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no feature file.
+    FeatureFileError
+        If it is damaged.
+    """
+    missing: list[str] = []
+    with ExitStack() as stack:
+        file = stack.enter_context(FeatureFile(artifacts.features))
+        svm, predictions = _open_svm(artifacts, file, missing)
+        pictures = None
+        try:
+            pictures = stack.enter_context(
+                open_pictures(file, data_dir=data_dir, progress=progress)
+            )
+        except CnnfeatError as error:
+            missing.append(f"No pictures of the images: {error}.")
+        network, card = _open_network(artifacts.model, file, missing, trust=trust)
+        yield Evidence(file, svm, predictions, pictures, network, card, tuple(missing))
+
+
+@contextmanager
+def open_pictures(
+    file: FeatureFile, *, data_dir: Path | None = None, progress: Progress = SILENT
+) -> Iterator[Pictures]:
+    """Open the source that a feature file names, and check that it is still the same.
+
+    Raises
+    ------
+    CnnfeatError
+        If it has moved or changed; the message says so.
+    """
+    name = str(file.attributes.get("source", ""))
+    if not name or "source_fingerprint" not in file.attributes:
+        raise DataError(f"{file.path} does not say where its images came from")
+    with open_source(name, data_dir=data_dir, progress=progress) as source:
+        yield Pictures(file, source)
+
+
+def _open_svm(
+    artifacts: Artifacts, file: FeatureFile, missing: list[str]
+) -> tuple[SvmResult | None, Predictions | None]:
+    try:
+        svm = read_svm(artifacts.svm)
+    except MissingInputError:
+        missing.append(f"No SVM yet: {artifacts.svm} does not exist; cnnfeat svm makes it.")
+        return None, None
+    except CnnfeatError as error:
+        missing.append(f"No SVM: {error}.")
+        return None, None
+    features = svm.document.get("features")
+    if isinstance(features, dict) and _differs(features, file.attributes):
+        missing.append(
+            f"No SVM: {artifacts.svm.name} was made from other features than {file.path.name}."
+        )
+        return None, None
+    try:
+        return svm, read_predictions(artifacts.predictions, file=file, classes=svm.classes)
+    except CnnfeatError as error:
+        missing.append(f"No single predictions: {error}.")
+        return svm, None
+
+
+def _differs(recorded: Mapping[str, object], attributes: Mapping[str, object]) -> bool:
+    """Whether two provenances disagree in what both state."""
+    return any(
+        recorded.get(key) and attributes.get(key) and recorded[key] != attributes[key]
+        for key in ("network_sha256", "source_fingerprint")
+    )
+
+
+def _open_network(
+    model: Path, file: FeatureFile, missing: list[str], *, trust: bool
+) -> tuple[Network | None, ModelCard | None]:
+    if not model.exists():
+        missing.append(f"No filters and no training curve: there is no model {model}.")
+        return None, None
+    from cnnfeat.network import load_network  # TensorFlow takes seconds
+
+    try:
+        network = load_network(str(model), trust=trust)
+    except CnnfeatError as error:
+        missing.append(f"No filters and no training curve: {error}.")
+        return None, None
+    if network.sha256 != file.attributes.get("network_sha256"):
+        missing.append(
+            f"No filters and no training curve: {model} is not the network that "
+            f"{file.path.name} was made with."
+        )
+        return None, None
+    return network, network.card

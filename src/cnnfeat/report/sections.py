@@ -1,0 +1,239 @@
+"""What the page's sections show, made ready for its templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cnnfeat.features.pictures import sprite_sheet
+from cnnfeat.report.album import Album, Picture
+from cnnfeat.report.charts import point_path, scatter_places
+from cnnfeat.report.embedding import METHODS, Embedding
+from cnnfeat.report.encoding import data_uri
+from cnnfeat.report.evidence import Evidence
+from cnnfeat.report.exhibits import Exhibit
+from cnnfeat.report.results import Predictions, SvmResult
+from cnnfeat.report.tiles import Sheet, filter_tiles, make_sheet, map_tiles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cnnfeat.records import Array
+
+MATRIX_CLASSES = 30  # up to which the confusion matrix is a table
+IMAGES_IN_CELL = 12
+MISTAKES = 120
+CONFUSED_PAIRS = 60  # listed where there are too many classes for a table
+SPRITE_SIDE = 32
+COLOURS = 8  # the style sheet's colours of classes
+_LEVELS = (0.0, 0.005, 0.02, 0.1, 0.5)  # shares of a row from which a cell gets darker
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of the confusion matrix."""
+
+    row: int
+    column: int
+    count: int
+    level: int  # 0 (none) to 5, how dark
+    share: float  # of the true class
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A sheet of tiles on the page."""
+
+    uri: str
+    width: int  # pixels
+    height: int
+    n_tiles: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a layer makes of one image."""
+
+    picture: Picture
+    maps: Tiles
+
+
+@dataclass(frozen=True, slots=True)
+class ShownExhibit:
+    """Filters and activations of one layer."""
+
+    layer: str
+    filters: Tiles | None
+    kernel_shape: tuple[int, ...]
+    map_shape: tuple[int, ...]
+    by_norm: bool
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PointClass:
+    """The points of one class in the scatter plot."""
+
+    name: str
+    number: int
+    colour: int
+    square: bool
+    path: str
+    count: int
+    centre: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """The embedding on the page."""
+
+    embedding: Embedding
+    method: str
+    classes: tuple[PointClass, ...]
+    wrong_path: str
+    n_wrong: int
+    sprite: str | None
+    data: Mapping[str, object]  # for the script
+
+
+def confusion_rows(
+    svm: SvmResult, predictions: Predictions | None
+) -> dict[tuple[int, int], list[int]]:
+    """Choose the images of each cell: sure mistakes first, of right ones the least sure."""
+    if predictions is None:
+        return {}
+    cells: dict[tuple[int, int], list[int]] = {}
+    sure = np.where(predictions.labels == predictions.predicted, -1, 1) * predictions.margins
+    for place in np.argsort(-sure, kind="stable").tolist():
+        key = (int(predictions.labels[place]), int(predictions.predicted[place]))
+        rows = cells.setdefault(key, [])
+        if len(rows) < IMAGES_IN_CELL:
+            rows.append(int(predictions.rows[place]))
+    if len(svm.classes) <= MATRIX_CLASSES:
+        return cells
+    pairs = {pair: rows for pair, rows in cells.items() if pair[0] != pair[1]}
+    worst = sorted(pairs, key=lambda pair: -svm.confusion[pair])[:CONFUSED_PAIRS]
+    return {pair: pairs[pair] for pair in worst}
+
+
+def confusion_cells(
+    svm: SvmResult, rows: Mapping[tuple[int, int], Sequence[int]], album: Album
+) -> list[list[Cell]]:
+    """Fill the confusion matrix; where it is too large, one row of the most confused pairs."""
+    totals = np.maximum(svm.confusion.sum(axis=1), 1)
+
+    def cell(row: int, column: int) -> Cell:
+        count = int(svm.confusion[row, column])
+        share = count / int(totals[row])
+        return Cell(
+            row,
+            column,
+            count,
+            sum(share > level for level in _LEVELS),
+            share,
+            tuple(album.picture(place) for place in rows.get((row, column), ())),
+        )
+
+    n_classes = len(svm.classes)
+    if n_classes <= MATRIX_CLASSES:
+        return [[cell(row, column) for column in range(n_classes)] for row in range(n_classes)]
+    off = svm.confusion.copy()
+    np.fill_diagonal(off, 0)
+    worst = np.argsort(-off, axis=None, kind="stable")[:CONFUSED_PAIRS]
+    pairs = zip(*np.unravel_index(worst, off.shape), strict=True)
+    return [[cell(int(row), int(column)) for row, column in pairs if off[row, column]]]
+
+
+def show_exhibit(exhibit: Exhibit, album: Album) -> ShownExhibit:
+    """Turn filters and activation maps into images."""
+    tiles = None if exhibit.kernel is None else filter_tiles(exhibit.kernel)
+    maps = next(iter(exhibit.maps.values()), None)
+    return ShownExhibit(
+        layer=exhibit.layer,
+        filters=None if tiles is None else _tiles(make_sheet(tiles)),
+        kernel_shape=() if exhibit.kernel is None else exhibit.kernel.shape,
+        map_shape=() if maps is None else maps.shape,
+        by_norm=exhibit.kernel is not None and exhibit.kernel.shape[2] not in (1, 3),
+        answers=tuple(
+            Answer(album.picture(row), _tiles(make_sheet(map_tiles(activation))))
+            for row, activation in exhibit.maps.items()
+        ),
+    )
+
+
+def _tiles(sheet: Sheet) -> Tiles:
+    height, width = sheet.pixels.shape[:2]
+    return Tiles(data_uri(sheet.pixels), width, height, sheet.n_tiles, sheet.low, sheet.high)
+
+
+def make_scatter(evidence: Evidence, embedding: Embedding, album: Album) -> Scatter:
+    """Lay the embedding out, with all the script needs to tell what a point is."""
+    places = scatter_places(embedding.points)
+    pictures = [album.picture(row) for row in embedding.rows.tolist()]
+    labels = (
+        np.zeros(len(places), np.int64) if album.labels is None else album.labels[embedding.rows]
+    )
+    wrong = np.array([bool(item.predicted) and item.true != item.predicted for item in pictures])
+    sprite, cell = _sprite(evidence, embedding)
+    return Scatter(
+        embedding=embedding,
+        method=METHODS[embedding.method],
+        classes=_point_classes(places, labels, album),
+        wrong_path=point_path(places[wrong]),
+        n_wrong=int(wrong.sum()),
+        sprite=sprite,
+        data={
+            "x": places[:, 0].tolist(),
+            "y": places[:, 1].tolist(),
+            "label": labels.tolist(),
+            "id": [item.id for item in pictures],
+            "true": [item.true for item in pictures],
+            "predicted": [item.predicted for item in pictures],
+            "margin": [None if item.margin is None else round(item.margin, 3) for item in pictures],
+            "cell": cell,
+            "columns": _columns(len(places)),
+        },
+    )
+
+
+def _columns(n_points: int) -> int:
+    return int(np.ceil(np.sqrt(n_points)))
+
+
+def _point_classes(
+    places: NDArray[np.float64], labels: NDArray[np.int64], album: Album
+) -> tuple[PointClass, ...]:
+    classes = []
+    for label in np.unique(labels).tolist():
+        own = places[labels == label]
+        centre = np.median(own, axis=0)
+        classes.append(
+            PointClass(
+                name="" if album.labels is None else album.class_name(label),
+                number=label,
+                colour=label % COLOURS,
+                square=label // COLOURS % 2 == 1,
+                path=point_path(own),
+                count=len(own),
+                centre=(round(float(centre[0]), 1), round(float(centre[1]), 1)),
+            )
+        )
+    return tuple(classes)
+
+
+def _sprite(evidence: Evidence, embedding: Embedding) -> tuple[str | None, int]:
+    """Put the images of all points on one sheet."""
+    if evidence.pictures is None:
+        return None, 0
+    rows = embedding.rows.tolist()
+    found = evidence.pictures.thumbnails(embedding.split, rows, side=SPRITE_SIDE)
+    cells: list[Array | None] = [found.get(row) for row in rows]
+    side = max((max(cell.shape[:2]) for cell in cells if cell is not None), default=1)
+    sheet = sprite_sheet([found.get(row) for row in rows], side=side, columns=_columns(len(rows)))
+    return data_uri(sheet), side
