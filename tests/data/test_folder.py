@@ -190,6 +190,7 @@ def damage(folder: Path) -> dict[str, str]:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 50])
 def test_skipping_leaves_out_bad_files_and_shifts_no_row(tmp_path, batch_size, caplog):
+    caplog.set_level(logging.DEBUG, "cnnfeat")
     said = damage(tmp_path)
     for value in range(2, 20, 2):
         put(tmp_path / f"{value:02d}.png", value)
@@ -214,7 +215,8 @@ def test_skipping_leaves_out_bad_files_and_shifts_no_row(tmp_path, batch_size, c
     for sample in skipped:
         assert said[sample.id] in sample.reason
         assert sample.row == [*sorted([*said, *(name for name, _ in kept)])].index(sample.id)
-    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == len(said)
+    left_out = [record.getMessage() for record in caplog.records]
+    assert left_out == [f"left out {sample.id}: {sample.reason}" for sample in skipped]
 
 
 @pytest.mark.parametrize("index", range(8))
@@ -313,6 +315,15 @@ def test_a_class_name_must_be_utf_8(tmp_path):
     put(tmp_path / "\udcfe" / "1.png")
     with pytest.raises(DataError, match="the name of a class must be UTF-8"):
         open_source(str(tmp_path))
+
+
+def test_the_folder_itself_may_have_any_name(tmp_path):
+    put(tmp_path / "caf\udce9" / "1.png", 1)
+    (tmp_path / "caf\udce9" / "2.png").touch()
+    with open_source(str(tmp_path / "caf\udce9")) as source:
+        assert source.name == str(tmp_path / r"caf\xe9")
+        (batch,) = source.batches("all", batch_size=5, on_error="skip")
+        assert batch.skipped[0].reason == "is empty"
 
 
 def test_other_names_may_hold_anything_utf_8(tmp_path):

@@ -42,3 +42,28 @@ def test_max_pixels_has_a_range(max_pixels):
 def test_named_sources_have_their_own_labels():
     with pytest.raises(UsageError, match="digits has its own"):
         open_source("digits", labels=":/y")
+
+
+@pytest.mark.parametrize("spec", ["a\0b", "nowhere/at/all", "x" * 300, "a:b", ":/x"])
+def test_odd_names_are_refused_in_words(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((UsageError, DataError)):
+        open_source(spec)
+
+
+def test_no_name_at_all_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no data source ''"):
+        open_source("")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+
+    def refuse(*args: object):  # to root nothing is forbidden
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"folder: can't be read: Permission denied"):
+        open_source(str(tmp_path / "folder"))

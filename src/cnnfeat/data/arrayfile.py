@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -52,7 +53,7 @@ def is_array_file(path: Path) -> bool:
 def split_member(spec: str) -> tuple[Path, str | None]:
     """Divide "images.h5:/x" into a path and the name of an array, None where there isn't one."""
     path = Path(spec)
-    if ":" in spec and not path.exists():
+    if ":" in spec and not os.path.lexists(path):
         before, _, after = spec.rpartition(":")
         if before:
             return Path(before), after.strip("/")

@@ -7,6 +7,7 @@ from pathlib import Path
 from cnnfeat.data.fingerprint import file_states
 from cnnfeat.data.imagefiles import ImageFileSource
 from cnnfeat.data.listing import ImageFile, Listing, list_folder
+from cnnfeat.data.regular import printable
 
 
 def open_image_folder(folder: Path, *, max_pixels: int) -> ImageFileSource:
@@ -24,7 +25,7 @@ def open_image(path: Path, *, max_pixels: int) -> ImageFileSource:
 def _open(path: Path, kind: str, *, listing: Listing, max_pixels: int) -> ImageFileSource:
     files = {file.id: file.path for split in listing.splits.values() for file in split}
     return ImageFileSource(
-        str(path),
+        printable(str(path)),
         kind,
         listing=listing,
         states=lambda: file_states(files),

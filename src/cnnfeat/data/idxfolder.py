@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cnnfeat.data.arrays import ArraySource, ArraySplit, index_labels, make_split
 from cnnfeat.data.fingerprint import FileStates, file_states
 from cnnfeat.data.idx import read_idx, read_idx_header
+from cnnfeat.data.regular import unreadable
 from cnnfeat.data.rows import Rows, StoredRows
 from cnnfeat.errors import DataError
 
@@ -31,7 +32,10 @@ class _Pair:
 
 def find_idx_files(folder: Path) -> tuple[Path, ...]:
     """IDX files right in `folder`, told by their content, or by a name like MNIST's."""
-    entries = sorted(islice(folder.iterdir(), _MAX_ENTRIES + 1))
+    try:
+        entries = sorted(islice(folder.iterdir(), _MAX_ENTRIES + 1))
+    except OSError as error:
+        raise unreadable(folder, error) from error
     if len(entries) > _MAX_ENTRIES:
         return ()
     return tuple(path for path in entries if path.is_file() and _looks_like_idx(path))

@@ -18,6 +18,7 @@ from cnnfeat.data.decode import decode_image, prepare_pillow
 from cnnfeat.data.fingerprint import FileStates
 from cnnfeat.data.fitting import fit_depth, fit_images
 from cnnfeat.data.listing import ImageFile, Listing
+from cnnfeat.data.regular import printable
 from cnnfeat.data.splits import check_range, find_split
 from cnnfeat.errors import DataError, ImageError
 from cnnfeat.records import (
@@ -192,8 +193,9 @@ class _Pending:
         self.images.append(image)
 
     def skip(self, file: ImageFile, error: ImageError) -> None:
-        self.skipped.append(SkippedSample(self.stop, printable_id(file), error.message))
-        _log.warning("left out: %s", error.message)
+        reason = printable(error.message.removeprefix(f"{file.path}: "))
+        self.skipped.append(SkippedSample(self.stop, printable(file.id), reason))
+        _log.debug("left out %s: %s", printable(file.id), reason)
 
     def batch(self, info: SplitInfo, target: ImageTarget | None) -> Batch:
         shape = _fitted_shape(info, target)
@@ -219,13 +221,8 @@ def check_id(file: ImageFile) -> None:
         file.id.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ImageError(
-            f"{printable_id(file)}: the name is not UTF-8", hint="rename the file"
+            f"{printable(str(file.path))}: the name is not UTF-8", hint="rename the file"
         ) from error
-
-
-def printable_id(file: ImageFile) -> str:
-    """A picture's identifier, with bytes that aren't UTF-8 as `\\xff`."""
-    return os.fsencode(file.id).decode("utf-8", "backslashreplace")
 
 
 def _labels(files: Sequence[ImageFile]) -> Labels | None:

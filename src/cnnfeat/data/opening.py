@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from cnnfeat.data.arrayfile import is_array_file, open_array_source, split_member
@@ -11,6 +12,7 @@ from cnnfeat.data.idxfolder import find_idx_files, open_idx_folder
 from cnnfeat.data.manifest import is_manifest, open_manifest
 from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
+from cnnfeat.data.regular import unreadable
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Source
@@ -62,15 +64,26 @@ def open_source(
             return open_auto(data_dir=data_dir, progress=progress)
         return open_named(spec, data_dir=data_dir, progress=progress)
     path, member = split_member(spec)
-    if path.is_dir():
-        _refuse_labels(labels, spec)
-        return _open_folder(path.absolute(), max_pixels=max_pixels)
-    if not path.exists():
+    mode = _mode(path) if spec else None
+    if mode is None:
         raise UsageError(
             f"no data source {spec!r}; {_ALLOWED.format(names=', '.join((AUTO, *DATASETS)))}",
             hint=near_names(spec, (AUTO, *DATASETS)),
         )
+    if stat.S_ISDIR(mode):
+        _refuse_labels(labels, spec)
+        return _open_folder(path.absolute(), max_pixels=max_pixels)
     return _open_file(path.absolute(), member=member, labels=labels, max_pixels=max_pixels)
+
+
+def _mode(path: Path) -> int | None:
+    """What a path leads to, as `stat` has it; None: nothing."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _open_folder(folder: Path, *, max_pixels: int) -> Source:

@@ -47,6 +47,11 @@ def unreadable(path: Path, problem: OSError, *, error: type[DataError] = DataErr
     return error(f"{path}: can't be read: {problem.strerror or problem}")
 
 
+def printable(name: str) -> str:
+    """Show a file's name, with bytes that aren't UTF-8 as `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _check_regular(path: Path, mode: int, error: type[DataError]) -> None:
     if stat.S_ISREG(mode):
         return
