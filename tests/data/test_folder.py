@@ -360,6 +360,18 @@ def test_a_changed_folder_is_told_and_the_file_named(tmp_path, monkeypatch, limi
     assert look()[1] == ("1 of 5 files are gone" if limit else "3.png has changed")
 
 
+def test_files_that_cannot_be_read_have_a_state_too(tmp_path):
+    damage(tmp_path)
+    put(tmp_path / "00.png")
+    with open_source(str(tmp_path)) as source:
+        before, state = source.fingerprint(), source.state()
+    (tmp_path / "09.png").unlink()
+    put(tmp_path / "09.png", 9)
+    with open_source(str(tmp_path)) as source:
+        assert source.fingerprint() != before
+        assert source.changed_since(state) == "09.png has changed"
+
+
 def test_touching_a_small_source_changes_nothing(tmp_path):
     path = put(tmp_path / "1.png", 1)
     with open_source(str(tmp_path)) as source:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cnnfeat.records import Array, Labels
 
 _MAX_CHANNELS = 4  # a first axis of at most this many, and a longer last one: channels first
-_MAX_DIGIT_LABEL = 65_535  # larger labels are names, not positions
+_MAX_PLAIN_LABEL = 999  # where labels are larger, there need not be a class for every number
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +225,8 @@ def index_labels(
 ) -> tuple[dict[str, Labels], tuple[str, ...]]:
     """Turn the labels of all splits into indices of one list of classes.
 
-    Whole numbers from 0 stay what they are; anything else (text, negative or huge numbers) becomes
-    its place among the sorted values.
+    Whole numbers from 0 to 999 stay what they are; where there are others (text, negative or larger
+    numbers), each becomes its place among the sorted values.
 
     Raises
     ------
@@ -239,7 +239,7 @@ def index_labels(
     if all(labels.dtype.kind in "iub" for labels in flat.values()):
         low = min(int(labels.min()) for labels in flat.values())
         high = max(int(labels.max()) for labels in flat.values())
-        if low >= 0 and high <= _MAX_DIGIT_LABEL:
+        if low >= 0 and high <= _MAX_PLAIN_LABEL:
             classes = tuple(str(label) for label in range(high + 1))
             return {split: labels.astype(np.int64) for split, labels in flat.items()}, classes
     values = np.unique(np.concatenate(list(flat.values())))

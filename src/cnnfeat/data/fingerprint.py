@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.data.regular import open_regular, unreadable
+from cnnfeat.errors import DataError
 from cnnfeat.records import Fingerprint
 
 CONTENTS = "file contents"
 SIZES_AND_TIMES = "names, sizes and times"
 CONTENTS_MAX_BYTES = 64 * 2**20  # larger sources go by names, sizes and times
 CONTENTS_MAX_FILES = 10_000
+_UNREADABLE = bytes(32)
 _NAME_BYTES = 8
 _STATE_BYTES = 8
 _RECORD_BYTES = _NAME_BYTES + _STATE_BYTES
@@ -66,42 +68,58 @@ class FileStates:
 def file_states(files: Mapping[str, Path], *, always_contents: Iterable[str] = ()) -> FileStates:
     """Digest files, by their contents if they are small together, else by size and time.
 
+    A file that can't be read has a state too, the same for all of them.
+
     Parameters
     ----------
     files : mapping of str to Path
         By the name that stands for each.
     always_contents : iterable of str
         Names of files that go by their contents in any case (a manifest).
+    """
+    sizes_and_times = {name: _size_and_time(path) for name, path in files.items()}
+    size_bytes = sum(size for size, _ in sizes_and_times.values())
+    if len(files) <= CONTENTS_MAX_FILES and size_bytes <= CONTENTS_MAX_BYTES:
+        return FileStates({name: _contents(path) for name, path in files.items()}, CONTENTS)
+    digests = {
+        name: hashlib.sha256(f"{size} {time_ns}".encode()).digest()
+        for name, (size, time_ns) in sizes_and_times.items()
+    }
+    exceptions = {name: _contents(files[name]) for name in always_contents}
+    return FileStates(digests | exceptions, SIZES_AND_TIMES)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return sha256_of(path)
+    except DataError:
+        return _UNREADABLE
+
+
+def sha256_of(path: Path) -> bytes:
+    """SHA-256 of a regular file's contents.
 
     Raises
     ------
     DataError
-        If a file can't be read.
+        If it can't be read.
     """
-    sizes: dict[str, int] = {}
-    times: dict[str, int] = {}
-    for name, path in files.items():
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise unreadable(path, error) from error
-        sizes[name], times[name] = status.st_size, status.st_mtime_ns
-    if len(files) <= CONTENTS_MAX_FILES and sum(sizes.values()) <= CONTENTS_MAX_BYTES:
-        return FileStates({name: sha256_of(path) for name, path in files.items()}, CONTENTS)
-    exceptions = {name: sha256_of(files[name]) for name in always_contents}
-    digests = {
-        name: hashlib.sha256(f"{sizes[name]} {times[name]}".encode()).digest() for name in files
-    }
-    return FileStates(digests | exceptions, SIZES_AND_TIMES)
-
-
-def sha256_of(path: Path) -> bytes:
-    """SHA-256 of a regular file's contents."""
-    with open_regular(path) as file:
-        total = hashlib.sha256()
-        while chunk := file.read(2**20):
-            total.update(chunk)
-        return total.digest()
+    total = hashlib.sha256()
+    try:
+        with open_regular(path) as file:
+            while chunk := file.read(2**20):
+                total.update(chunk)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return total.digest()
 
 
 def _name_digest(name: str) -> bytes:
