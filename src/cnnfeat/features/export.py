@@ -35,38 +35,23 @@ class ExportResult:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class ExportFormat:
-    """A format `export` knows."""
-
-    default_name: str
-    folder: bool  # several files in a folder, or one file
-    describe: str
+FORMATS = ("npz", "npy", "csv", "parquet", "projector")
+_FOLDERS = ("npy", "projector")
 
 
-FORMATS = {
-    "npz": ExportFormat("features.npz", False, "NumPy archive: arrays such as train/conv2"),
-    "npy": ExportFormat("features-npy", True, "folder of .npy files, for memory mapping"),
-    "csv": ExportFormat("features.csv", False, "a line a row: split, id, label, class, features"),
-    "parquet": ExportFormat("features.parquet", False, "a column a layer; extra 'parquet'"),
-    "projector": ExportFormat("projector", True, "folder for TensorBoard's embedding projector"),
-}
-
-
-def find_format(name: str) -> ExportFormat:
-    """Look a format up by name.
+def check_format(name: str) -> None:
+    """Refuse a format that isn't known.
 
     Raises
     ------
     UsageError
-        If there is none, naming all.
+        Naming all there are.
     """
     if name not in FORMATS:
         raise UsageError(
             f"no export format {name!r}; there are: {', '.join(FORMATS)}",
             hint=near_names(name, FORMATS),
         )
-    return FORMATS[name]
 
 
 def export_features(
@@ -111,8 +96,8 @@ def export_features(
     FeatureFileError
         If the file is damaged, or has no such layer.
     """
-    chosen = find_format(to)
-    if chosen.folder and out.exists() and not out.is_dir():
+    check_format(to)
+    if to in _FOLDERS and out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --to {to} writes a folder", hint="name one with -o")
     with FeatureFile(features) as file:
         selection = select(file, layers=layers, splits=splits, limit=limit)

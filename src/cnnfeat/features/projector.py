@@ -50,6 +50,8 @@ def write_projector(
     ------
     UsageError
         If more than one layer is chosen.
+    DataError
+        If the source is not what the features were made from.
     """
     if len(selection.layers) != 1:
         raise UsageError(
@@ -63,11 +65,12 @@ def write_projector(
             f"{selection.total_rows:,}",
             f"{_MANY_POINTS:,}",
         )
-    names = [VECTORS, METADATA, *([SPRITE] if source else []), CONFIG]
+    pictures = Pictures(selection.file, source) if source else None
+    names = [VECTORS, METADATA, *([SPRITE] if pictures else []), CONFIG]
     for name in names:
         check_output(out / name, overwrite=overwrite)
     _write_rows(selection, out, task)
-    side = _write_sprite(selection, source, out) if source else None
+    side = _write_sprite(selection, pictures, out) if pictures else None
     with replacing(out / CONFIG) as partial:
         partial.write_text(_config(selection.layers[0], side), "utf-8")
     return [out / name for name in names if name != SPRITE or side]
@@ -95,14 +98,14 @@ def _cell(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _write_sprite(selection: Selection, source: Source, out: Path) -> int | None:
+def _write_sprite(selection: Selection, pictures: Pictures, out: Path) -> int | None:
     """Write one picture of all pictures, and say how wide a cell is."""
     columns = math.ceil(math.sqrt(selection.total_rows))
     side = min(THUMBNAIL_SIDE, SHEET_SIDE // max(columns, 1))
     if side < _SMALLEST_SIDE:
         logger.warning("too many points for pictures; --limit takes fewer")
         return None
-    cells = _cells(selection, Pictures(selection.file, source), side)
+    cells = _cells(selection, pictures, side)
     largest = max((max(cell.shape[:2]) for cell in cells if cell is not None), default=side)
     sheet = sprite_sheet(cells, side=largest, columns=columns)
     with replacing(out / SPRITE) as partial:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cnnfeat.report.evidence import Evidence
-
-_Z = 1.959963984540054  # of a two-sided 95 % interval
 
 _ATTRIBUTES = {
     "source": "Images",
@@ -26,14 +23,6 @@ _ATTRIBUTES = {
     "h5py": "h5py",
     "created": "Features made",
 }
-
-
-def wilson(share: float, n_samples: int) -> tuple[float, float]:
-    """Compute the 95 % Wilson score interval of a share (Wilson, JASA 22, 1927)."""
-    z2 = _Z**2 / n_samples
-    centre = (share + z2 / 2) / (1 + z2)
-    half = _Z / (1 + z2) * math.sqrt(share * (1 - share) / n_samples + z2 / (4 * n_samples))
-    return centre - half, centre + half
 
 
 def provenance(evidence: Evidence) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from cnnfeat.report.charts import LineChart, interval_bars, line_chart
 from cnnfeat.report.evidence import Evidence
 from cnnfeat.report.exhibits import Exhibit
 from cnnfeat.report.figure import short
-from cnnfeat.report.provenance import provenance, wilson
+from cnnfeat.report.provenance import provenance
 from cnnfeat.report.sections import (
     MATRIX_CLASSES,
     MISTAKES,
@@ -27,6 +27,7 @@ from cnnfeat.report.sections import (
     confusion_rows,
     show_exhibit,
 )
+from cnnfeat.svm.evaluation import wilson_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,10 @@ def _title(evidence: Evidence) -> str:
     return f"{source}: features of {short(layers, limit=60)}"
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}\N{NO-BREAK SPACE}%"
+
+
 def _text(name: str) -> str:
     return (Path(__file__).parent / "templates" / name).read_text("utf-8")
 
@@ -144,7 +149,7 @@ def _network_interval(evidence: Evidence, accuracy: float | None) -> tuple[float
     card = evidence.card
     if card is None or accuracy is None or not card.n_test:
         return None
-    return wilson(accuracy, card.n_test)
+    return wilson_interval(round(accuracy * card.n_test), card.n_test)
 
 
 def _training_charts(history: Sequence[Mapping[str, float]]) -> tuple[LineChart, ...]:

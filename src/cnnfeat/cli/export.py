@@ -1,0 +1,110 @@
+"""`cnnfeat export`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from cnnfeat.cli import console, options
+from cnnfeat.cli.settings import Settings, artifact, pass_settings
+
+_NAMES = {
+    "npz": "features.npz",
+    "npy": "features-npy",
+    "csv": "features.csv",
+    "parquet": "features.parquet",
+    "projector": "projector",
+}
+
+
+@click.command()
+@click.argument(
+    "features",
+    metavar="[FEATURES]",
+    type=click.Path(path_type=Path),
+    default=lambda: artifact("features.h5"),
+)
+@click.option("--to", type=click.Choice(list(_NAMES)), required=True, help="The format.")
+@click.option(
+    "--layer", "layers", multiple=True, help="Only this layer; may be repeated.", metavar="NAME"
+)
+@click.option(
+    "--split", "splits", multiple=True, help="Only this split; may be repeated.", metavar="NAME"
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first rows of each split.")
+@click.option(
+    "--images/--no-images", default=True, show_default=True, help="Pictures for the projector."
+)
+@options.data_dir
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    show_default="artifacts/features.FORMAT",
+    help="A file; for npy and projector a folder.",
+)
+@options.overwrite
+@options.as_json
+@options.common
+@pass_settings
+def export(
+    settings: Settings,
+    *,
+    features: Path,
+    to: str,
+    layers: tuple[str, ...],
+    splits: tuple[str, ...],
+    limit: int | None,
+    images: bool,
+    data_dir: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write features in another program's format.
+
+    \b
+    npz        NumPy archive with arrays such as train/conv2, train/label, train/id
+    npy        a folder of .npy files, for memory mapping
+    csv        a line a row: split, id, label, class, then every feature
+    parquet    a column a layer; needs pip install 'cnnfeat[parquet]'
+    projector  files for TensorBoard's embedding projector, with pictures
+    """
+    from cnnfeat.features.export import export_features
+
+    progress = console.progress(settings)
+    with ExitStack() as stack:
+        source = None
+        if to == "projector" and images:
+            from cnnfeat.data import open_source
+            from cnnfeat.features import FeatureFile
+
+            with FeatureFile(features) as file:
+                name = str(file.attributes.get("source", ""))
+            source = stack.enter_context(open_source(name, data_dir=data_dir, progress=progress))
+        result = export_features(
+            features,
+            to,
+            out=out or artifact(_NAMES[to]),
+            layers=layers,
+            splits=splits,
+            limit=limit,
+            source=source,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        console.show_json(
+            {
+                "paths": [str(path) for path in result.paths],
+                "rows": dict(result.rows),
+                "layers": list(result.layers),
+                "size_bytes": result.size_bytes,
+            }
+        )
+        return
+    for path in result.paths:
+        console.show(f"{path} ({console.size_text(path.stat().st_size)})")

@@ -1,0 +1,251 @@
+"""`cnnfeat plot KIND`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import update_wrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import click
+
+from cnnfeat.cli import console, options
+from cnnfeat.cli.settings import Settings, artifact
+
+if TYPE_CHECKING:
+    from cnnfeat.report.plots import Canvas
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_PATH = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """An artifact a picture is made from."""
+
+    flag: str
+    name: str
+    help: str
+
+
+_MODEL = _Input("--model", "model.keras", "The network.")
+_FEATURES = _Input("--features", "features.h5", "The feature file.")
+_SVM = _Input("--svm", "svm.json", "The SVM's result; predictions.csv lies beside it.")
+
+_split = click.option("--split", show_default="test, else the last", help="Which rows.")
+
+
+def _drawing(kind: str, *inputs: _Input, pictures: bool = False) -> Callable[[F], F]:
+    """Add the options of every picture, and hand the command a `Canvas`."""
+
+    def decorate(command: F) -> F:
+        @click.pass_context
+        def drawn(ctx: click.Context, /, **values: object) -> None:
+            canvas = _canvas(ctx.ensure_object(Settings), values)
+            ctx.invoke(command, canvas, **values)
+            console.show(str(canvas.out))
+
+        wrapped = update_wrapper(drawn, command)
+        choices = [
+            click.option(
+                item.flag,
+                type=_PATH,
+                default=lambda name=item.name: artifact(name),
+                show_default=f"artifacts/{item.name}",
+                help=item.help,
+            )
+            for item in inputs
+        ]
+        if _MODEL in inputs and kind != "training":
+            choices.append(
+                click.option(
+                    "--trust-model", is_flag=True, help="Run a model that does more than compute."
+                )
+            )
+        if pictures:
+            choices.append(options.data_dir)
+        choices += [
+            options.output(f"{kind}.png", help="The picture: .png or .svg."),
+            click.option(
+                "--dpi",
+                type=click.FloatRange(10, 2_400),
+                default=150,
+                show_default=True,
+                help="Dots per inch of a PNG.",
+            ),
+            options.overwrite,
+            options.common,
+        ]
+        for choice in reversed(choices):
+            wrapped = choice(wrapped)
+        return cast("F", wrapped)
+
+    return decorate
+
+
+def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
+    """Take the shared options out of `values`, and check the output before any long work."""
+    from cnnfeat.outputs import check_output
+    from cnnfeat.report.evidence import Artifacts
+    from cnnfeat.report.figure import check_format
+    from cnnfeat.report.plots import Canvas
+
+    def path(name: str, default: str) -> Path:
+        return cast("Path", values.pop(name, None) or artifact(default))
+
+    svm = path("svm", "svm.json")
+    artifacts = Artifacts(
+        path("model", "model.keras"),
+        path("features", "features.h5"),
+        svm,
+        svm.with_name("predictions.csv"),
+    )
+    out = cast("Path", values.pop("out"))
+    check_format(out)
+    check_output(out, overwrite=bool(values.pop("overwrite")))
+    return Canvas(
+        artifacts,
+        out,
+        dpi=cast("float", values.pop("dpi")),
+        data_dir=cast("Path | None", values.pop("data_dir", None)),
+        trust=bool(values.pop("trust_model", False)),
+        progress=console.progress(settings),
+    )
+
+
+def _start_tensorflow(canvas: Canvas) -> None:
+    """Start it in silence, where there is a model to open."""
+    from cnnfeat.cli.startup import start_tensorflow
+
+    if canvas.artifacts.model.exists():
+        start_tensorflow(click.get_current_context().ensure_object(Settings))
+
+
+@click.group()
+def plot() -> None:
+    """Draw what a run made, as PNG or SVG.
+
+    \b
+    cnnfeat plot filters --layer conv1
+    cnnfeat plot activations --layer conv2 --image 7 -o maps.svg
+    """
+
+
+@plot.command()
+@click.option("--layer", required=True, help="A convolution, or a layer behind one.")
+@click.option(
+    "--by",
+    type=click.Choice(["auto", "norm", "channel"]),
+    default="auto",
+    show_default=True,
+    help="What a tile shows where a filter has several input channels; auto: colours for 3 "
+    "channels, else the L2 norm.",
+)
+@click.option(
+    "--channel", type=int, default=0, show_default=True, help="Which one, with --by channel."
+)
+@_drawing("filters", _MODEL)
+def filters(canvas: Canvas, *, layer: str, by: str, channel: int) -> None:
+    """Draw a layer's weights, one tile a filter."""
+    from cnnfeat.report.plots import draw_filters
+
+    _start_tensorflow(canvas)
+    draw_filters(canvas, layer, by=by, channel=channel)
+
+
+@plot.command()
+@click.option("--layer", required=True, help="A layer with maps: (height, width, channels).")
+@click.option("--image", default="0", show_default=True, help="A row number, or an id.")
+@_split
+@_drawing("activations", _FEATURES, _MODEL, pictures=True)
+def activations(canvas: Canvas, *, layer: str, image: str, split: str | None) -> None:
+    """Draw an image and what a layer makes of it, beside the layer's filters.
+
+    Filters are weights, the same for every image. Activations are features, each image's own.
+    """
+    from cnnfeat.report.plots import draw_activations
+
+    _start_tensorflow(canvas)
+    draw_activations(canvas, layer, image=image, split=split)
+
+
+@plot.command()
+@click.option("--layer", show_default="the only one", help="A layer of the feature file.")
+@click.option(
+    "--unit", type=int, required=True, help="A channel of a convolution, or a place in a vector."
+)
+@click.option("--count", type=click.IntRange(1, 200), default=24, show_default=True, help="Images.")
+@_split
+@_drawing("top", _FEATURES, pictures=True)
+def top(canvas: Canvas, *, layer: str | None, unit: int, count: int, split: str | None) -> None:
+    """Draw the images that excite one unit of a layer most."""
+    from cnnfeat.report.plots import draw_top
+
+    draw_top(canvas, layer, unit=unit, n_images=count, split=split)
+
+
+@plot.command()
+@click.option("--layer", show_default="the only one", help="A layer of the feature file.")
+@click.option(
+    "--method",
+    type=click.Choice(["tsne", "pca", "umap"]),
+    default="tsne",
+    show_default=True,
+    help="umap: pip install 'cnnfeat[umap]'.",
+)
+@click.option(
+    "--points",
+    type=click.IntRange(min=5),
+    default=2_500,
+    show_default=True,
+    help="At most so many images, chosen at random.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@_split
+@_drawing("embedding", _FEATURES)
+def embedding(
+    canvas: Canvas, *, layer: str | None, method: str, points: int, seed: int, split: str | None
+) -> None:
+    """Draw features as points, coloured by class."""
+    from cnnfeat.report.plots import draw_embedding
+
+    draw_embedding(canvas, layer, method=method, n_points=points, seed=seed, split=split)
+
+
+@plot.command()
+@_drawing("confusion", _SVM)
+def confusion(canvas: Canvas) -> None:
+    """Draw which class is taken for which."""
+    from cnnfeat.report.plots import draw_confusion
+
+    draw_confusion(canvas)
+
+
+@plot.command()
+@click.option("--count", type=click.IntRange(1, 200), default=48, show_default=True, help="Images.")
+@_drawing("errors", _SVM, _FEATURES, pictures=True)
+def errors(canvas: Canvas, *, count: int) -> None:
+    """Draw the misclassified images, the surest mistakes first."""
+    from cnnfeat.report.plots import draw_errors
+
+    draw_errors(canvas, n_images=count)
+
+
+@plot.command()
+@_drawing("layers", _SVM)
+def layers(canvas: Canvas) -> None:
+    """Draw the SVM's accuracy by layer, beside the network's own."""
+    from cnnfeat.report.plots import draw_layers
+
+    draw_layers(canvas)
+
+
+@plot.command()
+@_drawing("training", _MODEL)
+def training(canvas: Canvas) -> None:
+    """Draw loss and accuracy by epoch."""
+    from cnnfeat.report.plots import draw_training
+
+    draw_training(canvas)
