@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from cnnfeat.errors import NetworkError
+from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network import keras_trust
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.tracing import trace
 
+KERAS_ERRORS = (
+    ValueError, TypeError, KeyError, IndexError, OSError, AttributeError, ImportError,
+    NotImplementedError, RuntimeError, tf.errors.OpError,
+)  # fmt: skip
 Pack = Callable[[Sequence[tf.Tensor]], object]
 
 
@@ -30,11 +35,20 @@ def load_keras(path: Path) -> FlatGraph:
     try:
         with keras_trust.regular_name(path, ".keras") as named:
             model = keras.saving.load_model(named, compile=False, safe_mode=True)
-    except (ValueError, TypeError, KeyError, OSError, AttributeError, ImportError) as error:
-        raise NetworkError(
-            f"{path}: Keras {keras.__version__} can't read it: {_first(error)}"
+        return trace_keras(model, config)
+    except KERAS_ERRORS as error:
+        raise unknown_class(path, error) or NetworkError(
+            f"{path}: Keras {keras.__version__} can't read it: {first_line(error)}"
         ) from error
-    return trace_keras(model, config)
+
+
+def unknown_class(path: Path, error: Exception) -> UntrustedModelError | None:
+    """Say it plainly where Keras failed for want of a class that somebody wrote."""
+    text = str(error)
+    match = re.search(r"(?:Unknown layer|Could not locate class|Unknown object): ?'?(\w+)", text)
+    if match is None:
+        return None
+    return keras_trust.unregistered(path, "a layer", match.group(1))
 
 
 def trace_keras(
@@ -42,6 +56,7 @@ def trace_keras(
     config: Mapping[str, object] | None = None,
     *,
     scale: str | None = None,
+    free: bool = False,
 ) -> FlatGraph:
     """Trace a built Keras 3 model.
 
@@ -53,19 +68,33 @@ def trace_keras(
         The file's own configuration: says what shapes a subclassed model was built for.
     scale : str, optional
         How pixels were scaled in training, where known.
+    free : bool
+        Take images of any size, whatever size the model was built for.
     """
-    specs, pack = _inputs(model, config or {})
+    specs, pack = _inputs(model, config or {}, free)
     return trace(model, call_owner=keras.Operation, specs=specs, pack=pack, scale=scale)
 
 
-def _inputs(model: keras.Model, config: Mapping[str, object]) -> tuple[list[tf.TensorSpec], Pack]:
+def _free(shape: Sequence[int | None]) -> list[int | None]:
+    return [None, None, None, *shape[3:]] if len(shape) == 4 else list(shape)
+
+
+def _name(tensor: keras.KerasTensor) -> str:
+    """The name of an input's layer."""
+    history = getattr(tensor, "_keras_history", None)
+    return str(history.operation.name if history is not None else tensor.name)
+
+
+def _inputs(
+    model: keras.Model, config: Mapping[str, object], free: bool
+) -> tuple[list[tf.TensorSpec], Pack]:
     struct = getattr(model, "_inputs_struct", None)
     functional = getattr(model, "_functional", None)
     if struct is None and functional is not None:
         struct = functional._inputs_struct
     if struct is not None:
         specs = [
-            tf.TensorSpec(item.shape, item.dtype, name=item.name)
+            tf.TensorSpec(_free(item.shape) if free else item.shape, item.dtype, name=_name(item))
             for item in keras.tree.flatten(struct)
         ]
         return specs, lambda tensors: keras.tree.pack_sequence_as(struct, tensors)
@@ -98,6 +127,7 @@ def _lengths(shape: object) -> list[int | None] | None:
     return list(shape) if whole else None
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -127,15 +127,15 @@ def _check_item(item: Mapping[str, object], path: Path) -> None:
     if name == "function":
         _check_named_function(module, inner, path)
     elif module is not None and not _is_keras(module) and name not in ("__tuple__",):
-        raise _unregistered(path, layer, f"{module}.{name}")
+        raise unregistered(path, layer, f"{module}.{name}")
     elif isinstance(registered, str) and ">" in registered and not registered.startswith("keras"):
-        raise _unregistered(path, layer, registered)
+        raise unregistered(path, layer, registered)
 
 
 def _check_named_function(module: object, name: object, path: Path) -> None:
     homes = str(module).removeprefix("keras.").removeprefix("src.").split(".")
     if module in (None, "builtins") or not _is_keras(module) or homes[0] not in _FUNCTION_HOMES:
-        raise _unregistered(path, "function", f"{module}.{name}")
+        raise unregistered(path, "function", f"{module}.{name}")
 
 
 def _check_function(function: str, layer: str, path: Path) -> None:
@@ -155,7 +155,8 @@ def _is_keras(module: object) -> bool:
     return isinstance(module, str) and module.split(".")[0] in ("keras", "tf_keras")
 
 
-def _unregistered(path: Path, layer: str, name: str) -> UntrustedModelError:
+def unregistered(path: Path, layer: str, name: str) -> UntrustedModelError:
+    """Make the error for a class that is not Keras's own."""
     return UntrustedModelError(
         f"{path}: {layer} is of a class that is not Keras's own: {name}",
         hint=f"{_EXPORT}; in Python, keras.saving.register_keras_serializable makes a class known",

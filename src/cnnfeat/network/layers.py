@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 
 import tensorflow as tf
 
-from cnnfeat.network.graph import FlatGraph, NamedTensor, descendants, node_of
+from cnnfeat.network.graph import FlatGraph, NamedTensor, descendants
 from cnnfeat.network.inputs import ImageInput
+from cnnfeat.network.order import consumers_of, in_order
 from cnnfeat.records import TensorInfo
 
 _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?|Func|cond(_\d+)?_?|__inference_.*")
+_NUMBERED = re.compile(r".+_\d+")
 _GENERIC = re.compile(
     r"(model|functional|sequential|import|module|graph|network)(_\d+)?(_apply\w*)?"
 )
@@ -64,10 +66,11 @@ def scope_layers(
         All tensors by name.
     """
     nodes = {node.name: node for node in graph.graph_def.node}
-    ordered = _in_order(nodes, dependent - _label_dependent(graph, images, infos))
+    ordered = in_order(nodes, dependent - _label_dependent(graph, images, infos))
     members = [name for name in ordered if _is_activation(nodes[name], infos)]
-    scopes = _scopes(members, _cleaner(members))
-    consumers = _consumers(nodes, dependent)
+    members += _passed_on(ordered, members, nodes)
+    scopes = _scopes(members, clean_names(members, graph.weights))
+    consumers = consumers_of(nodes, dependent)
     rank = {name: position for position, name in enumerate(ordered)}
     named = [
         NamedTensor(
@@ -101,28 +104,9 @@ def _label_dependent(
     return descendants(graph.graph_def, other)
 
 
-def _in_order(nodes: Mapping[str, tf.compat.v1.NodeDef], wanted: set[str]) -> list[str]:
-    """Nodes in an order of computation, as near to the file's as can be."""
-    done: set[str] = set()
-    ordered: list[str] = []
-    for start in nodes:
-        stack = [(start, False)] if start in wanted else []
-        while stack:
-            name, ready = stack.pop()
-            if ready:
-                ordered.append(name)
-            elif name not in done:
-                done.add(name)
-                stack.append((name, True))
-                stack.extend(
-                    (node_of(entry), False)
-                    for entry in reversed(nodes[name].input)
-                    if node_of(entry) in wanted and node_of(entry) not in done
-                )
-    return ordered
-
-
 def _is_activation(node: tf.compat.v1.NodeDef, infos: Mapping[str, TensorInfo]) -> bool:
+    if node.name.startswith("Func/"):
+        return False
     info = infos.get(f"{node.name}:0")
     if info is None or node.op in _MINOR or node.op.endswith(("Grad", "Summary", "SummaryV2")):
         return False
@@ -132,14 +116,36 @@ def _is_activation(node: tf.compat.v1.NodeDef, infos: Mapping[str, TensorInfo]) 
     )
 
 
-def _cleaner(members: Sequence[str]) -> Mapping[str, str]:
-    """What is left of each node's name without the prefixes of tracing."""
-    clean = {
-        name: "/".join(part for part in name.split("/") if not _CALL.fullmatch(part))
-        or name.rsplit("/", 1)[-1]
-        for name in members
-    }
+def _passed_on(
+    ordered: Iterable[str], members: Iterable[str], nodes: Mapping[str, tf.compat.v1.NodeDef]
+) -> list[str]:
+    """Identities alone in their scope: what is left of a dropout in use."""
+    filled = {name.rsplit("/", 1)[0] for name in members if "/" in name}
+    return [
+        name
+        for name in ordered
+        if nodes[name].op == "Identity"
+        and not name.startswith("Func/")
+        and "/" in _uncalled(name)
+        and name.rsplit("/", 1)[0] not in filled
+        and not any(_CALL.fullmatch(part) for part in name.split("/")[-2:])
+    ]
+
+
+def clean_names(members: Sequence[str], weights: Iterable[str]) -> dict[str, str]:
+    """Say what is left of each node's name without the prefixes and suffixes of tracing.
+
+    Parameters
+    ----------
+    members : sequence of str
+        Names of nodes, in order.
+    weights : iterable of str
+        Names of the variables, which carry the layers' own names.
+    """
+    clean = {name: _uncalled(name) for name in members}
     traced = any(clean[name] != name for name in members)
+    if traced and _suffixed(clean.values(), weights):
+        clean = _without_suffixes(clean)
     while True:
         heads = {text.split("/")[0] for text in clean.values()}
         if len(heads) != 1 or any("/" not in text for text in clean.values()):
@@ -149,6 +155,43 @@ def _cleaner(members: Sequence[str]) -> Mapping[str, str]:
             return clean
         clean = {name: text.split("/", 1)[1] for name, text in clean.items()}
         traced = False
+
+
+def _uncalled(name: str) -> str:
+    parts = [part for part in name.split("/") if not _CALL.fullmatch(part)]
+    return "/".join(parts) or name.rsplit("/", 1)[-1]
+
+
+def _suffixed(names: Iterable[str], weights: Iterable[str]) -> bool:
+    """Whether every scope has got a number at its end, as Keras 3 exports them.
+
+    Then `conv2_1` is no layer's name, but `conv2` is the name its weights have.
+    """
+    scopes = {part for name in names for part in name.split("/")[:-1]}
+    if not scopes or not all(_NUMBERED.fullmatch(scope) for scope in scopes):
+        return False
+    own = {weight.split("/")[-2] for weight in weights if "/" in weight}
+    stripped = {scope.rsplit("_", 1)[0] for scope in scopes}
+    return len(own & stripped) > len(own & scopes)
+
+
+def _without_suffixes(clean: Mapping[str, str]) -> dict[str, str]:
+    """Take the numbers off; a layer called again is told apart as `embed@2`."""
+    chosen: dict[str, str] = {}
+    taken: dict[str, int] = {}
+    result = {}
+    for node, name in clean.items():
+        *parts, last = name.split("/")
+        old, new = "", ""
+        for part in parts:
+            old = f"{old}/{part}"
+            if old not in chosen:
+                base = f"{new}/{part.rsplit('_', 1)[0]}"
+                taken[base] = taken.get(base, 0) + 1
+                chosen[old] = base if taken[base] == 1 else f"{base}@{taken[base]}"
+            new = chosen[old]
+        result[node] = f"{new}/{last}".removeprefix("/")
+    return result
 
 
 def _scopes(members: Iterable[str], clean: Mapping[str, str]) -> dict[str, _Scope]:
@@ -164,17 +207,6 @@ def _scopes(members: Iterable[str], clean: Mapping[str, str]) -> dict[str, _Scop
             if depth + 1 < len(parts):
                 scope.inner.add("/".join(parts[: depth + 1]))
     return scopes
-
-
-def _consumers(
-    nodes: Mapping[str, tf.compat.v1.NodeDef], dependent: set[str]
-) -> dict[str, list[str]]:
-    consumers: dict[str, list[str]] = {}
-    for name in dependent:
-        for entry in nodes[name].input:
-            if entry[0] != "^":
-                consumers.setdefault(node_of(entry), []).append(name)
-    return consumers
 
 
 def _exit(members: Sequence[str], consumers: Mapping[str, Sequence[str]]) -> str:

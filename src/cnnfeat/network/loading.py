@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cnnfeat.errors import NetworkError
+from cnnfeat.network.applications import PREFIX, load_application
 from cnnfeat.network.card import file_sha256, read_card
 from cnnfeat.network.checkpoint import checkpoint_prefix, load_checkpoint
 from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.graphdef import load_graph_def
+from cnnfeat.network.hdf5_files import load_hdf5
 from cnnfeat.network.keras_files import load_keras
 from cnnfeat.network.network import FeedValue, Network, Origin
 from cnnfeat.network.savedmodel import load_saved_model
@@ -52,6 +54,12 @@ def load_network(
     UntrustedModelError
         If it holds code.
     """
+    if spec.startswith(PREFIX):
+        graph, digest = load_application(spec.removeprefix(PREFIX), weights=weights)
+        origin = Origin(spec, digest, Format.APPLICATION.value, trusted=trust)
+        return Network(graph, origin, input_name=input_name, feeds=feeds)
+    if weights is not None:
+        raise NetworkError("--weights goes with keras:NAME only; other models hold their own")
     path = Path(spec)
     kind = sniff(path)
     graph = _load(kind, path, signature=signature, input_name=input_name)
@@ -71,7 +79,7 @@ def _load(kind: Format, path: Path, *, signature: str | None, input_name: str | 
         return load_checkpoint(path, input_name=input_name)
     if kind is Format.GRAPH_DEF:
         return load_graph_def(path, input_name=input_name)
-    raise NetworkError(f"{path}: not yet")
+    return load_hdf5(path)
 
 
 def digest_of(path: Path) -> str:

@@ -24,6 +24,7 @@ from cnnfeat.network.graph import (
 from cnnfeat.network.inputs import ImageInput, image_input
 from cnnfeat.network.kernels import Kernel, find_kernel
 from cnnfeat.network.layers import scope_layers
+from cnnfeat.network.order import trunk
 from cnnfeat.network.pooling import check_pooling
 from cnnfeat.network.precision import check_precision
 from cnnfeat.network.probe import GraphProbe, Wanted
@@ -83,6 +84,7 @@ class Network:
         self._nodes = nodes_by_name(graph.graph_def)
         infos = _infos(graph)
         dependent = descendants(graph.graph_def, [self.input.tensor])
+        self._dependent = dependent
         self._all = infos
         self.tensors: tuple[TensorInfo, ...] = tuple(
             info for name, info in infos.items() if name.partition(":")[0] in dependent
@@ -131,6 +133,14 @@ class Network:
             return self._graph.scale
         whole = tf.dtypes.as_dtype(self.input.dtype).is_integer
         return "raw" if whole or self._graph.rescales else "unit"
+
+    @property
+    def trunk(self) -> tuple[LayerInfo, ...]:
+        """The layers that every path from the images to the outputs goes through.
+
+        A short list of a long network: the end of each block.
+        """
+        return trunk(self._graph, self._dependent, self.layers)
 
     def find(self, names: Sequence[str]) -> tuple[LayerInfo, ...]:
         """Look up layers or tensors by name, path part, pattern or index.

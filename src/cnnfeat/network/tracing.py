@@ -32,6 +32,7 @@ class _Call:
     layer: object
     path: tuple[str, ...]  # () for the model itself
     scope: str = ""
+    named: bool = True  # whether it is a layer of the model's, and not an operation in one's code
     outputs: Sequence[object] = ()
 
 
@@ -54,10 +55,15 @@ class _Watch:
         scope = tf.get_current_name_scope()
         if self.legacy:
             scope = "" if self.stack else str(getattr(layer, "name", ""))
-        call = _Call(layer, path, scope)
+        call = _Call(layer, path, scope, bool(path) and self._is_layer(layer))
         self.calls.append(call)
         self.stack.append(call)
         return call
+
+    def _is_layer(self, layer: object) -> bool:
+        """Whether a layer; or an operation (`x + y`) that stands as a step in a model's plan."""
+        plan = getattr(self.stack[-1].layer, "operations", ())
+        return self.legacy or hasattr(layer, "weights") or any(layer is step for step in plan)
 
 
 def trace(
@@ -167,7 +173,7 @@ def _layers(
             call.path[:-1],
         )
         for call in calls
-        if call.path
+        if call.named
         for index, tensor in enumerate(_in_graph(call, graph))
     )
 

@@ -1,0 +1,172 @@
+"""`cnnfeat layers`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from cnnfeat.cli import console, model_options, options
+from cnnfeat.cli.settings import Settings, pass_settings
+from cnnfeat.cli.startup import start_tensorflow
+from cnnfeat.errors import LayerLookupError
+
+if TYPE_CHECKING:
+    from cnnfeat.network import Network
+    from cnnfeat.records import Json, LayerInfo
+
+SCREEN = 40  # layers shown without being asked for; of more, only the trunk
+_BYTES = 4  # of a float32
+
+
+@click.command()
+@options.common
+@model_options.argument
+@click.option("--all", "every", is_flag=True, help="Every tensor that depends on the images.")
+@click.option("--match", metavar="GLOB", help="Layers whose name matches, such as 'conv2_*'.")
+@click.option("--kind", help="Layers of a kind, such as conv, pool or dense.")
+@model_options.reading
+@options.as_json
+@pass_settings
+def layers(
+    settings: Settings,
+    *,
+    model: str,
+    every: bool,
+    match: str | None,
+    kind: str | None,
+    signature: str | None,
+    input_name: str | None,
+    feeds: tuple[tuple[str, bool | int | float | str], ...],
+    weights: str | None,
+    trust_model: bool,
+    as_json: bool,
+) -> None:
+    """List a network's layers: shapes, features for one image, and the tensor behind each name.
+
+    Of a long network the trunk is shown: layers that every path goes through. --match '*' shows
+    all layers, --all every tensor. Any of the names goes with cnnfeat extract --layer.
+    """
+    start_tensorflow(settings)
+    from cnnfeat.network import load_network
+
+    network = load_network(
+        model,
+        trust=trust_model,
+        signature=signature,
+        input_name=input_name,
+        weights=weights,
+        feeds=dict(feeds),
+    )
+    chosen = _chosen(network, every=every, match=match, kind=kind, whole=as_json)
+    n_images = _n_images(network)
+    if as_json:
+        console.show_json(_document(network, chosen, n_images))
+    else:
+        _show(network, chosen, n_images)
+        hidden = len(network.layers) - len(chosen)
+        if hidden > 0 and not (every or match or kind):
+            console.say(
+                f"{hidden} more layers lie between these: --match '*' lists all, --kind conv one "
+                f"kind, --all every tensor"
+            )
+
+
+def _chosen(
+    network: Network, *, every: bool, match: str | None, kind: str | None, whole: bool
+) -> tuple[LayerInfo, ...]:
+    if every:
+        found = network.find([info.name for info in network.tensors])
+    elif match is not None:
+        found = network.find([match])
+    elif kind is not None or whole or len(network.layers) <= SCREEN:
+        found = network.layers
+    else:
+        found = network.trunk
+    if kind is None:
+        return found
+    kept = tuple(layer for layer in found if kind.lower() in layer.kind.lower())
+    if not kept:
+        kinds = ", ".join(sorted({layer.kind for layer in found}))
+        raise LayerLookupError(f"no layer is of a kind {kind!r}", hint=f"there are: {kinds}")
+    return kept
+
+
+def _n_images(network: Network) -> int | None:
+    """How many images the model's own data has, where that is known."""
+    card = network.card
+    return None if card is None else card.n_train + card.n_validation + card.n_test
+
+
+def _show(network: Network, layers: Sequence[LayerInfo], n_images: int | None) -> None:
+    columns = ["layer", "kind", "output shape", "features"]
+    if n_images is not None:
+        columns.append(f"file, {n_images:,} images")
+    columns.append("tensor")
+    rows = [
+        [
+            ("  " * len(layer.path)) + layer.name,
+            layer.kind,
+            _shape(layer),
+            "?" if layer.n_features is None else f"{layer.n_features:,}",
+            *([] if n_images is None else [_size(layer, n_images)]),
+            layer.tensor.name,
+        ]
+        for layer in layers
+    ]
+    numeric = [name for name in columns if name == "features" or name.startswith("file")]
+    console.show(_title(network))
+    console.show_table(columns, rows, numeric=numeric)
+
+
+def _title(network: Network) -> str:
+    return (
+        f"{network.path} ({network.format}): images go to {network.input.name!r}, {network.input}, "
+        f"--scale {network.default_scale}"
+    )
+
+
+def _shape(layer: LayerInfo) -> str:
+    shape = layer.tensor.shape
+    if shape is None:
+        return "?"
+    return "(" + ", ".join(["n", *("?" if n is None else str(n) for n in shape[1:])]) + ")"
+
+
+def _size(layer: LayerInfo, n_images: int) -> str:
+    if layer.n_features is None:
+        return "?"
+    return console.size_text(layer.n_features * n_images * _BYTES)
+
+
+def _document(network: Network, layers: Sequence[LayerInfo], n_images: int | None) -> Json:
+    return {
+        "model": network.path,
+        "format": network.format,
+        "sha256": network.sha256,
+        "input": {
+            "name": network.input.name,
+            "tensor": network.input.tensor,
+            "dtype": network.input.dtype,
+            "layout": network.input.layout,
+            "image_shape": list(network.image_shape),
+            "scale": network.default_scale,
+        },
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "path": list(layer.path),
+                "tensor": layer.tensor.name,
+                "op": layer.tensor.op,
+                "dtype": layer.tensor.dtype,
+                "shape": None if layer.tensor.shape is None else list(layer.tensor.shape),
+                "features": layer.n_features,
+                "file_bytes": None
+                if n_images is None or layer.n_features is None
+                else layer.n_features * n_images * _BYTES,
+            }
+            for layer in layers
+        ],
+    }

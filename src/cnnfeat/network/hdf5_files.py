@@ -1,0 +1,131 @@
+"""Whole models in HDF5, of Keras 3 and Keras 2; and Keras 2's own reader, where it is installed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import keras
+import tensorflow as tf
+
+from cnnfeat.errors import NetworkError
+from cnnfeat.network import keras_trust
+from cnnfeat.network.graph import FlatGraph
+from cnnfeat.network.hdf5_trust import check_hdf5
+from cnnfeat.network.keras_files import KERAS_ERRORS, first_line, trace_keras, unknown_class
+from cnnfeat.network.tracing import trace
+
+_LOG = logging.getLogger("cnnfeat")
+LEGACY_HINT = "Keras 2 may read it: pip install 'cnnfeat[legacy]'"
+
+
+def load_hdf5(path: Path) -> FlatGraph:
+    """Load a whole model from HDF5 and trace it.
+
+    Raises
+    ------
+    UntrustedModelError
+        If its configuration holds code or unknown classes, or it links to other files.
+    NetworkError
+        If it holds no whole model, or only Keras 2 reads it and that isn't installed.
+    """
+    check_hdf5(path, name=str(path))
+    config, version = _configuration(path)
+    keras_trust.check_config(config, path=path)
+    try:
+        with keras_trust.regular_name(path, ".h5") as named:
+            model = keras.saving.load_model(str(named), compile=False, safe_mode=True)
+        return trace_keras(model)
+    except KERAS_ERRORS as error:
+        if version.startswith("3"):
+            raise unknown_class(path, error) or NetworkError(
+                f"{path}: Keras {keras.__version__} can't read it: {first_line(error)}"
+            ) from error
+        _LOG.debug("%s: Keras 3 can't read it: %s", path, first_line(error))
+        return load_legacy(path, ".h5", reason=error)
+
+
+def load_legacy(path: Path, suffix: str, *, reason: Exception) -> FlatGraph:
+    """Load a file of Keras 2 with Keras 2.
+
+    Raises
+    ------
+    NetworkError
+        If `tf-keras` is not installed, or can't read it either.
+    """
+    tf_keras = _keras_2()
+    if tf_keras is None:
+        raise unknown_class(path, reason) or NetworkError(
+            f"{path}: a Keras 2 file that Keras {keras.__version__} can't read: "
+            f"{first_line(reason)}",
+            hint=LEGACY_HINT,
+        ) from reason
+    try:
+        with keras_trust.regular_name(path, suffix) as named:
+            model = tf_keras.models.load_model(str(named), compile=False, safe_mode=True)
+    except KERAS_ERRORS as error:
+        raise unknown_class(path, error) or NetworkError(
+            f"{path}: neither Keras {keras.__version__} nor Keras {tf_keras.__version__} reads it: "
+            f"{first_line(error)}",
+            hint="load it where it was made and export it as a SavedModel",
+        ) from error
+    if not model.inputs:
+        raise NetworkError(
+            f"{path}: the model doesn't say what shape its input has",
+            hint="where it was made, call it once and save it again",
+        )
+    specs = [tf.TensorSpec(item.shape, item.dtype, name=item.name) for item in model.inputs]
+    struct = getattr(model, "_nested_inputs", None) or model.inputs
+    return trace(
+        model,
+        call_owner=tf_keras.layers.Layer,
+        specs=specs,
+        pack=lambda tensors: tf.nest.pack_sequence_as(struct, tensors),
+    )
+
+
+def _keras_2() -> ModuleType | None:
+    try:
+        import tf_keras
+    except ImportError:
+        return None
+    module: ModuleType = tf_keras
+    return module
+
+
+def _configuration(path: Path) -> tuple[Mapping[str, object], str]:
+    """The model's configuration and the version of Keras that wrote it."""
+    with h5py.File(path, "r") as file:
+        text = file.attrs.get("model_config")
+        version = _text(file.attrs.get("keras_version", ""))
+        if text is None:
+            raise _no_model(path, file)
+    try:
+        config = json.loads(_text(text))
+    except (ValueError, RecursionError) as error:
+        raise NetworkError(f"{path}: its model_config can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise NetworkError(f"{path}: its model_config is no Keras configuration")
+    return config, version
+
+
+def _no_model(path: Path, file: h5py.File) -> NetworkError:
+    if str(_text(file.attrs.get("format", ""))).startswith("cnnfeat"):
+        return NetworkError(
+            f"{path} is a file of features, no network", hint="`cnnfeat info` says what is in it"
+        )
+    keras_3 = "layers" in file or "_layer_checkpoint_dependencies" in file
+    if "layer_names" in file.attrs or keras_3:
+        return NetworkError(
+            f"{path} holds weights only, not the network they belong to",
+            hint="in Keras, build the model, load_weights(...), then save('model.keras')",
+        )
+    return NetworkError(f"{path} is an HDF5 file, but no Keras model: it has no model_config")
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
