@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +100,7 @@ class CountingSource:
         side = SIDE + 1 if larger else SIDE
         images = np.zeros((len(rows), side, side, 1), np.uint8)
         for place in range(4):
-            images.reshape(len(rows), -1)[:, place] = rows >> (8 * place) & 255
+            images[:, 0, place, 0] = rows >> (8 * place) & 255
         return Batch(
             images=images,
             labels=rows % 2 if self.labelled else None,
@@ -149,7 +150,7 @@ class CountingProbe:
 
     def __call__(self, images: Array) -> tuple[Array, ...]:
         time.sleep(self.delay_s)
-        places = images.reshape(len(images), -1)[:, :4].astype(np.int64)
+        places = images[:, 0, :4, 0].astype(np.int64)
         rows = (places << np.arange(0, 32, 8)).sum(axis=1)
         return tuple(
             expected(rows, shape=shape, times=0.5 + number)
@@ -157,7 +158,7 @@ class CountingProbe:
         )
 
 
-def provenance(source: CountingSource, **changes: object) -> Provenance:
+def provenance(source: CountingSource, changes: dict[str, object] | None = None) -> Provenance:
     found = source.fingerprint()
     values: dict[str, object] = {
         "network": "model.keras",
@@ -172,38 +173,21 @@ def provenance(source: CountingSource, **changes: object) -> Provenance:
         "tensorflow": "2.21.0",
         "network_test_accuracy": 0.993,
     }
-    return Provenance(**{**values, **changes})  # type: ignore[arg-type]
+    return Provenance(**{**values, **(changes or {})})  # type: ignore[arg-type]
 
 
-def main() -> int:
-    """Extract; print "ready" once Python is up, and the error where there is one."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--delay", type=float, default=0.0)
-    parser.add_argument("--features", type=int, default=24)
-    parser.add_argument("--bad", type=int, default=None)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--hold", action="store_true", help="wait for a line on stdin first")
-    options = parser.parse_args()
-    bad = {"train": {options.bad}} if options.bad is not None else None
+def outcome(options: argparse.Namespace, out: Path, stopped: list[int]) -> int:
+    """Extract once; print the error where there is one; return the exit code."""
     source = CountingSource(
-        {"train": options.rows, "test": options.rows // 4}, bad=bad, delay_s=options.delay
+        {"train": options.rows, "test": options.rows // 4},
+        bad={"train": {options.bad}} if options.bad is not None else None,
+        delay_s=options.delay,
     )
-    probe = CountingProbe({"conv/a": (2, 3, options.features // 6), "fc1": (8,)})
-    stopped: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stopped.append(number))
-    print("ready", flush=True)  # noqa: T201
-    if options.hold:
-        input()
     try:
         extract(
             source,
-            probe,
-            out=options.out,
+            CountingProbe(),
+            out=out,
             provenance=provenance(source),
             batch_size=options.batch_size,
             overwrite=options.overwrite,
@@ -214,6 +198,29 @@ def main() -> int:
     except CnnfeatError as error:
         print(f"{type(error).__name__}: {error}", flush=True)  # noqa: T201
         return 128 + stopped[0] if stopped else error.exit_code
+    print("done", flush=True)  # noqa: T201
+    return 0
+
+
+def main() -> int:
+    """Print "ready" once Python is up, and extract: once, or for every path on stdin."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--bad", type=int, default=None)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stopped.append(number))
+    print("ready", flush=True)  # noqa: T201
+    if options.out is not None:
+        return outcome(options, options.out, stopped)
+    for line in sys.stdin:
+        outcome(options, Path(line.strip()), stopped)
     return 0
 
 

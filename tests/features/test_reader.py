@@ -74,7 +74,7 @@ def test_blocks_cover_all_rows_once(sample, rows):
 
 
 def test_take_gives_rows_in_the_order_asked(sample, rng):
-    rows = rng.permutation(1300)[:200].tolist() + [5, 5, 6, 7]
+    rows = [*rng.permutation(1300)[:200].tolist(), 5, 5, 6, 7]
     with FeatureFile(sample.path) as file:
         taken = file.take("train", "conv2", rows)
         np.testing.assert_array_equal(taken, sample.splits["train"]["conv2"][rows])

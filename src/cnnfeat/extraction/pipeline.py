@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -70,20 +70,31 @@ class Pipeline:
         Exception
             The first one of any stage, in the batches' order. What came before it is written.
         """
-        reads = deque(self._read(batches) for _ in range(READ_AHEAD))
         writes: deque[Future[None]] = deque()
         try:
-            while (batch := reads.popleft().result()) is not None:
-                if should_stop():
-                    _drop(writes)
-                    return False
-                reads.append(self._read(batches))
-                if len(writes) >= UNWRITTEN:
-                    writes.popleft().result()
-                computed = self._prober.submit(self._compute, batch)
-                writes.append(self._writer.submit(self._write, write, batch, computed))
+            complete = self._feed(batches, write, writes, should_stop=should_stop)
         finally:
             _settle(writes)
+        return complete
+
+    def _feed(
+        self,
+        batches: Iterator[Batch],
+        write: Write,
+        writes: deque[Future[None]],
+        *,
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        reads = deque(self._read(batches) for _ in range(READ_AHEAD))
+        while (batch := reads.popleft().result()) is not None:
+            if should_stop():
+                _drop(writes)
+                return False
+            reads.append(self._read(batches))
+            if len(writes) >= UNWRITTEN:
+                writes.popleft().result()
+            computed = self._prober.submit(self._compute, batch)
+            writes.append(self._writer.submit(self._write, write, batch, computed))
         return True
 
     def _read(self, batches: Iterator[Batch]) -> Future[Batch | None]:
@@ -105,7 +116,7 @@ class Pipeline:
 
     def _write(self, write: Write, batch: Batch, computed: Future[tuple[Array, ...]]) -> None:
         if self._failed:
-            raise CancelledError
+            return
         try:
             write(batch, computed.result())
         except BaseException:

@@ -37,11 +37,11 @@ class SplitTail:
 class _Bytes(io.RawIOBase):
     """A file as HDF5 sees it; the first error is kept and what follows is dropped."""
 
-    def __init__(self, handle: int, disk: Disk) -> None:
+    def __init__(self, handle: int, disk: Disk, *, size: int) -> None:
         self._handle = handle
         self._disk = disk
         self._position = 0
-        self.size = os.fstat(handle).st_size
+        self.size = size
         self.error: OSError | None = None
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
@@ -79,7 +79,8 @@ class _Bytes(io.RawIOBase):
 
 @contextlib.contextmanager
 def _hdf5(handle: int, disk: Disk, *, mode: str) -> Iterator[h5py.File]:
-    raw = _Bytes(handle, disk)
+    # A file to be made anew looks empty, so that HDF5 doesn't take up what is there.
+    raw = _Bytes(handle, disk, size=0 if mode == "w" else os.fstat(handle).st_size)
     try:
         with h5py.File(raw, mode) as file:
             yield file

@@ -52,7 +52,7 @@ class FeatureFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._file = safety.open_checked(self.path)
-        self._rows = RowReader(self.path)
+        self._rows = RowReader(self._file.id.get_vfd_handle(), self.path)
         try:
             self._load()
         except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:

@@ -31,11 +31,19 @@ class Place:
 
 
 class RowReader:
-    """A file of rows, open for reading; threads may share it."""
+    """A file of rows, open for reading; threads may share it.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    handle : int
+        An open file, duplicated here: opening it a second time by its name could open another.
+    path : Path
+        For messages.
+    """
+
+    def __init__(self, handle: int, path: Path) -> None:
         self._path = path
-        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._handle = os.dup(handle)
 
     def close(self) -> None:
         """Close the file."""

@@ -7,6 +7,8 @@ Only plain, contiguous arrays in the file itself are read: HDF5 can also point t
 from __future__ import annotations
 
 import math
+import os
+import stat
 from pathlib import Path
 
 import h5py
@@ -35,6 +37,8 @@ def open_checked(path: Path) -> h5py.File:
     _check_signature(path)
     try:
         file = h5py.File(path, "r", locking=False)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"no feature file {path}") from error
     except OSError as error:
         raise FeatureFileError(f"{path}: {_open_reason(error, path)}", hint=_HINT) from error
     try:
@@ -49,14 +53,14 @@ def open_checked(path: Path) -> h5py.File:
 
 def _check_signature(path: Path) -> None:
     try:
-        if not path.is_file():
-            if path.exists():
-                raise FeatureFileError(f"{path} is no regular file", hint=_HINT)
-            raise MissingInputError(
-                f"no feature file {path}", hint="cnnfeat extract --layer NAME makes one"
-            )
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FeatureFileError(f"{path} is no regular file", hint=_HINT)
         with path.open("rb") as file:
             head = file.read(len(_SIGNATURE))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingInputError(
+            f"no feature file {path}", hint="cnnfeat extract --layer NAME makes one"
+        ) from error
     except PermissionError as error:
         raise FeatureFileError(f"{path}: permission denied") from error
     if head != _SIGNATURE:
@@ -182,7 +186,7 @@ def _check_array(array: h5py.Dataset, path: Path) -> None:
     if shape is None or len(shape) > _MAX_RANK:
         raise _refused(array, path, f"has the absurd shape {shape}")
     size = math.prod(shape) * array.id.get_type().get_size()
-    begin, end = array.id.get_offset(), path.stat().st_size
+    begin, end = array.id.get_offset(), os.fstat(array.file.id.get_vfd_handle()).st_size
     if size and (begin is None or begin + size > end):
         raise _refused(array, path, f"has shape {shape}, more than the file's {end:,} bytes hold")
 
