@@ -1,0 +1,16 @@
+"""Support vector machines on features: solver, choice of C, evaluation, saving."""
+
+from cnnfeat.svm.linear import LinearSVM
+from cnnfeat.svm.machine import MachineOptions
+from cnnfeat.svm.persistence import SavedSVM, load_svm
+from cnnfeat.svm.stage import OUTPUTS, SvmResult, svm_stage
+
+__all__ = [
+    "OUTPUTS",
+    "LinearSVM",
+    "MachineOptions",
+    "SavedSVM",
+    "SvmResult",
+    "load_svm",
+    "svm_stage",
+]

@@ -1,0 +1,114 @@
+"""How good a machine is: counts, intervals, and a test of which of two is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Codes = NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class. Fractions are 0 where nothing was counted."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int  # rows whose true class it is
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What predictions are worth. Fractions, 0 to 1."""
+
+    n_samples: int
+    accuracy: float
+    interval: tuple[float, float]  # Wilson, 95 %
+    balanced_accuracy: float  # mean recall of the classes that occur
+    per_class: tuple[ClassScore, ...]
+    confusion: NDArray[np.int64]  # (n_classes, n_classes), true classes down
+
+
+def score(labels: Codes, predicted: Codes, *, classes: Sequence[str]) -> Scores:
+    """Compare class codes, both of shape (n_samples,)."""
+    n = len(classes)
+    confusion = np.zeros((n, n), np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    right = np.diag(confusion)
+    support, taken = confusion.sum(axis=1), confusion.sum(axis=0)
+    recall = right / np.maximum(support, 1)
+    precision = right / np.maximum(taken, 1)
+    f1 = 2 * right / np.maximum(support + taken, 1)
+    return Scores(
+        n_samples=len(labels),
+        accuracy=float(right.sum() / max(1, len(labels))),
+        interval=wilson_interval(int(right.sum()), len(labels)),
+        balanced_accuracy=float(recall[support > 0].mean()) if support.any() else 0.0,
+        per_class=tuple(
+            ClassScore(name, float(p), float(r), float(f), int(s))
+            for name, p, r, f, s in zip(classes, precision, recall, f1, support, strict=True)
+        ),
+        confusion=confusion,
+    )
+
+
+def wilson_interval(
+    successes: int, trials: int, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the score interval of a proportion (E. B. Wilson, JASA 22, 1927)."""
+    if trials == 0:
+        return 0.0, 1.0
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    share = successes / trials
+    centre = share + z * z / (2 * trials)
+    spread = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    whole = 1 + z * z / trials
+    return max(0.0, float((centre - spread) / whole)), min(1.0, float((centre + spread) / whole))
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """Which of two machines is right more often on the same rows, and whether that may be chance."""
+
+    only_first: int  # rows only the first machine gets right
+    only_second: int
+    p_value: float
+
+
+def mcnemar(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_]) -> McNemar:
+    """Test exactly (binomial, two-sided) whether two machines err equally often.
+
+    Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
+    percentages", Psychometrika 12 (1947) 153-157.
+    """
+    only_first = int(np.sum(first_right & ~second_right))
+    only_second = int(np.sum(second_right & ~first_right))
+    differing = only_first + only_second
+    p_value = 1.0 if not differing else float(stats.binomtest(only_first, differing).pvalue)
+    return McNemar(only_first, only_second, p_value)
+
+
+def margins(values: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Turn decision values into predicted codes and margins.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+
+    Returns
+    -------
+    predicted : ndarray of shape (n_samples,)
+    margin : ndarray of shape (n_samples,)
+        How far the highest value lies above the second; for two classes, the distance from 0.
+    """
+    if values.ndim == 1:
+        return (values > 0).astype(np.intp), np.abs(values).astype(np.float64)
+    predicted = values.argmax(axis=1)
+    top = np.partition(values, -2, axis=1)[:, -2:]
+    return predicted, np.abs(top[:, 1] - top[:, 0]).astype(np.float64)

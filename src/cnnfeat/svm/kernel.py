@@ -1,0 +1,156 @@
+"""Kernel machines: scikit-learn's SVC, and the Nyström map before a linear machine."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.kernel_approximation import Nystroem
+from sklearn.svm import SVC
+
+from cnnfeat.progress import SILENT, Progress
+from cnnfeat.svm.accelerated import accelerated_svc
+from cnnfeat.svm.rows import Floats
+from cnnfeat.svm.selection import Selection, Trial, choose, stratified_folds
+
+T = TypeVar("T")
+
+ROWS_LIMIT = 20_000  # above it, the cost is said before it is spent
+SELECTION_ROWS = 6_000  # rows that C and gamma are chosen on
+KERNEL_GRID = (1.0, 10.0, 100.0)
+GAMMA_FACTORS = (0.25, 1.0, 4.0)
+NYSTROEM_COMPONENTS = 1_000
+POLY_DEGREE, POLY_CONSTANT = 3, 1.0
+# scikit-learn's SVC on two cores: about n^1.6 rows times features, fitted to measured runs
+_FIT_S = 1.1e-8
+
+_LOG = logging.getLogger("cnnfeat")
+
+
+def scale_gamma(X: Floats) -> float:
+    """Return 1 / (n_features * variance), scikit-learn's "scale"."""
+    variance = float(X.var(dtype=np.float64))
+    return 1.0 / (X.shape[1] * variance) if variance > 0 else 1.0
+
+
+def warn_of_cost(n_samples: int, n_features: int, *, kernel: str) -> None:
+    """Say what a large exact kernel machine will cost."""
+    if n_samples <= ROWS_LIMIT:
+        return
+    minutes = _FIT_S * n_samples**1.6 * n_features / 60
+    _LOG.warning(
+        "%s on %s rows of %s features takes about %.0f min (more than %s rows are slow); "
+        "--kernel nystroem approximates it in a small part of that",
+        kernel,
+        f"{n_samples:,}",
+        f"{n_features:,}",
+        max(1, minutes),
+        f"{ROWS_LIMIT:,}",
+    )
+
+
+def fit_svc(
+    X: Floats, codes: NDArray[np.intp], *, kernel: Literal["rbf", "poly"], C: float, gamma: float
+) -> SVC:
+    """Fit an exact kernel machine on prepared rows, `(n_samples, n_features)`.
+
+    The work is done on another thread, so that Ctrl-C is heard at once.
+    """
+    machine = SVC(
+        kernel=kernel,
+        C=C,
+        gamma=gamma,
+        degree=POLY_DEGREE,
+        coef0=POLY_CONSTANT if kernel == "poly" else 0.0,
+        cache_size=1_000,
+    )
+    return interruptible(lambda: accelerated_svc(machine, X, codes) or machine.fit(X, codes))
+
+
+def select_kernel(
+    X: Floats,
+    codes: NDArray[np.intp],
+    *,
+    kernel: Literal["rbf", "poly"],
+    C: float | Literal["auto"],
+    gamma: float | Literal["auto"],
+    grid: Sequence[float] | None,
+    folds: int,
+    seed: int,
+    progress: Progress = SILENT,
+) -> Selection:
+    """Choose C and gamma by cross-validation, on a stratified subsample above 6,000 rows."""
+    rows = subsample(codes, SELECTION_ROWS, seed=seed)
+    X, codes = X[rows], codes[rows]
+    division = stratified_folds(codes, folds, seed=seed)
+    Cs = [C] if C != "auto" else list(grid or KERNEL_GRID)
+    base = scale_gamma(X)
+    gammas = [gamma] if gamma != "auto" else [factor * base for factor in GAMMA_FACTORS]
+    trials = []
+    with progress.task("choosing C and gamma", total=len(Cs) * len(gammas), unit="settings") as t:
+        for c in sorted(Cs):
+            for g in gammas:
+                scores = []
+                for fold in range(folds):
+                    held = division == fold
+                    machine = fit_svc(X[~held], codes[~held], kernel=kernel, C=c, gamma=g)
+                    predicted = predict_svc(machine, X[held])
+                    scores.append(float(np.mean(predicted == codes[held])))
+                trials.append(Trial(c, tuple(scores), gamma=g))
+                t.advance(note=f"C {c:.3g}, gamma {g:.3g}: {trials[-1].mean:.2%}")
+    return choose(trials, folds=folds, seed=seed, n_samples=len(rows))
+
+
+def predict_svc(machine: SVC, X: Floats) -> NDArray[np.intp]:
+    """Predict, interruptibly."""
+    return interruptible(lambda: machine.predict(X))
+
+
+def fit_nystroem(
+    X: Floats, *, gamma: float | Literal["auto"], n_components: int, seed: int
+) -> Nystroem:
+    """Fit the Nyström map of the RBF kernel on prepared rows `(n_rows, n_features)`.
+
+    C. Williams and M. Seeger, "Using the Nyström method to speed up kernel machines", NIPS 2001.
+    """
+    value = scale_gamma(X) if gamma == "auto" else gamma
+    components = min(n_components, len(X))
+    return Nystroem(gamma=value, n_components=components, random_state=seed).fit(X)
+
+
+def subsample(codes: NDArray[np.intp], limit: int, *, seed: int) -> NDArray[np.intp]:
+    """Pick at most about `limit` rows, the same share of each class, ascending."""
+    if len(codes) <= limit:
+        return np.arange(len(codes))
+    random = np.random.default_rng(seed)
+    share = limit / len(codes)
+    picked = []
+    for k in np.unique(codes):
+        rows = np.flatnonzero(codes == k)
+        count = max(min(len(rows), 2), round(share * len(rows)))
+        picked.append(random.permutation(rows)[:count])
+    return np.sort(np.concatenate(picked))
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """Run `work` on a thread and wait for it in a way that signals can end."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by the waiting thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if errors:
+        raise errors[0]
+    return results[0]

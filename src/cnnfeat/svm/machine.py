@@ -1,0 +1,286 @@
+"""Fits one machine on one layer's rows: preparation, choice of C, training, the plain pipeline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.svm import LinearSVC
+
+from cnnfeat.config import SvmConfig
+from cnnfeat.progress import SILENT, Progress
+from cnnfeat.svm.evaluation import margins
+from cnnfeat.svm.kernel import (
+    NYSTROEM_COMPONENTS,
+    SELECTION_ROWS,
+    fit_nystroem,
+    fit_svc,
+    interruptible,
+    scale_gamma,
+    select_kernel,
+    subsample,
+    warn_of_cost,
+)
+from cnnfeat.svm.linear import one_against_rest
+from cnnfeat.svm.newton import State, Targets, solve
+from cnnfeat.svm.preparation import Preparation, prepare
+from cnnfeat.svm.rows import Design, MappedRows, Moments, RowBlocks, in_memory
+from cnnfeat.svm.selection import Selection, check_grid, default_grid, select_C
+
+TOLERANCE = 1e-5
+MAX_STEPS = 500
+SCORING_VALUES = 2**22  # features converted to decision values at a time
+
+_LOG = logging.getLogger("cnnfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A fitted pipeline and how it came about."""
+
+    pipeline: Pipeline  # plain scikit-learn; its classes are 0, 1 ...
+    C: float
+    gamma: float | None
+    selection: Selection | None  # None: C was given
+    n_support: int | None  # of kernel machines
+    steps: int | None  # of Newton, for linear machines
+    objective: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOptions:
+    """How machines are made, beyond the configuration."""
+
+    grid: tuple[float, ...] | None = None
+    memory_bytes: int = 2 * 2**30
+
+
+def fit_machine(
+    rows: RowBlocks,
+    codes: NDArray[np.intp],
+    *,
+    seen: Moments,
+    n_classes: int,
+    config: SvmConfig,
+    options: MachineOptions,
+    progress: Progress = SILENT,
+) -> Machine:
+    """Fit one machine on training rows.
+
+    Parameters
+    ----------
+    rows : RowBlocks
+    codes : ndarray of shape (n_samples,)
+        Class of each row, 0 to `n_classes` - 1.
+    seen : Moments
+        Of the rows.
+    n_classes : int
+    config : SvmConfig
+    options : MachineOptions
+    progress : Progress
+    """
+    rows = in_memory(rows, room_bytes=options.memory_bytes // 2)
+    prepared = prepare(rows, seen, normalize=config.normalize, pca=config.pca, seed=config.seed)
+    fit = _fit_kernel if config.kernel in ("rbf", "poly") else _fit_linear
+    return fit(
+        rows,
+        codes,
+        prepared=prepared,
+        n_classes=n_classes,
+        config=config,
+        options=options,
+        progress=progress,
+    )
+
+
+def decide(pipeline: Pipeline, rows: RowBlocks) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Predict by blocks: codes and margins, both (n_samples,)."""
+    predicted = np.empty(rows.n_samples, np.intp)
+    margin = np.empty(rows.n_samples)
+    step = max(1, SCORING_VALUES // max(1, rows.n_features))
+    for start, block in rows.blocks():
+        for first in range(0, len(block), step):
+            part = block[first : first + step]
+            here = slice(start + first, start + first + len(part))
+            predicted[here], margin[here] = decide_block(pipeline, part)
+    return predicted, margin
+
+
+def decide_block(
+    pipeline: Pipeline, block: NDArray[np.floating]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Predict a few rows: codes and margins."""
+    if hasattr(pipeline[-1], "support_vectors_"):
+        return margins(interruptible(lambda: pipeline.decision_function(block)))
+    return margins(pipeline.decision_function(block))
+
+
+def _fit_linear(
+    rows: RowBlocks,
+    codes: NDArray[np.intp],
+    *,
+    prepared: Preparation,
+    n_classes: int,
+    config: SvmConfig,
+    options: MachineOptions,
+    progress: Progress,
+) -> Machine:
+    steps = prepared.steps()
+    gamma = None
+    if config.kernel == "nystroem":
+        some = rows.take(subsample(codes, SELECTION_ROWS, seed=config.seed))
+        mapping = fit_nystroem(
+            prepared.apply(some),
+            gamma=config.gamma,
+            n_components=NYSTROEM_COMPONENTS,
+            seed=config.seed,
+        )
+        gamma = float(mapping.gamma)
+        width = len(mapping.components_)
+        mapped = MappedRows(prepared.rows(rows), mapping.transform, n_features=width)
+        design = Design(in_memory(mapped, room_bytes=options.memory_bytes // 2))
+        steps.append(("nystroem", mapping))
+    else:
+        design = prepared.design(rows, room_bytes=options.memory_bytes // 2)
+    C, selection, start = _choose_C(
+        design, codes, n_classes=n_classes, config=config, options=options, progress=progress
+    )
+    with progress.task("training", total=1, unit="machines") as task:
+        state = solve(
+            design,
+            Targets(codes),
+            one_against_rest(n_classes, C=C),
+            tol=TOLERANCE,
+            max_iter=MAX_STEPS,
+            memory_bytes=options.memory_bytes // 2,
+            start=start,
+        )
+        task.advance()
+    if not state.converged:
+        _LOG.warning("the machine had not converged after %d steps", state.steps)
+    linear = plain_linear(state, C=C, n_features=design.n_weights - 1, n_classes=n_classes)
+    return Machine(
+        pipeline=_pipeline([*steps, ("svm", linear)]),
+        C=C,
+        gamma=gamma,
+        selection=selection,
+        n_support=None,
+        steps=state.steps,
+        objective=float(state.objective.sum()),
+    )
+
+
+def _choose_C(
+    design: Design,
+    codes: NDArray[np.intp],
+    *,
+    n_classes: int,
+    config: SvmConfig,
+    options: MachineOptions,
+    progress: Progress,
+) -> tuple[float, Selection | None, State | None]:
+    if config.C != "auto":
+        return config.C, None, None
+    grid = check_grid(options.grid or default_grid(design.square_norm()))
+    selection, start = select_C(
+        design,
+        codes,
+        n_classes=n_classes,
+        grid=grid,
+        folds=config.folds,
+        seed=config.seed,
+        memory_bytes=options.memory_bytes // 2,
+        progress=progress,
+    )
+    _say_choice(selection, grid)
+    return selection.chosen.C, selection, start
+
+
+def _say_choice(selection: Selection, grid: Sequence[float]) -> None:
+    best, chosen = selection.best, selection.chosen
+    _LOG.info(
+        "C = %g: %.2f%% in %d-fold cross-validation on %s rows; the best is C = %g with "
+        "%.2f%% ± %.2f, and the smallest within one standard error is taken",
+        chosen.C,
+        100 * chosen.mean,
+        selection.folds,
+        f"{selection.n_samples:,}",
+        best.C,
+        100 * best.mean,
+        100 * best.error,
+    )
+    if grid[-1] == best.C and len(grid) > 1:
+        _LOG.warning("the best C is the grid's largest: a wider --grid may find a better one")
+
+
+def _fit_kernel(
+    rows: RowBlocks,
+    codes: NDArray[np.intp],
+    *,
+    prepared: Preparation,
+    n_classes: int,  # noqa: ARG001 - one signature for both
+    config: SvmConfig,
+    options: MachineOptions,
+    progress: Progress,
+) -> Machine:
+    kernel = config.kernel
+    warn_of_cost(rows.n_samples, prepared.n_outputs, kernel=kernel)
+    mapped = prepared.rows(rows)
+    X = mapped.take(np.arange(rows.n_samples))
+    selection = None
+    C = 10.0 if config.C == "auto" else config.C
+    gamma = scale_gamma(X) if config.gamma == "auto" else config.gamma
+    if config.C == "auto":
+        selection = select_kernel(
+            X,
+            codes,
+            kernel=kernel,  # type: ignore[arg-type]
+            C=config.C,
+            gamma=config.gamma,
+            grid=None if options.grid is None else check_grid(options.grid),
+            folds=config.folds,
+            seed=config.seed,
+            progress=progress,
+        )
+        C, gamma = selection.chosen.C, cast("float", selection.chosen.gamma)
+        _LOG.info(
+            "C = %g, gamma = %.3g: %.2f%% in %d-fold cross-validation on %s rows",
+            C,
+            gamma,
+            100 * selection.chosen.mean,
+            selection.folds,
+            f"{selection.n_samples:,}",
+        )
+    with progress.task(f"training ({kernel})", total=1, unit="machines") as task:
+        machine = fit_svc(X, codes, kernel=kernel, C=C, gamma=gamma)  # type: ignore[arg-type]
+        task.advance()
+    return Machine(
+        pipeline=_pipeline([*prepared.steps(), ("svm", machine)]),
+        C=C,
+        gamma=gamma,
+        selection=selection,
+        n_support=int(machine.n_support_.sum()),
+        steps=None,
+        objective=None,
+    )
+
+
+def plain_linear(state: State, *, C: float, n_features: int, n_classes: int) -> LinearSVC:
+    """Put a solution into scikit-learn's own fitted `LinearSVC`."""
+    machine = LinearSVC(C=C, dual=False)
+    machine.coef_ = np.ascontiguousarray(state.weights[:n_features].T)
+    machine.intercept_ = state.weights[n_features].copy()
+    machine.classes_ = np.arange(n_classes)
+    machine.n_features_in_ = n_features
+    machine.n_iter_ = state.steps
+    return machine
+
+
+def _pipeline(steps: list[tuple[str, BaseEstimator]]) -> Pipeline:
+    return Pipeline(steps)

@@ -1,0 +1,293 @@
+"""Rows of features by blocks, and the design matrix the solver sees: scaled, with an intercept.
+
+A matrix that does not fit in memory is only ever read from its first row to its last. Scaling is
+never applied to a copy of it: a product with the scaled matrix is one with the raw matrix and
+scaled weights, and a rank-one correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from cnnfeat.features import FeatureFile
+
+Floats = NDArray[np.floating]
+Indices = NDArray[np.intp]
+
+CHUNK_BYTES = 16 * 2**20  # of a matrix in memory, worked on at a time: it stays in the cache
+OFFSET_LIMIT = 1e3  # means beyond so many standard deviations are subtracted before a product
+
+
+class RowBlocks(Protocol):
+    """A matrix that is read by consecutive rows."""
+
+    n_samples: int
+    n_features: int
+    dtype: np.dtype[np.floating]  # of the blocks: float32 or float64
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Yield all rows in order: the first row's index, and rows `(n_rows, n_features)`."""
+
+    def take(self, rows: Indices) -> Floats:
+        """Copy the rows whose ascending indices are `rows`."""
+
+
+class ArrayRows:
+    """Rows of a matrix in memory.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features), float16, float32 or float64
+    rows_per_block : int, optional
+        By default as many as stay in the processor's cache.
+    """
+
+    def __init__(self, X: Floats, *, rows_per_block: int | None = None) -> None:
+        self.n_samples, self.n_features = X.shape
+        self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+        self._X = X
+        self._step = rows_per_block or max(
+            64, CHUNK_BYTES // max(1, self.n_features * self.dtype.itemsize)
+        )
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Yield views of the matrix, or float32 copies of float16 ones."""
+        for start in range(0, self.n_samples, self._step):
+            yield start, self._X[start : start + self._step].astype(self.dtype, copy=False)
+
+    def take(self, rows: Indices) -> Floats:
+        """Copy some rows."""
+        return self._X[rows].astype(self.dtype, copy=False)
+
+
+class FeatureRows:
+    """Rows of one layer in a feature file, flattened in C order (the last axis runs fastest).
+
+    Parameters
+    ----------
+    features : FeatureFile
+    split, layer : str
+    rows_per_block : int, optional
+        By default the blocks of the file.
+    """
+
+    dtype: np.dtype[np.floating] = np.dtype(np.float32)
+
+    def __init__(
+        self, features: FeatureFile, split: str, *, layer: str, rows_per_block: int | None = None
+    ) -> None:
+        self._features, self._split, self._layer = features, split, layer
+        self._step = rows_per_block
+        self.n_samples = features.n_rows(split)
+        self.n_features = int(np.prod(features.layer(split, layer).shape[1:], dtype=np.int64))
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Read the file once, in its own order."""
+        for start, block in self._features.blocks(self._split, self._layer, rows=self._step):
+            yield start, self._flat(block)
+
+    def take(self, rows: Indices) -> Floats:
+        """Collect some rows in one sequential read."""
+        taken = np.empty((len(rows), self.n_features), self.dtype)
+        done = 0
+        for start, block in self.blocks():
+            stop = done + int(np.searchsorted(rows[done:], start + len(block)))
+            taken[done:stop] = block[rows[done:stop] - start]
+            done = stop
+        return taken
+
+    def _flat(self, block: NDArray[np.generic]) -> Floats:
+        return block.reshape(len(block), -1).astype(self.dtype, copy=False)
+
+
+class Design:
+    """The matrix of a linear problem: rows, scaled, and a last column of ones.
+
+    Parameters
+    ----------
+    rows : RowBlocks
+    mean, scale : ndarray of shape (n_features,), optional
+        Each feature has `mean` subtracted and is divided by `scale`.
+    intercept : bool
+        Whether there is the column of ones.
+    """
+
+    def __init__(
+        self,
+        rows: RowBlocks,
+        *,
+        mean: Floats | None = None,
+        scale: Floats | None = None,
+        intercept: bool = True,
+    ) -> None:
+        self.rows = rows
+        self.n_samples = rows.n_samples
+        self.n_weights = rows.n_features + intercept
+        self.dtype = rows.dtype
+        self.intercept = intercept
+        self._scaled = mean is not None or scale is not None
+        d = rows.n_features
+        self._mean = np.zeros(d) if mean is None else np.asarray(mean, np.float64)
+        self._factor = 1 / (np.ones(d) if scale is None else np.asarray(scale, np.float64))
+        offset = float(np.max(np.abs(self._mean * self._factor), initial=0))
+        self._far = offset > OFFSET_LIMIT and self.dtype == np.float32
+
+    def product(self, weights: NDArray[np.float64]) -> Floats:
+        """Multiply by `weights` of shape (n_weights, m); the result has shape (m, n_samples)."""
+        d = self.rows.n_features
+        inner = weights[:d] * self._factor[:, None]
+        constant = weights[d] if self.intercept else np.zeros(weights.shape[1])
+        if not self._far:
+            constant = constant - self._mean @ inner
+        inner, constant = inner.astype(self.dtype), constant.astype(self.dtype)
+        values = np.empty((weights.shape[1], self.n_samples), self.dtype)
+        for start, block in self.rows.blocks():
+            centred = block - self._mean.astype(self.dtype) if self._far else block
+            part = centred @ inner
+            part += constant
+            values[:, start : start + len(block)] = part.T
+        return values
+
+    def take(self, rows: Indices) -> Floats:
+        """Copy some rows, scaled, with the ones."""
+        return self._finish(self.rows.take(rows))
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Yield all rows in order, scaled, with the ones."""
+        for start, block in self.rows.blocks():
+            yield start, self._finish(block)
+
+    def square_norm(self) -> float:
+        """Return the mean over the rows of their squared length."""
+        total = 0.0
+        for _, block in self.blocks():
+            total += float(np.einsum("ij,ij->i", block, block).sum(dtype=np.float64))
+        return total / max(1, self.n_samples)
+
+    def _finish(self, block: Floats) -> Floats:
+        d = self.rows.n_features
+        finished = np.empty((len(block), self.n_weights), self.dtype)
+        if self._scaled:
+            np.subtract(block, self._mean.astype(self.dtype), out=finished[:, :d])
+            finished[:, :d] *= self._factor.astype(self.dtype)
+        else:
+            finished[:, :d] = block
+        finished[:, d:] = 1
+        return finished
+
+
+class SubsetRows:
+    """Some rows of a matrix, in their order.
+
+    Parameters
+    ----------
+    rows : RowBlocks
+    keep : ndarray of shape (n_samples,), bool
+    """
+
+    def __init__(self, rows: RowBlocks, keep: NDArray[np.bool_]) -> None:
+        self._rows, self._keep = rows, keep
+        self._places = np.flatnonzero(keep)
+        self.n_samples, self.n_features = len(self._places), rows.n_features
+        self.dtype = rows.dtype
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Read all rows and yield those kept."""
+        done = 0
+        for start, block in self._rows.blocks():
+            kept = block[self._keep[start : start + len(block)]]
+            if len(kept):
+                yield done, kept
+                done += len(kept)
+
+    def take(self, rows: Indices) -> Floats:
+        """Copy some of the rows kept."""
+        return self._rows.take(self._places[rows])
+
+
+class MappedRows:
+    """Rows that are changed when they are read.
+
+    Parameters
+    ----------
+    rows : RowBlocks
+    change : callable
+        Takes rows `(n_rows, ...)` and returns `(n_rows, n_features)`.
+    n_features : int
+        Features after the change.
+    """
+
+    def __init__(
+        self, rows: RowBlocks, change: Callable[[Floats], Floats], *, n_features: int
+    ) -> None:
+        self._rows, self._change = rows, change
+        self.n_samples, self.n_features, self.dtype = rows.n_samples, n_features, rows.dtype
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Read and change all rows."""
+        for start, block in self._rows.blocks():
+            yield start, self._change(block).astype(self.dtype, copy=False)
+
+    def take(self, rows: Indices) -> Floats:
+        """Copy and change some rows, a part at a time."""
+        taken = np.empty((len(rows), self.n_features), self.dtype)
+        step = max(1, CHUNK_BYTES // max(1, self._rows.n_features))
+        for start in range(0, len(rows), step):
+            part = self._rows.take(rows[start : start + step])
+            taken[start : start + step] = self._change(part)
+        return taken
+
+
+def in_memory(rows: RowBlocks, *, room_bytes: int) -> RowBlocks:
+    """Read rows into memory if there is room for them."""
+    if rows.n_samples * rows.n_features * rows.dtype.itemsize > room_bytes:
+        return rows
+    matrix = np.empty((rows.n_samples, rows.n_features), rows.dtype)
+    for start, block in rows.blocks():
+        matrix[start : start + len(block)] = block
+    return ArrayRows(matrix)
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What one pass over rows tells of their features."""
+
+    n_samples: int
+    mean: NDArray[np.float64]  # (n_features,)
+    variance: NDArray[np.float64]  # (n_features,), divided by n_samples
+    bad_rows: int  # rows with NaN or infinite values
+    first_bad_row: int  # -1: none
+
+
+def moments(rows: RowBlocks) -> Moments:
+    """Compute mean and variance in one pass, block by block.
+
+    Blocks are merged as in T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing
+    the sample variance", The American Statistician 37 (1983) 242-247.
+    """
+    count, bad, first = 0, 0, -1
+    mean, squares = np.zeros(rows.n_features), np.zeros(rows.n_features)
+    for start, block in rows.blocks():
+        part_mean = block.mean(axis=0, dtype=np.float64)
+        if not np.isfinite(part_mean).all():
+            wrong = ~np.isfinite(block).all(axis=1)
+            bad += int(wrong.sum())
+            if wrong.any() and first < 0:
+                first = start + int(wrong.argmax())
+            block, part_mean = block[~wrong], block[~wrong].mean(axis=0, dtype=np.float64)
+        n = len(block)
+        if not n:
+            continue
+        centred = block - part_mean.astype(block.dtype)
+        part_squares = np.einsum("ij,ij->j", centred, centred).astype(np.float64)
+        delta = part_mean - mean
+        squares += part_squares + delta**2 * (count * n / (count + n))
+        mean += delta * (n / (count + n))
+        count += n
+    return Moments(count, mean, squares / max(1, count), bad, first)

@@ -1,0 +1,188 @@
+"""Choosing C by cross-validation on training rows: all folds and classes in one solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnfeat.errors import DataError, UsageError
+from cnnfeat.progress import SILENT, Progress
+from cnnfeat.svm.linear import one_against_rest
+from cnnfeat.svm.newton import Columns, State, Targets, solve
+from cnnfeat.svm.rows import Design
+
+GRID_SIZE = 9
+GRID_REACH = (-1.0, 3.0)  # powers of ten around 1 / the rows' mean squared length
+SELECTION_TOLERANCE = 1e-3  # of the objective: scores don't change below it
+MAX_STEPS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting, tried on all folds."""
+
+    C: float
+    scores: tuple[float, ...]  # accuracy on each fold held out
+    gamma: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy."""
+        return float(np.mean(self.scores))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return float(np.std(self.scores, ddof=1) / np.sqrt(len(self.scores)))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What was tried, and what was chosen."""
+
+    trials: tuple[Trial, ...]  # by growing C
+    best: Trial  # of the highest mean
+    chosen: Trial  # of the smallest C within one standard error of the best
+    folds: int
+    seed: int
+    n_samples: int  # rows used
+
+
+def stratified_folds(codes: NDArray[np.intp], n_folds: int, *, seed: int) -> NDArray[np.intp]:
+    """Deal the rows of each class out to folds, shuffled.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        The fold of each row.
+
+    Raises
+    ------
+    DataError
+        If a class has fewer rows than there are folds.
+    """
+    counts = np.bincount(codes)
+    present = np.flatnonzero(counts)
+    least = present[counts[present].argmin()]
+    if counts[least] < n_folds:
+        raise DataError(
+            f"{n_folds} folds need {n_folds} training rows of each class; "
+            f"class {least} has {counts[least]}",
+            hint=f"--folds {max(2, counts[least])}, or a fixed --C",
+        )
+    random = np.random.default_rng(seed)
+    folds = np.empty(len(codes), np.intp)
+    next_fold = 0
+    for k in present:
+        rows = random.permutation(np.flatnonzero(codes == k))
+        folds[rows] = (next_fold + np.arange(len(rows))) % n_folds
+        next_fold = (next_fold + len(rows)) % n_folds
+    return folds
+
+
+def default_grid(mean_square: float) -> tuple[float, ...]:
+    """Make nine half-decade values of C around 1 / `mean_square`, the rows' mean squared length."""
+    if not mean_square > 0:
+        raise DataError("all features are zero in the training rows")
+    centre = round(-2 * np.log10(mean_square)) / 2
+    powers = np.linspace(centre + GRID_REACH[0], centre + GRID_REACH[1], GRID_SIZE)
+    return tuple(float(f"{10.0**power:.3g}") for power in powers)
+
+
+def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
+    """Sort a grid of C.
+
+    Raises
+    ------
+    UsageError
+        If it has fewer than two values, or one that is not above 0.
+    """
+    values = tuple(sorted({float(C) for C in grid}))
+    if len(values) < 2:
+        raise UsageError(
+            f"a grid needs at least 2 different values, not {len(values)}",
+            hint="a single value is given with --C",
+        )
+    if not all(0 < C < np.inf for C in values):
+        raise UsageError(f"each value of the grid must be more than 0, not {min(values):g}")
+    return values
+
+
+def select_C(
+    design: Design,
+    codes: NDArray[np.intp],
+    *,
+    n_classes: int,
+    grid: Sequence[float],
+    folds: int,
+    seed: int,
+    memory_bytes: int,
+    progress: Progress = SILENT,
+) -> tuple[Selection, State]:
+    """Cross-validate a linear machine along a path of C.
+
+    All folds are columns of one problem, so a pass over the rows serves all of them, and the
+    solution for one C is where the next starts.
+
+    Returns
+    -------
+    selection : Selection
+    start : State
+        The mean of the folds' solutions for the chosen C, to start the final fit from.
+    """
+    division = stratified_folds(codes, folds, seed=seed)
+    targets = Targets(codes, folds=division)
+    single = one_against_rest(n_classes, C=1.0)
+    columns = Columns(
+        positive=np.tile(single.positive, folds),
+        C_positive=np.tile(single.C_positive, folds),
+        C_negative=np.tile(single.C_negative, folds),
+        held_out=np.repeat(np.arange(folds), len(single)),
+    )
+    state: State | None = None
+    trials: list[Trial] = []
+    starts: list[NDArray[np.float64]] = []
+    with progress.task("choosing C", total=len(grid), unit="values") as task:
+        for C in grid:
+            state = solve(
+                design,
+                targets,
+                columns.scaled(C),
+                tol=SELECTION_TOLERANCE,
+                max_iter=MAX_STEPS,
+                memory_bytes=memory_bytes,
+                start=state,
+            )
+            trials.append(Trial(C, _fold_scores(state, columns, targets, folds)))
+            starts.append(state.weights.reshape(-1, folds, len(single)).mean(axis=1))
+            task.advance(note=f"C {C:.3g}: {trials[-1].mean:.2%}")
+    selection = choose(trials, folds=folds, seed=seed, n_samples=len(codes))
+    weights = starts[trials.index(selection.chosen)]
+    return selection, State(weights=weights, decision=design.product(weights))
+
+
+def choose(trials: Sequence[Trial], *, folds: int, seed: int, n_samples: int) -> Selection:
+    """Apply the one-standard-error rule.
+
+    L. Breiman, J. Friedman, R. Olshen and C. Stone, "Classification and Regression Trees" (1984).
+    """
+    best = max(trials, key=lambda trial: trial.mean)
+    enough = [trial for trial in trials if trial.mean >= best.mean - best.error]
+    chosen = min(enough, key=lambda trial: (trial.C, -trial.mean))
+    return Selection(tuple(trials), best, chosen, folds, seed, n_samples)
+
+
+def _fold_scores(state: State, columns: Columns, targets: Targets, folds: int) -> tuple[float, ...]:
+    scores = []
+    for fold in range(folds):
+        rows = np.flatnonzero(targets.folds == fold)
+        values = state.decision[columns.held_out == fold][:, rows]
+        if len(values) == 1:
+            predicted = (values[0] > 0).astype(np.intp)
+        else:
+            predicted = columns.positive[columns.held_out == fold][values.argmax(axis=0)]
+        scores.append(float(np.mean(predicted == targets.codes[rows])))
+    return tuple(scores)
