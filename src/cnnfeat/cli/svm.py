@@ -1,0 +1,222 @@
+"""`cnnfeat svm`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from cnnfeat.cli import console, options
+from cnnfeat.cli.settings import Settings, artifact, pass_settings
+from cnnfeat.config import SvmConfig
+
+if TYPE_CHECKING:
+    from cnnfeat.svm import SvmResult
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_LEAST_BYTES = 64 * 2**20
+_CELLS = 20  # classes up to which the confusion matrix is printed
+
+
+class MemorySize(click.ParamType[int]):
+    """`2GiB`, `512MiB`, or a number of bytes."""
+
+    name = "SIZE"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read a number and a unit."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", str(value).lower())
+        if not found:
+            self.fail(f"{value!r} is no size; 2GiB and 512MiB are", param, ctx)
+        size_bytes = int(float(found[1]) * _UNITS[found[2]])
+        if size_bytes < _LEAST_BYTES:
+            self.fail(f"must be at least 64MiB, not {value}", param, ctx)
+        return size_bytes
+
+
+class Grid(click.ParamType[tuple[float, ...]]):
+    """`0.01,0.1,1`."""
+
+    name = "C,C,..."
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Read numbers between commas."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            grid = tuple(float(text) for text in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers; 0.01,0.1,1 is", param, ctx)
+        if len(set(grid)) < 2 or not all(0 < C < float("inf") for C in grid):
+            self.fail(f"needs at least 2 different values above 0, not {value}", param, ctx)
+        return grid
+
+
+@click.command()
+@click.argument(
+    "features",
+    type=click.Path(path_type=Path),
+    default=lambda: artifact("features.h5"),
+)
+@options.common
+@options.config_file("svm")
+@options.setting(
+    SvmConfig,
+    "layer",
+    help="A layer of the file; may be repeated: layers are compared. all: every one.",
+)
+@options.setting(SvmConfig, "kernel", help="nystroem: an approximation of rbf for many rows.")
+@options.setting(SvmConfig, "C", "--C", help="The cost of errors; auto: by cross-validation.")
+@options.setting(SvmConfig, "gamma", help="Of rbf and poly; auto: by cross-validation.")
+@options.setting(
+    SvmConfig, "normalize", help="Mean 0 and deviation 1 of features, length 1 of rows, or neither."
+)
+@options.setting(SvmConfig, "pca", help="Keep so many principal components.")
+@options.setting(SvmConfig, "folds", help="Of the cross-validation.")
+@click.option("--grid", type=Grid(), help="Values of C to try.", show_default="9 half-decades")
+@options.setting(SvmConfig, "seed", help="Fixes folds and samples.")
+@click.option(
+    "--cv",
+    "cross_validate",
+    is_flag=True,
+    help="Score each row by a machine that hasn't seen it, instead of on a test split.",
+)
+@click.option(
+    "--memory",
+    "memory_bytes",
+    type=MemorySize(),
+    default="2GiB",
+    show_default=True,
+    help="About how much may be used; features beyond it are read by blocks.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=lambda: artifact("svm.skops").parent,
+    show_default="artifacts",
+    help="The folder for svm.skops, svm.json, predictions.csv and confusion.png.",
+)
+@options.overwrite
+@options.as_json
+@pass_settings
+def svm(
+    settings: Settings,
+    *,
+    features: Path,
+    layer: tuple[str, ...],
+    kernel: Literal["linear", "rbf", "poly", "nystroem"],
+    C: float | Literal["auto"],
+    gamma: float | Literal["auto"],
+    normalize: Literal["standard", "l2", "none"],
+    pca: int | None,
+    folds: int,
+    grid: tuple[float, ...] | None,
+    seed: int,
+    cross_validate: bool,
+    memory_bytes: int,
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Train a support vector machine on the features of FEATURES.
+
+    C is chosen on the training rows; the test rows are read once, at the end. With several
+    layers, each gets its machine, and the best in cross-validation is saved.
+    """
+    from cnnfeat.cli.svm_output import draw, extra_outputs
+    from cnnfeat.svm import MachineOptions, svm_stage
+
+    config = SvmConfig(layer, kernel, C, gamma, normalize, pca, folds, seed)
+    result = svm_stage(
+        features,
+        out,
+        config=config,
+        options=MachineOptions(grid=grid, memory_bytes=memory_bytes),
+        cross_validate=cross_validate,
+        overwrite=overwrite,
+        extra_outputs=extra_outputs(layer),
+        progress=console.progress(settings),
+    )
+    drawn = draw(result)
+    if as_json:
+        console.show_json(result.document)
+    else:
+        _show(result, drawn)
+
+
+def _show(result: SvmResult, drawn: list[Path]) -> None:
+    """Print the result for people."""
+    best, scores = result.best, result.best.scores
+    if len(result.runs) > 1:
+        _show_layers(result)
+    low, high = scores.interval
+    where = {"test split": "test", "hold-out": "held-out", "cross-validation": "cross-validated"}
+    facts = [
+        ("layer", f"{best.layer}: {best.n_features:,} features"),
+        (
+            "accuracy",
+            f"{scores.accuracy:.2%} of {scores.n_samples:,} {where[result.how]} rows "
+            f"(95% interval {low:.2%} to {high:.2%})",
+        ),
+        ("balanced accuracy", f"{scores.balanced_accuracy:.2%}"),
+    ]
+    if result.network_accuracy is not None:
+        facts.append(("the network itself", f"{result.network_accuracy:.2%}"))
+    facts.append(("time", f"{sum(run.elapsed_s for run in result.runs):.1f} s"))
+    console.show_facts(facts)
+    console.show_table(
+        ("class", "precision", "recall", "F1", "rows"),
+        [
+            (c.name, f"{c.precision:.2%}", f"{c.recall:.2%}", f"{c.f1:.2%}", f"{c.support:,}")
+            for c in scores.per_class
+        ],
+        numeric=("precision", "recall", "F1", "rows"),
+    )
+    if len(result.classes) <= _CELLS:
+        console.show_table(
+            ("true \\ predicted", *result.classes),
+            [
+                (name, *(f"{count:,}" if count else "." for count in row))
+                for name, row in zip(result.classes, scores.confusion.tolist(), strict=True)
+            ],
+            numeric=result.classes,
+        )
+    names = ", ".join(path.name for path in drawn)
+    console.show(f"{result.folder}: svm.skops, svm.json, predictions.csv, {names}")
+
+
+def _show_layers(result: SvmResult) -> None:
+    """One line a layer, and whether the difference of the two best may be chance."""
+    rows = []
+    for run in result.runs:
+        low, high = run.scores.interval
+        chosen = run.machine.selection
+        rows.append(
+            (
+                run.layer,
+                f"{run.n_features:,}",
+                f"{run.machine.C:g}",
+                "" if chosen is None else f"{chosen.chosen.mean:.2%}",
+                f"{run.scores.accuracy:.2%}",
+                f"{low:.2%} to {high:.2%}",
+                f"{run.elapsed_s:.1f} s",
+            )
+        )
+    columns = ("layer", "features", "C", "cross-validated", "accuracy", "95% interval", "time")
+    console.show_table(columns, rows, numeric=columns[1:])
+    test = result.comparison
+    if test is not None:
+        console.show(
+            f"the two best layers: {test.only_first} rows only the first gets right, "
+            f"{test.only_second} only the second; McNemar's p = {test.p_value:.2g}"
+        )
