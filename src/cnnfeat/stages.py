@@ -53,6 +53,11 @@ class StageBook:
             and all(_stamp(self._beside(name)) == was for name, was in entry["outputs"].items())
         )
 
+    def state(self, stage: str) -> Json:
+        """What is known of a stage that is done: an input of the stages after it."""
+        entry = self._stages[stage]
+        return {"inputs": entry["inputs"], "outputs": entry["outputs"]}
+
     def check_owned(self, stage: str, outputs: Sequence[Path], *, overwrite: bool) -> None:
         """Refuse to replace a file that an earlier run did not write.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cnnfeat.records import Source
 
 PLAIN_INTERVAL_S = 5.0  # between two lines of progress where there is no terminal
-NOTE_INTERVAL_S = 1.0  # the same, where the second has news
+NOTE_INTERVAL_S = 3.0  # the same, where the second has news
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

@@ -1,0 +1,136 @@
+"""The three commands, typed one after the other in an empty folder."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import skops.io
+from sklearn.datasets import load_digits
+from sklearn.metrics import confusion_matrix
+
+
+def cnnfeat(folder: Path, *args: str, data_dir: Path | None = None) -> str:
+    """Run a command in `folder`; return its stdout."""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    if data_dir is not None:
+        environment["CNNFEAT_DATA_DIR"] = str(data_dir)
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnfeat", *args],
+        cwd=folder, env=environment, check=False, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def layer_by_layer(model: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Every layer's output in inference mode, by plain Keras, one layer at a time."""
+    outputs, x = {}, images
+    for layer in model.layers[1:]:
+        if isinstance(layer, keras.Model):
+            inner = x
+            for part in layer.layers[1:]:
+                inner = part(inner, training=False)
+                outputs[f"{layer.name}/{part.name}"] = np.asarray(inner)
+        x = layer(x, training=False)
+        outputs[layer.name] = np.asarray(x)
+    return outputs
+
+
+def assert_equal_activations(stored: np.ndarray, expected: np.ndarray) -> None:
+    assert stored.shape == expected.shape
+    assert np.abs(stored - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    cnnfeat(folder, "train", "--data", "digits", "--epochs", "40")
+    cnnfeat(folder, "extract", "--layer", "conv*", "--layer", "fc1")
+    cnnfeat(folder, "svm", "--layer", "fc1")
+    return folder / "artifacts"
+
+
+def test_the_three_commands_leave_their_artifacts(digits_run: Path):
+    names = {path.name for path in digits_run.iterdir()}
+    assert names >= {
+        "model.keras", "model.json", "features.h5", "svm.skops", "svm.json", "confusion.png",
+    }  # fmt: skip
+    assert not [name for name in names if "partial" in name or name.startswith(".")]
+
+
+def test_activations_equal_plain_keras_layer_by_layer(digits_run: Path):
+    model = keras.models.load_model(digits_run / "model.keras")
+    with h5py.File(digits_run / "features.h5") as file:
+        rows = sum(file[split]["label"].shape[0] for split in ("train", "test"))
+        assert rows == len(load_digits().target)
+        assert set(file["test"]) >= {"conv1", "conv2", "fc1", "label", "id"}
+        from cnnfeat.data import open_source
+
+        with open_source("digits") as source:
+            images = np.concatenate([b.images for b in source.batches("test", batch_size=100)])
+        expected = layer_by_layer(model, images)
+        for name in ("conv1", "conv2", "fc1"):
+            assert_equal_activations(file["test"][name][:], expected[name])
+        assert file["test/conv2"].attrs["tensor"].endswith(":0")
+
+
+def test_the_saved_machine_predicts_what_svm_json_says(digits_run: Path):
+    result = json.loads((digits_run / "svm.json").read_text("utf-8"))
+    path = digits_run / "svm.skops"
+    assert skops.io.get_untrusted_types(file=path) == []
+    loaded = skops.io.load(path)
+    machine = loaded["pipeline"] if isinstance(loaded, dict) else loaded
+    with h5py.File(digits_run / "features.h5") as file:
+        X = file["test/fc1"][:].reshape(result["n_test"], -1)
+        y = file["test/label"][:]
+    predicted = machine.predict(X)
+    assert result["accuracy"] == pytest.approx(np.mean(predicted == y))
+    assert result["confusion"] == confusion_matrix(y, predicted).tolist()
+    assert result["accuracy"] > 0.9
+
+
+def test_the_stages_print_what_they_made(digits_run: Path):
+    assert "features.h5" in cnnfeat(digits_run.parent, "info", "artifacts/features.h5")
+    document = json.loads(cnnfeat(digits_run.parent, "layers", "--json"))
+    names = {layer["name"] for layer in document["layers"]}
+    assert names >= {"conv1", "conv2", "conv2/conv", "fc1", "fc2"}
+
+
+@pytest.mark.mnist
+def test_mnist_rows_are_mnist(data_dir: Path, mnist_dir: Path, tmp_path: Path):
+    """One epoch only: what is asked here are rows, labels and activations, not accuracy."""
+    cnnfeat(tmp_path, "train", "--epochs", "1", data_dir=data_dir)
+    cnnfeat(tmp_path, "extract", "--layer", "conv2", data_dir=data_dir)
+    model = keras.models.load_model(tmp_path / "artifacts" / "model.keras")
+    with h5py.File(tmp_path / "artifacts" / "features.h5") as file:
+        for split, stem, n_rows in (("train", "train", 60_000), ("test", "t10k", 10_000)):
+            assert file[split]["conv2"].shape == (n_rows, 7, 7, 36)
+            assert file[split]["conv2"].dtype == np.float32
+            packed = (mnist_dir / f"{stem}-labels-idx1-ubyte.gz").read_bytes()
+            labels = np.frombuffer(gzip.decompress(packed), np.uint8, offset=8)
+            np.testing.assert_array_equal(file[split]["label"][:], labels)
+        packed = (mnist_dir / "t10k-images-idx3-ubyte.gz").read_bytes()
+        images = np.frombuffer(gzip.decompress(packed), np.uint8, offset=16)
+        expected = layer_by_layer(model, images.reshape(-1, 28, 28, 1)[:2_000])
+        assert_equal_activations(file["test/conv2"][:2_000], expected["conv2"])
+        assert file["test/conv2"][:].min() == 0  # after ReLU
+
+
+@pytest.mark.mnist
+@pytest.mark.slow
+def test_the_defaults_reach_their_accuracy_on_mnist(data_dir: Path, tmp_path: Path):
+    cnnfeat(tmp_path, "train", data_dir=data_dir)
+    model = json.loads((tmp_path / "artifacts" / "model.json").read_text("utf-8"))
+    assert model["test_accuracy"] >= 0.992
+    cnnfeat(tmp_path, "extract", "--layer", "fc1", data_dir=data_dir)
+    cnnfeat(tmp_path, "svm", data_dir=data_dir)
+    result = json.loads((tmp_path / "artifacts" / "svm.json").read_text("utf-8"))
+    assert result["accuracy"] >= 0.991
