@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from cnnfeat.network.graph import GraphInput, shape_of
+from cnnfeat.network.graph import GraphInput, descendants, shape_of
+from cnnfeat.network.order import WEIGHED
 
 _FED = {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
 _PIPELINES = {
@@ -21,12 +22,14 @@ def graph_inputs(graph_def: tf.compat.v1.GraphDef) -> tuple[GraphInput, ...]:
     graph = tf.Graph()
     with graph.as_default():
         tf.graph_util.import_graph_def(graph_def, name="")
+    weighed = {node.name for node in graph_def.node if WEIGHED.match(node.op)}
     inputs = [
         GraphInput(
             name=tensor.name.removesuffix(":0"),
             tensor=tensor.name,
             dtype=tensor.dtype.base_dtype,
             shape=shape_of(tensor.shape),
+            reach=sum(name in weighed for name in descendants(graph_def, [tensor.name])),
         )
         for operation in graph.get_operations()
         if operation.type in _FED | _PIPELINES | _DECODERS

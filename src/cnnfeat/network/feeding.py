@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import tensorflow as tf
 
@@ -14,10 +15,25 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 _SOURCES = {"Placeholder", "PlaceholderV2", "IteratorGetNext", "QueueDequeueV2"}
 
 
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A tensor's fixed value."""
+
+    value: tf.Tensor  # a scalar
+    shape: tuple[int | None, ...] | None  # the tensor's own
+
+    def spread(self, n_images: tf.Tensor) -> tf.Tensor:
+        """Fill the tensor's shape with the value; an open first axis has a row for each image."""
+        if not self.shape:
+            return self.value
+        first = n_images if self.shape[0] is None else self.shape[0]
+        return tf.fill([first, *(length or 1 for length in self.shape[1:])], self.value)
+
+
 def fed_tensors(
     feeds: Mapping[str, bool | float | str], tensors: Mapping[str, TensorInfo]
-) -> dict[str, tf.Tensor]:
-    """Turn `{"keep_prob": "1.0"}` into constants of the tensors' own types.
+) -> dict[str, Feed]:
+    """Turn `{"keep_prob": "1.0"}` into values of the tensors' own types.
 
     Raises
     ------
@@ -29,7 +45,7 @@ def fed_tensors(
 
 def _fed(
     name: str, value: bool | float | str, tensors: Mapping[str, TensorInfo]
-) -> tuple[str, tf.Tensor]:
+) -> tuple[str, Feed]:
     full = name if name in tensors else f"{name}:0"
     if full not in tensors:
         endings = [tensor for tensor in tensors if tensor.endswith(f"/{full}")]
@@ -42,7 +58,7 @@ def _fed(
         full = endings[0]
     dtype = tf.dtypes.as_dtype(tensors[full].dtype)
     try:
-        return full, tf.constant(_parsed(value, dtype), dtype)
+        return full, Feed(tf.constant(_parsed(value, dtype), dtype), tensors[full].shape)
     except (ValueError, TypeError) as error:
         raise NetworkError(
             f"--feed {name}={value}: the tensor takes {dtype.name}, such as {_example(dtype)}"

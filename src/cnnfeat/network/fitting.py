@@ -56,6 +56,8 @@ class Fit:
             return tf.transpose(values, [0, 3, 1, 2])
         if self.input.layout == "NHW":
             return tf.squeeze(values, axis=3)
+        if self.input.layout == "HWC":
+            return tf.squeeze(values, axis=0)
         if self.input.layout == "flat":
             height, width, channels = self.shape
             n_features = (height or 0) * (width or 0) * channels

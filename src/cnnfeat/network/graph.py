@@ -23,6 +23,7 @@ class GraphInput:
     tensor: str  # "image:0"
     dtype: tf.DType
     shape: tuple[int | None, ...] | None  # with the batch axis; None: rank unknown
+    reach: int = 0  # convolutions and matrix products behind it, where that was counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ class ImageInput:
     name: str
     tensor: str
     dtype: str
-    layout: str  # "NHWC", "NCHW", "NHW" or "flat"
+    layout: str  # "NHWC", "NCHW", "NHW", "HWC" (one image at a time) or "flat"
     height: int | None
     width: int | None
     channels: int | None
@@ -35,6 +35,7 @@ class ImageInput:
             "NHWC": (self.height, self.width, self.channels),
             "NCHW": (self.channels, self.height, self.width),
             "NHW": (self.height, self.width),
+            "HWC": (self.height, self.width, self.channels),
             "flat": (self.features,),
         }[self.layout]
         inner = ", ".join("any" if length is None else str(length) for length in lengths)
@@ -51,7 +52,8 @@ def image_input(inputs: Sequence[GraphInput], *, name: str | None = None) -> Ima
     """
     if name is not None:
         return _named(inputs, name)
-    rated = [(_rating(item), item) for item in inputs]
+    behind = [item for item in inputs if item.reach and _rating(item)]
+    rated = [(_rating(item), item) for item in behind or inputs]
     best = max((rating for rating, _ in rated), default=0)
     chosen = [item for rating, item in rated if rating == best]
     if best == 0:
@@ -112,7 +114,7 @@ def _describe(item: GraphInput) -> ImageInput:
         width=width,
         channels=channels,
         features=features,
-        batch=item.shape[0] if item.shape else None,
+        batch=1 if layout == "HWC" else item.shape[0] if item.shape else None,
     )
 
 
@@ -126,6 +128,8 @@ def _layout(
         if first in CHANNELS and last not in CHANNELS:
             return "NCHW", (second, last, first), None
         return "NHWC", (first, second, last), None
+    if len(shape) == 3 and shape[2] in CHANNELS:
+        return "HWC", shape, None
     if len(shape) == 3:
         return "NHW", (shape[1], shape[2], 1), None
     return "flat", (None, None, None), shape[1]

@@ -29,6 +29,7 @@ _MINOR = {
     "TensorArrayV3", "TensorArrayReadV3", "TensorArrayWriteV3", "TensorArrayScatterV3",
     "TensorArrayGatherV3",
 }  # fmt: skip
+_FED = {"Placeholder", "IteratorGetNext", "QueueDequeueManyV2", "QueueDequeueV2"}
 _KINDS = (
     "Conv2D", "DepthwiseConv2dNative", "Conv3D", "Conv2DBackpropInput", "QuantizedConv2D",
     "MatMul", "QuantizedMatMul", "BatchMatMulV2", "Einsum", "While", "StatelessWhile",
@@ -91,17 +92,20 @@ def _label_dependent(
     graph: FlatGraph, images: ImageInput, infos: Mapping[str, TensorInfo]
 ) -> set[str]:
     """Nodes that need labels: losses and accuracies, which are no features."""
-    if graph.signed:
-        return set()
-    other = [
-        item.tensor
-        for item in graph.inputs
-        if item.tensor != images.tensor
-        and infos[item.tensor].op.startswith(("Placeholder", "Iterator", "Queue"))
-        and infos[item.tensor].op != "PlaceholderWithDefault"
-        and item.shape
+    signed = {item.tensor for item in graph.inputs} if graph.signed else {images.tensor}
+    labels = [
+        info.name
+        for info in infos.values()
+        if info.op in _FED
+        and info.name not in signed
+        and info.name.partition(":")[0] not in graph.weights
+        and (info.shape or graph.signed)
     ]
-    return descendants(graph.graph_def, other)
+    lost = descendants(graph.graph_def, labels)
+    nodes = {node.name: node for node in graph.graph_def.node}
+    takers = consumers_of(nodes, set(nodes))
+    into = {name for name, node in nodes.items() if node.op == "Reshape" and takers.get(name)}
+    return lost | {name for name in into if lost.issuperset(takers[name])}
 
 
 def _is_activation(node: tf.compat.v1.NodeDef, infos: Mapping[str, TensorInfo]) -> bool:

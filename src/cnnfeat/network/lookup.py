@@ -112,7 +112,7 @@ def match_names(names: Iterable[str], pattern: str) -> list[str]:
     """
     names = list(names)
     body = _glob(pattern)
-    for expression in (body, f"(?:.*/)?{body}", f"(?i:(?:.*/)?{body})"):
+    for expression in (body, f"(?i:{body})", f"(?:.*/)?{body}", f"(?i:(?:.*/)?{body})"):
         found = [name for name in names if re.fullmatch(expression, name)]
         if found:
             return found

@@ -10,7 +10,7 @@ import tensorflow as tf
 from cnnfeat.network.graph import FlatGraph, ancestors, node_of
 from cnnfeat.records import LayerInfo
 
-_WEIGHED = re.compile(r"(\w*Conv|\w*MatMul|Einsum|\w*While|PartitionedCall)")
+WEIGHED = re.compile(r"(\w*Conv|\w*MatMul|Einsum|\w*While|PartitionedCall)")
 
 
 def in_order(nodes: Mapping[str, tf.compat.v1.NodeDef], wanted: set[str]) -> list[str]:
@@ -67,7 +67,7 @@ def trunk(
         takers = [rank[taker] for taker in consumers.get(name, ()) if nodes[taker].op not in shapes]
         reach = max([reach, *takers])
     passed = [layer for layer in layers if node_of(layer.tensor.name) in cut and not layer.path]
-    weighed = [position for position, name in enumerate(ordered) if _WEIGHED.match(nodes[name].op)]
+    weighed = [position for position, name in enumerate(ordered) if WEIGHED.match(nodes[name].op)]
 
     def same(layer: LayerInfo, following: LayerInfo) -> bool:
         start, stop = (rank[node_of(item.tensor.name)] for item in (layer, following))

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.network import pooling as pools
+from cnnfeat.network.feeding import Feed
 from cnnfeat.network.fitting import Fit
 from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name
 from cnnfeat.network.precision import with_precision
@@ -34,7 +35,7 @@ class Wanted:
 
     layers: Sequence[LayerInfo]
     part: tf.compat.v1.GraphDef  # the nodes they need
-    feeds: Mapping[str, tf.Tensor]  # tensors with a fixed value
+    feeds: Mapping[str, Feed]  # tensors with a fixed value
     pooling: str
     precision: str
 
@@ -149,7 +150,9 @@ class GraphProbe:
         graph, wanted = self._graph, self._wanted
         nodes = nodes_by_name(wanted.part)
         values = self._fit(images)
-        fed = {self._fit.input.tensor: values, **wanted.feeds}
+        n_images = tf.shape(images)[0]
+        fed = {name: feed.spread(n_images) for name, feed in wanted.feeds.items()}
+        fed[self._fit.input.tensor] = values
         held = {f"{name}:0": value for name, value in graph.weights.items()}
         consumed = {_spelled(entry) for node in wanted.part.node for entry in node.input}
         names = [layer.tensor.name for layer in wanted.layers]

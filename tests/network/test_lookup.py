@@ -1,0 +1,133 @@
+"""From what a person types to a layer, without TensorFlow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cnnfeat.errors import LayerLookupError
+from cnnfeat.network.lookup import Found, Names, find, match_names
+
+NAMES = Names(
+    layers=[
+        "image",
+        "conv1",
+        "conv1/conv",
+        "conv1/relu",
+        "conv2",
+        "conv2/conv",
+        "conv2/relu",
+        "fc1",
+    ],
+    tensors=[
+        "conv1/conv/BiasAdd:0",
+        "conv1/relu/Relu:0",
+        "conv2/conv/Conv2D:0",
+        "conv2/conv/BiasAdd:0",
+        "conv2/relu/Relu:0",
+        "fc1/split:0",
+        "fc1/split:1",
+    ],
+    aliases={"seed_1/conv2_1/relu_1/Relu:0": "conv2/relu/Relu:0"},
+    top=["image", "conv1", "conv2", "fc1"],
+)
+
+
+def found(query: str) -> list[str]:
+    return [item.name for item in find(NAMES, query)]
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("conv2", "conv2"),
+        ("conv2/relu", "conv2/relu"),
+        ("conv2/relu/Relu:0", "conv2/relu/Relu:0"),
+        ("conv2/relu/Relu", "conv2/relu/Relu:0"),
+        ("fc1/split:1", "fc1/split:1"),
+        ("seed_1/conv2_1/relu_1/Relu:0", "conv2/relu/Relu:0"),
+        ("seed_1/conv2_1/relu_1/Relu", "conv2/relu/Relu:0"),
+        ("Conv2D", "conv2/conv/Conv2D:0"),
+        ("Conv2", "conv2"),
+        ("CONV2/RELU", "conv2/relu"),
+        ("FC1", "fc1"),
+        ("-1", "fc1"),
+        ("-2", "conv2"),
+        ("0", "image"),
+    ],
+)
+def test_a_name_means_one_thing(query: str, name: str) -> None:
+    assert found(query) == [name]
+
+
+def test_a_tensor_is_told_from_a_layer() -> None:
+    assert find(NAMES, "conv2") == (Found("conv2", True),)
+    assert find(NAMES, "conv2/relu/Relu") == (Found("conv2/relu/Relu:0", False),)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("conv*", ["conv1", "conv2"]),
+        ("conv?/relu", ["conv1/relu", "conv2/relu"]),
+        ("conv[!1]", ["conv2"]),
+        ("*/relu", ["conv1/relu", "conv2/relu"]),
+        ("conv2/**", ["conv2/conv", "conv2/relu"]),
+        ("CONV*", ["conv1", "conv2"]),
+        ("fc1/spl*", ["fc1/split:0", "fc1/split:1"]),
+    ],
+)
+def test_a_pattern_means_all_it_matches(pattern: str, names: list[str]) -> None:
+    assert found(pattern) == names
+
+
+def test_a_pattern_without_slashes_finds_what_lies_deeper() -> None:
+    names = ["InceptionV1/Mixed_3b", "InceptionV1/Mixed_3b/concat", "InceptionV1/Conv2d_1a"]
+    assert match_names(names, "Mixed_*") == ["InceptionV1/Mixed_3b"]
+
+
+def test_an_ambiguous_name_lists_the_candidates() -> None:
+    with pytest.raises(LayerLookupError, match=r"'relu' could be 'conv1/relu' or 'conv2/relu'"):
+        find(NAMES, "relu")
+
+
+def test_a_miss_offers_near_names_and_the_command() -> None:
+    with pytest.raises(LayerLookupError, match="no layer or tensor is called 'covn2'") as caught:
+        find(NAMES, "covn2")
+    assert "did you mean 'conv2'" in caught.value.hint
+    assert "`cnnfeat layers`" in caught.value.hint
+    assert caught.value.exit_code == 4
+
+
+def test_a_miss_with_nothing_near_says_what_there_is() -> None:
+    with pytest.raises(LayerLookupError, match="it has 'image', 'conv1', 'conv2' and 'fc1'"):
+        find(NAMES, "xyz")
+
+
+def test_a_pattern_that_matches_nothing_is_a_miss() -> None:
+    with pytest.raises(LayerLookupError, match=r"no layer matches the pattern 'pool\*'"):
+        find(NAMES, "pool*")
+
+
+@pytest.mark.parametrize("index", ["4", "-5"])
+def test_an_index_out_of_range_says_the_range(index: str) -> None:
+    with pytest.raises(LayerLookupError, match="the network has 4"):
+        find(NAMES, index)
+
+
+def test_a_layer_called_like_an_index_is_itself() -> None:
+    names = Names(layers=["5", "1"])
+    assert find(names, "1") == (Found("1", True),)
+
+
+def test_lookup_loads_no_tensorflow() -> None:
+    code = (
+        "import sys, importlib.util as u, cnnfeat.errors;"
+        "s = u.spec_from_file_location('lookup', sys.argv[1]);"
+        "m = u.module_from_spec(s); sys.modules['lookup'] = m; s.loader.exec_module(m);"
+        "assert m.find(m.Names(['a']), 'a'); assert 'tensorflow' not in sys.modules"
+    )
+    path = sys.modules["cnnfeat.network.lookup"].__file__
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
