@@ -16,14 +16,19 @@ from cnnfeat.features import FeatureFile, verify_file
 WORKER = Path(__file__).with_name("worker.py")
 
 
-@pytest.fixture(scope="session")
-def work() -> ModuleType:
-    """The module worker.py."""
-    spec = importlib.util.spec_from_file_location("extraction_worker", WORKER)
+def _load(name: str) -> ModuleType:
+    path = WORKER.with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"extraction_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def work() -> ModuleType:
+    """The module worker.py."""
+    return _load("worker")
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +81,9 @@ def check(work: ModuleType) -> Callable:
         assert leftovers == []
 
     return checked
+
+
+@pytest.fixture(scope="session")
+def disks() -> ModuleType:
+    """The module disks.py."""
+    return _load("disks")

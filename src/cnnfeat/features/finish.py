@@ -47,7 +47,6 @@ def finish(writer: FeatureWriter) -> Mapping[str, tuple[SkippedSample, ...]]:
         skipped = _write_tail(writer, plan, handle)
         writer.disk.sync(handle)
     _rename(writer, compacted=plan is not writer.plan)
-    writer.finished = True
     return skipped
 
 

@@ -67,6 +67,15 @@ class Journal:
             self._disk.close(self._handle)
             self._handle = -1
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no block."""
+        return self._end == self.header_end
+
+    def remove(self) -> None:
+        """Remove the file."""
+        self._disk.remove(self.path)
+
     def begin(self, header: Header) -> None:
         """Empty the journal and write its header."""
         self._disk.truncate(self._handle, 0)

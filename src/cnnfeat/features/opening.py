@@ -73,7 +73,6 @@ def open_writer(
         writer, blocks = _open(
             paths, plan, disk=disk or Disk(), overwrite=overwrite, resume=resume, stack=stack
         )
-        stack.callback(_drop_if_empty, writer)
         stack.callback(writer.close)
         _keep_sound_blocks(writer, blocks, progress)
         yield writer
@@ -88,21 +87,14 @@ def _open(
     resume: bool,
     stack: contextlib.ExitStack,
 ) -> tuple[FeatureWriter, list[tuple[Block, int]]]:
+    _check_space(paths, plan)
     with storage_errors(paths.final):
         journal = Journal(paths.journal, disk=disk)
         stack.callback(journal.close)
         header, blocks = journal.read() if resume else (None, [])
-        if header is not None:
-            _check_header(paths, header, plan)
-        if paths.final.exists() and not overwrite and not (header and header.overwrite):
-            if header is None:
-                disk.remove(paths.journal)
-            raise OutputExistsError(
-                f"{paths.final} is complete and holds other features",
-                hint="--overwrite replaces it; -o writes elsewhere",
-            )
-        _check_space(paths, plan)
+        _check_header(paths, header, plan, journal=journal, overwrite=overwrite)
         if header is None:
+            stack.callback(_drop_if_empty, paths, journal, disk)
             header = Header(
                 dict(plan.settings), describe(plan), _now(), overwrite, plan.source_state
             )
@@ -119,12 +111,23 @@ def _open(
     return writer, blocks
 
 
-def _check_header(paths: OutputPaths, header: Header, plan: FilePlan) -> None:
-    check_same(paths.final, header.settings, plan.settings)
-    if header.arrays != describe(plan):
-        raise UsageError(
-            f"{paths.final} was begun with other arrays than would be written now",
-            hint="start over with --overwrite",
+def _check_header(
+    paths: OutputPaths, header: Header | None, plan: FilePlan, *, journal: Journal, overwrite: bool
+) -> None:
+    """Refuse what can't be gone on with, or would replace a file nobody gave up."""
+    if header is not None:
+        check_same(paths.final, header.settings, plan.settings)
+        if header.arrays != describe(plan):
+            raise UsageError(
+                f"{paths.final} was begun with other arrays than would be written now",
+                hint="start over with --overwrite",
+            )
+    if paths.final.exists() and not overwrite and not (header and header.overwrite):
+        if header is None:
+            journal.remove()
+        raise OutputExistsError(
+            f"{paths.final} is complete and holds other features",
+            hint="--overwrite replaces it; -o writes elsewhere",
         )
 
 
@@ -204,11 +207,11 @@ def _holder(lock: OutputLock) -> str:
     return "unknown"
 
 
-def _drop_if_empty(writer: FeatureWriter) -> None:
+def _drop_if_empty(paths: OutputPaths, journal: Journal, disk: Disk) -> None:
     """Leave nothing behind where nothing was done."""
-    if not writer.finished and writer.n_done == 0:
-        for path in (writer.paths.partial, writer.paths.compact, writer.paths.journal):
-            writer.disk.remove(path)
+    if journal.is_empty:
+        for path in (paths.partial, paths.compact, paths.journal):
+            disk.remove(path)
 
 
 def finished_before(path: Path, plan: FilePlan) -> bool:
@@ -229,11 +232,11 @@ def finished_before(path: Path, plan: FilePlan) -> bool:
     with FeatureFile(paths.final) as file:
         settings = json.loads(str(file.attributes.get("settings", "{}")))
         created = file.attributes.get("created")
-    if header is None and not paths.partial.exists():
-        return bool(settings == plan.settings)
-    if header is None or header.created != created or settings != plan.settings:
+    leftovers = [item for item in (paths.partial, paths.compact, paths.journal) if item.exists()]
+    same_run = not leftovers or (header is not None and header.created == created)
+    if settings != plan.settings or not same_run:
         return False
-    with _locked(paths):
-        for leftover in (paths.partial, paths.compact, paths.journal):
+    with _locked(paths):  # also removes the lock file of a process that died at the very end
+        for leftover in leftovers:
             leftover.unlink(missing_ok=True)
     return True

@@ -66,7 +66,6 @@ class FeatureWriter:
         self.journal = journal
         self.offsets = offsets
         self.states = {split.name: SplitState(split) for split in plan.splits}
-        self.finished = False
         self._unsynced = 0
         self._syncer = ThreadPoolExecutor(1, "cnnfeat-sync")
         self._sync: Future[None] | None = None

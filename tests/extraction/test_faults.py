@@ -1,0 +1,459 @@
+"""Every fault that a machine can have while features are written. See README, "Nothing lost"."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnfeat.errors import Interrupted, LockedError, StorageError
+from cnnfeat.features import FeatureFile, verify_file
+from cnnfeat.features.disk import OutputLock
+from cnnfeat.features.journal import Journal
+
+SIZES = {"train": 40, "test": 12}
+WORKER_SIZES = {"train": 2000, "test": 500}
+GONE = {"train": {9, 30}}
+EVERY = [pytest.param(7, id="every 7th"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+
+
+def _start(command, *words, **options):
+    process = subprocess.Popen(
+        [*command, *map(str, words)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    assert process.stdout.readline() == "ready\n", process.stderr.read()
+    return process
+
+
+def _end(process):
+    # Not communicate(): it would miss what readline() has read ahead.
+    process.stdin.close()
+    out, err = process.stdout.read(), process.stderr.read()
+    code = process.wait(timeout=20)
+    process.stdout.close()
+    process.stderr.close()
+    return code, out, err
+
+
+def _record(run, work, disks, tmp_path, *, left_out=None, name="features.h5", **options):
+    (tmp_path / "recorded").mkdir(exist_ok=True)
+    disk = disks.RecordingDisk()
+    source = work.CountingSource(SIZES, bad=left_out)
+    run(
+        tmp_path / "recorded" / name,
+        source=source,
+        disk=disk,
+        batch_size=8,
+        on_error="skip" if left_out else "raise",
+        **options,
+    )
+    return disk.steps
+
+
+def _go_on(run, check, work, disks, folder, *, left_out=None, overwrite=False):
+    """Check what a crash left, resume, and check the outcome; return where reading began."""
+    path = folder / "features.h5"
+    if path.exists():  # the final name: complete, or not there
+        assert verify_file(path).damages == ()
+    source = work.CountingSource(SIZES, bad=left_out)
+    run(
+        path,
+        source=source,
+        disk=disks.QuickDisk(),
+        resume=True,
+        overwrite=overwrite,
+        batch_size=8,
+        on_error="skip" if left_out else "raise",
+    )
+    check(path, SIZES, left_out=left_out)
+    return source.read_rows
+
+
+@pytest.mark.parametrize("left_out", [None, GONE], ids=["all rows", "samples left out"])
+@pytest.mark.parametrize("every", EVERY)
+def test_crash_at_every_write_loses_nothing(run, check, work, disks, tmp_path, left_out, every):  # noqa: PLR0917
+    steps = _record(run, work, disks, tmp_path, left_out=left_out)
+    assert sum(step.kind == "write" for step in steps) > 60
+    replay, n_blocks_before = disks.Replay(), 0
+    for number, step in enumerate(steps):
+        folder = tmp_path / str(number)
+        if number % every:
+            replay.apply(step)
+            continue
+        if step.kind == "write" and len(step.data) > 1:  # torn in the middle
+            torn = disks.Step("write", step.path, step.data[: len(step.data) // 2], step.offset)
+            state = disks.Replay()
+            for earlier in [*steps[:number], torn]:
+                state.apply(earlier)
+            state.save(folder)
+            _go_on(run, check, work, disks, folder, left_out=left_out)
+            shutil.rmtree(folder)
+        replay.apply(step)
+        replay.save(folder)
+        n_blocks = _n_blocks(folder / "features.h5.journal")
+        read = _go_on(run, check, work, disks, folder, left_out=left_out)
+        if n_blocks is not None:
+            assert n_blocks >= n_blocks_before
+            n_blocks_before = n_blocks
+            assert len(read) == 7 - n_blocks  # no journalled block is computed again
+        shutil.rmtree(folder)
+
+
+def _n_blocks(path: Path) -> int | None:
+    """How many blocks a journal holds."""
+    if not path.exists():
+        return None
+    from cnnfeat.features import Disk
+
+    journal = Journal(path, disk=Disk())
+    try:
+        return len(journal.read()[1])
+    finally:
+        journal.close()
+
+
+@pytest.mark.parametrize("left_out", [None, GONE], ids=["all rows", "samples left out"])
+@pytest.mark.parametrize(
+    ("synced_data", "synced_names"), [(True, True), (True, False), (False, True)]
+)
+@pytest.mark.parametrize("every", EVERY)
+def test_power_loss_at_every_step_loses_nothing_acknowledged(  # noqa: PLR0917
+    run, check, work, disks, tmp_path, left_out, synced_data, synced_names, every
+):
+    steps = _record(run, work, disks, tmp_path, left_out=left_out)
+    replay = disks.Replay()
+    for number, step in enumerate(steps):
+        replay.apply(step)
+        if number % every:
+            continue
+        folder = tmp_path / str(number)
+        replay.save(folder, synced_data=synced_data, synced_names=synced_names)
+        _go_on(run, check, work, disks, folder, left_out=left_out)
+        shutil.rmtree(folder)
+    replay.save(tmp_path / "end", synced_data=True, synced_names=True)
+    with FeatureFile(tmp_path / "end" / "features.h5") as file:  # `extract` has returned
+        assert file.n_rows("train") == 40 - len((left_out or {}).get("train", ()))
+    assert verify_file(tmp_path / "end" / "features.h5").damages == ()
+
+
+def test_power_loss_keeping_any_of_the_unsynced_writes(run, check, work, disks, tmp_path):
+    steps = _record(run, work, disks, tmp_path)
+    chance = random.Random(4)
+    for trial in range(60):
+        end = chance.randrange(len(steps))
+        replay = disks.Replay()
+        last_sync = {
+            step.path: number for number, step in enumerate(steps[:end]) if step.kind == "sync"
+        }
+        for number, step in enumerate(steps[:end]):
+            lost = step.kind == "write" and number > last_sync.get(step.path, -1)
+            if not lost or chance.random() < 0.5:
+                replay.apply(step)
+        replay.save(tmp_path / str(trial))
+        if "features.h5" not in replay.names:
+            _go_on(run, check, work, disks, tmp_path / str(trial))
+
+
+def test_power_loss_after_a_stop_keeps_the_blocks_it_spoke_of(run, check, work, disks, tmp_path):
+    disk = disks.RecordingDisk()
+    (tmp_path / "recorded").mkdir()
+    calls = []
+    with pytest.raises(Interrupted) as raised:
+        run(
+            tmp_path / "recorded" / "features.h5",
+            source=work.CountingSource(SIZES),
+            disk=disk,
+            batch_size=8,
+            should_stop=lambda: calls.append(1) or len(calls) > 6,
+        )
+    n_said = int(raised.value.message.split()[2])
+    assert n_said > 0
+    replay = disks.Replay()
+    for step in disk.steps:
+        replay.apply(step)
+    replay.save(tmp_path / "end", synced_data=True, synced_names=True)
+    read = _go_on(run, check, work, disks, tmp_path / "end")
+    begins = [("train", n) for n in range(40)] + [("test", n) for n in range(12)]
+    assert read[0][:2] == begins[n_said]
+
+
+@pytest.mark.parametrize("every", EVERY)
+def test_power_loss_with_an_older_file_keeps_it_until_the_new_one(  # noqa: PLR0917
+    run, check, work, disks, tmp_path, every
+):
+    (tmp_path / "recorded").mkdir()
+    run(tmp_path / "recorded" / "features.h5", sizes={"train": 5})
+    old = (tmp_path / "recorded" / "features.h5").read_bytes()
+    steps = _record(run, work, disks, tmp_path, overwrite=True)
+    replay = disks.Replay()
+    older = disks.File()
+    older.data, older.synced = bytearray(old), old
+    replay.names["features.h5"] = replay.synced_names["features.h5"] = older
+    n_old = 0
+    for number, step in enumerate(steps):
+        replay.apply(step)
+        if number % every:
+            continue
+        folder = tmp_path / str(number)
+        replay.save(folder, synced_data=True, synced_names=True)
+        n_old += (folder / "features.h5").read_bytes() == old
+        _go_on(run, check, work, disks, folder, overwrite=True)
+        shutil.rmtree(folder)
+    assert 0 < n_old < len(steps)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+@pytest.mark.parametrize("every", EVERY)
+def test_disk_that_fails_at_any_write_is_said_and_resumed(  # noqa: PLR0917
+    run, check, work, disks, tmp_path, code, every
+):
+    said = {errno.ENOSPC: "disk is full", errno.EDQUOT: "quota", errno.EFBIG: "larger than"}
+    n_good = 0
+    while True:
+        path = tmp_path / str(n_good) / "features.h5"
+        disk = disks.FailingDisk(n_good, code=code)
+        source = work.CountingSource(SIZES, bad=GONE)
+        try:
+            run(path, source=source, disk=disk, batch_size=8, on_error="skip")
+            break
+        except StorageError as error:
+            assert error.exit_code == 5
+            assert said.get(code, "input/output error") in str(error)
+            assert "--resume" in error.hint
+        assert not path.exists()
+        _go_on(run, check, work, disks, path.parent, left_out=GONE)
+        n_good += every
+    assert n_good > 60
+    check(path, SIZES, left_out=GONE)
+
+
+def test_too_little_space_is_said_before_the_first_batch(run, work, tmp_path, monkeypatch):
+    real = os.statvfs(tmp_path)
+    fields = list(real)
+    fields[4] = 10  # f_bavail
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
+    source = work.CountingSource(SIZES)
+    with pytest.raises(StorageError) as raised:
+        run(tmp_path / "f.h5", source=source)
+    assert f"has {10 * real.f_frsize:,} free" in str(raised.value)
+    assert "needs " in str(raised.value) and "--dtype float16" in raised.value.hint
+    assert source.read_rows == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_size_limit_is_said_before_the_first_batch(worker_command, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    process = _start(worker_command, tmp_path / "f.h5", preexec_fn=limit)
+    code, out, err = _end(process)
+    assert (code, err) == (5, "")
+    assert "may write files of 200,000" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_size_limit_that_comes_later_ends_in_order(worker_command, check, tmp_path):
+    process = _start(worker_command, tmp_path / "f.h5", "--delay", 0.02)
+    time.sleep(0.2)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, 1000))
+    code, out, err = _end(process)
+    assert code == 5, (out, err)
+    assert "larger than" in out
+    assert err == ""
+    process = _start(worker_command, tmp_path / "f.h5", "--resume")
+    assert _end(process)[0] == 0
+    check(tmp_path / "f.h5", WORKER_SIZES)
+
+
+def test_full_small_disk_ends_in_order(worker_command, check, tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    try:
+        process = _start(worker_command, folder / "f.h5", "--rows", 20_000)
+        code, out, err = _end(process)
+        assert (code, err) == (5, "") and "free" in out
+        process = _start(worker_command, folder / "f.h5", "--delay", 0.02)
+        time.sleep(0.2)
+        with (folder / "filler").open("wb") as filler, pytest.raises(OSError, match="No space"):
+            filler.write(bytes(4 << 20))
+        code, out, err = _end(process)
+        assert (code, err) == (5, ""), (out, err)
+        assert "the disk is full" in out
+        (folder / "filler").unlink()
+        process = _start(worker_command, folder / "f.h5", "--resume")
+        assert _end(process)[0] == 0
+        check(folder / "f.h5", WORKER_SIZES)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def _kill_at_random_times(command, check, path, *, n_kills, chance):
+    """Kill the worker n times, also while it resumes; it must always be able to go on."""
+    n_finished, n_blocks = 0, 0
+    overwrite: list[str] = []
+    for _ in range(n_kills):
+        process = _start(command, path, "--delay", 0.004, "--bad", 77, "--resume", *overwrite)
+        try:
+            process.wait(timeout=chance.uniform(0, 0.45))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        code, out, err = _end(process)
+        assert code in (0, -signal.SIGKILL), (out, err)
+        found = _n_blocks(path.with_name(path.name + ".journal"))
+        if code == 0:
+            check(path, WORKER_SIZES, left_out={"train": {77}})
+            n_finished += 1
+            n_blocks = 0
+            overwrite = []
+            if chance.random() < 0.5:
+                path.unlink()
+            else:  # the next one begins anew over a complete file
+                overwrite = ["--overwrite"]
+                _begin_anew(command, path)
+        elif found is not None:
+            assert found >= n_blocks or path.exists()
+            n_blocks = found
+        if path.exists():
+            assert verify_file(path).damages == ()
+    process = _start(command, path, "--bad", 77, "--resume", *overwrite)
+    assert _end(process)[0] == 0
+    check(path, WORKER_SIZES, left_out={"train": {77}})
+    return n_finished
+
+
+def _begin_anew(command, path):
+    process = _start(command, path, "--overwrite", "--delay", 0.02, "--bad", 77)
+    time.sleep(0.15)
+    process.kill()
+    _end(process)
+
+
+def test_kill_at_20_random_times_loses_nothing(worker_command, check, tmp_path):
+    _kill_at_random_times(
+        worker_command, check, tmp_path / "f.h5", n_kills=20, chance=random.Random(1)
+    )
+
+
+@pytest.mark.slow
+def test_kill_at_300_random_times_loses_nothing(worker_command, check, tmp_path):
+    n_finished = _kill_at_random_times(
+        worker_command, check, tmp_path / "f.h5", n_kills=300, chance=random.Random(2)
+    )
+    assert 10 < n_finished < 290
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_in_order_within_two_seconds(worker_command, check, tmp_path, number):
+    process = _start(worker_command, tmp_path / "f.h5", "--delay", 0.02)
+    time.sleep(0.3)
+    process.send_signal(number)
+    sent = time.monotonic()
+    code, out, err = _end(process)
+    assert time.monotonic() - sent < 2
+    assert (code, err) == (128 + number, "")
+    assert "Interrupted: stopped after" in out
+    process = _start(worker_command, tmp_path / "f.h5", "--resume")
+    assert _end(process)[0] == 0
+    check(tmp_path / "f.h5", WORKER_SIZES)
+
+
+def test_second_writer_fails_at_once_and_names_the_first(worker_command, run, check, tmp_path):
+    process = _start(worker_command, tmp_path / "f.h5", "--delay", 0.02)
+    while not (tmp_path / "f.h5.lock").exists():
+        time.sleep(0.01)
+    began = time.monotonic()
+    with pytest.raises(LockedError, match=f"being written by process {process.pid}"):
+        run(tmp_path / "f.h5", overwrite=True)
+    assert time.monotonic() - began < 2
+    assert _end(process)[0] == 0
+    check(tmp_path / "f.h5", WORKER_SIZES)
+
+
+def test_one_writer_wins_each_of_50_races(worker_command, check, tmp_path):
+    words = ("--rows", 400, "--delay", 0.004, "--overwrite")
+    racers = [_start(worker_command, *words) for _ in range(2)]
+    n_locked = 0
+    for number in range(50):
+        path = tmp_path / f"{number}.h5"
+        for racer in racers:
+            racer.stdin.write(f"{path}\n")
+            racer.stdin.flush()
+        said = [racer.stdout.readline().strip() for racer in racers]
+        for mine, other in ((0, 1), (1, 0)):
+            if said[mine] != "done":
+                assert f"written by process {racers[other].pid}" in said[mine]
+                n_locked += 1
+        assert "done" in said
+        check(path, {"train": 400, "test": 100})
+    for racer in racers:
+        assert _end(racer)[0] == 0
+    assert n_locked > 25  # most pairs did meet
+
+
+def test_lock_of_a_dead_process_does_not_block(worker_command, run, check, tmp_path):
+    path = tmp_path / "f.h5"
+    process = _start(worker_command, path, "--delay", 0.02)
+    time.sleep(0.2)
+    process.kill()
+    _end(process)
+    assert (tmp_path / "f.h5.lock").read_text() == str(process.pid)
+    run(path, overwrite=True)
+    check(path, {"train": 130, "test": 40})
+
+
+def test_lock_is_one_even_while_it_is_removed(tmp_path):
+    first, second = OutputLock(tmp_path / "l"), OutputLock(tmp_path / "l")
+    assert first.acquire()
+    assert not second.acquire()
+    assert second.holder() == os.getpid()
+    first.release()
+    assert second.acquire()
+    assert not first.acquire()
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_names_of_one_file_are_one_output(worker_command, run, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    process = _start(worker_command, tmp_path / "real" / "f.h5", "--delay", 0.02)
+    while not (tmp_path / "real" / "f.h5.lock").exists():
+        time.sleep(0.01)
+    with pytest.raises(LockedError):
+        run(tmp_path / "link" / "f.h5", overwrite=True)
+    process.kill()
+    _end(process)
+
+
+def test_journal_cut_anywhere_is_read_up_to_there(run, check, work, disks, tmp_path):
+    steps = _record(run, work, disks, tmp_path)
+    replay = disks.Replay()
+    for step in steps:
+        if step.kind == "replace":
+            break
+        replay.apply(step)
+    journal = bytes(replay.names["features.h5.journal"].data)
+    for end in np.linspace(0, len(journal), 15).astype(int).tolist():
+        folder = tmp_path / str(end)
+        replay.save(folder)
+        (folder / "features.h5.journal").write_bytes(journal[:end])
+        n_whole = max(0, journal[:end].count(b"\n") - 1)
+        read = _go_on(run, check, work, disks, folder)
+        assert len(read) == 7 - n_whole
