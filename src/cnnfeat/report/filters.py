@@ -156,7 +156,7 @@ def _show_sheet(axes: Axes, sheet: Sheet) -> None:
             str(tile),
             ha="left",
             va="top",
-            fontsize=5,
+            fontsize=6,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
         )
 

@@ -115,10 +115,16 @@ def plot_top(
             axes.set_title(f"{short(ids[item.row], limit=18)}\n{item.value:.4g}{known}", fontsize=7)
         for axes in panels:
             axes.set_axis_off()
-        marked = "; the cross marks where" if len(map_shape) == 2 else ""
         figure.suptitle(
-            f"The {len(top)} images of {split} that excite unit {unit} of {layer} most{marked}"
+            _top_title(top, layer=layer, split=split, unit=unit, maps=len(map_shape) == 2)
         )
+
+
+def _top_title(top: Sequence[Excitation], *, layer: str, split: str, unit: int, maps: bool) -> str:
+    title = f"The {len(top)} images of {split} that excite unit {unit} of {layer} most"
+    if len(top) > 1 and top[0].value == top[-1].value:
+        return f"{title}\n(it answers the same to all of these: {top[0].value:.4g})"
+    return f"{title}; the cross marks where" if maps else title
 
 
 def _class_name(classes: Sequence[str], label: int) -> str:
