@@ -37,7 +37,7 @@ def accelerated_svc(machine: SVC, X: Floats, codes: NDArray[np.intp]) -> SVC | N
     """
     if X.shape[1] < PAYS_FROM or find_spec("sklearnex") is None:
         return None
-    from sklearnex.svm import SVC as FastSVC
+    from sklearnex.svm import SVC as FastSVC  # noqa: N811 - a class of the same name
 
     fast = FastSVC(**machine.get_params()).fit(X, codes)
     return machine if _copy(fast, machine, X) else None

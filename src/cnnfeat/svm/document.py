@@ -84,7 +84,7 @@ def result_document(
         },
         "network_test_accuracy": _accuracy(file),
         "layers": list(records.values()),
-        "mcnemar": None if comparison is None else _mcnemar(comparison, runs, best),
+        "mcnemar": None if comparison is None else _mcnemar(comparison),
         "versions": {
             "cnnfeat": cnnfeat.__version__,
             "numpy": numpy.__version__,
@@ -160,7 +160,7 @@ def _trial(trial: Trial) -> dict[str, Json]:
     }
 
 
-def _mcnemar(comparison: McNemar, runs: Sequence[LayerRun], best: LayerRun) -> Mapping[str, Json]:
+def _mcnemar(comparison: McNemar) -> Mapping[str, Json]:
     return {
         "only_first_right": comparison.only_first,
         "only_second_right": comparison.only_second,

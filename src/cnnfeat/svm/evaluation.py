@@ -74,7 +74,7 @@ def wilson_interval(
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """Which of two machines is right more often on the same rows, and whether that may be chance."""
+    """Which of two machines is right more often on the same rows, and whether by chance."""
 
     only_first: int  # rows only the first machine gets right
     only_second: int
@@ -100,6 +100,7 @@ def margins(values: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.
     Parameters
     ----------
     values : ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+        One column a class; for two classes, above 0 means the second.
 
     Returns
     -------

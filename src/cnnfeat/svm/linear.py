@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,10 +15,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.svm.newton import Columns, State, Targets, solve
-from cnnfeat.svm.rows import ArrayRows, Design, RowBlocks
+from cnnfeat.svm.newton import State, solve
+from cnnfeat.svm.problems import Columns, Targets
+from cnnfeat.svm.rows import ArrayRows, Design, Floats, RowBlocks
 
-ClassWeight: TypeAlias = "None | Literal['balanced'] | Mapping[object, float]"
+ClassWeight: TypeAlias = Literal["balanced"] | Mapping[object, float] | None
 
 MEMORY_BYTES = 2 * 2**30
 
@@ -97,6 +98,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X : array-like of shape (n_samples, n_features), or RowBlocks
             Rows in memory, or read by blocks.
         y : array-like of shape (n_samples,)
+            Class labels.
         sample_weight : array-like of shape (n_samples,), optional
             A factor of each row's cost.
 
@@ -146,8 +148,9 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: ArrayLike) -> NDArray[np.floating]:
         """Return the distances to the planes, (n_samples, n_classes), or (n_samples,) for two."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        values = X @ self.coef_.T.astype(X.dtype) + self.intercept_.astype(X.dtype)
+        checked = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        X = cast("Floats", checked)
+        values: Floats = X @ self.coef_.T.astype(X.dtype) + self.intercept_.astype(X.dtype)
         return values[:, 0] if values.shape[1] == 1 else values
 
     def predict(self, X: ArrayLike) -> NDArray[np.generic]:
@@ -167,16 +170,17 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _check_data(
         self, X: ArrayLike | RowBlocks, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> tuple[RowBlocks, NDArray[np.generic], NDArray[np.float64] | None]:
+        rows: RowBlocks
         if hasattr(X, "blocks"):
-            rows: RowBlocks = X
+            rows = cast("RowBlocks", X)
             labels = np.asarray(y)
             if labels.shape != (rows.n_samples,):
                 raise DataError(f"{rows.n_samples} rows, but labels of shape {labels.shape}")
         else:
-            X, labels = validate_data(
+            matrix, labels = validate_data(
                 self, X, y, dtype=(np.float64, np.float32), y_numeric=False, order="C"
             )
-            rows = ArrayRows(X)
+            rows = ArrayRows(matrix)
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(

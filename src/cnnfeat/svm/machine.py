@@ -28,10 +28,11 @@ from cnnfeat.svm.kernel import (
     warn_of_cost,
 )
 from cnnfeat.svm.linear import one_against_rest
-from cnnfeat.svm.newton import State, Targets, solve
+from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.preparation import Preparation, prepare
+from cnnfeat.svm.problems import Targets
 from cnnfeat.svm.rows import Design, MappedRows, Moments, RowBlocks, in_memory
-from cnnfeat.svm.selection import Selection, check_grid, default_grid, select_C
+from cnnfeat.svm.selection import Selection, check_grid, default_grid, select_cost
 
 TOLERANCE = 1e-5
 MAX_STEPS = 500
@@ -76,14 +77,19 @@ def fit_machine(
     Parameters
     ----------
     rows : RowBlocks
+        Features as they were extracted.
     codes : ndarray of shape (n_samples,)
         Class of each row, 0 to `n_classes` - 1.
     seen : Moments
         Of the rows.
     n_classes : int
+        How many classes there are.
     config : SvmConfig
+        What machine.
     options : MachineOptions
+        The grid, and the memory allowed.
     progress : Progress
+        Told of the search and the training.
     """
     rows = in_memory(rows, room_bytes=options.memory_bytes // 2)
     prepared = prepare(rows, seen, normalize=config.normalize, pca=config.pca, seed=config.seed)
@@ -148,7 +154,7 @@ def _fit_linear(
         steps.append(("nystroem", mapping))
     else:
         design = prepared.design(rows, room_bytes=options.memory_bytes // 2)
-    C, selection, start = _choose_C(
+    C, selection, start = _choose_cost(
         design, codes, n_classes=n_classes, config=config, options=options, progress=progress
     )
     with progress.task("training", total=1, unit="machines") as task:
@@ -176,7 +182,7 @@ def _fit_linear(
     )
 
 
-def _choose_C(
+def _choose_cost(
     design: Design,
     codes: NDArray[np.intp],
     *,
@@ -188,7 +194,7 @@ def _choose_C(
     if config.C != "auto":
         return config.C, None, None
     grid = check_grid(options.grid or default_grid(design.square_norm()))
-    selection, start = select_C(
+    selection, start = select_cost(
         design,
         codes,
         n_classes=n_classes,
@@ -196,6 +202,7 @@ def _choose_C(
         folds=config.folds,
         seed=config.seed,
         memory_bytes=options.memory_bytes // 2,
+        stop_early=options.grid is None,
         progress=progress,
     )
     _say_choice(selection, grid)

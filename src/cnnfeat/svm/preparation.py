@@ -99,6 +99,7 @@ def prepare(
     Parameters
     ----------
     rows : RowBlocks
+        The training rows.
     seen : Moments
         Of the same rows.
     normalize : {"standard", "l2", "none"}
@@ -194,7 +195,7 @@ def _covariance(rows: RowBlocks, mean: Doubles, basis: Doubles) -> Doubles:
 def _scaler(preparation: Preparation) -> StandardScaler:
     scaler = StandardScaler()
     scaler.mean_, scaler.scale_ = preparation.mean, preparation.scale
-    scaler.var_ = np.square(preparation.scale)
+    scaler.var_ = None if preparation.scale is None else preparation.scale**2
     scaler.n_features_in_ = preparation.n_features
     scaler.n_samples_seen_ = preparation.n_samples
     return scaler

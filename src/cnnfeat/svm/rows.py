@@ -50,7 +50,9 @@ class ArrayRows:
 
     def __init__(self, X: Floats, *, rows_per_block: int | None = None) -> None:
         self.n_samples, self.n_features = X.shape
-        self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+        self.dtype: np.dtype[np.floating] = (
+            np.dtype(np.float64) if X.dtype == np.float64 else np.dtype(np.float32)
+        )
         self._X = X
         self._step = rows_per_block or max(
             64, CHUNK_BYTES // max(1, self.n_features * self.dtype.itemsize)
@@ -280,11 +282,14 @@ def moments(rows: RowBlocks) -> Moments:
             bad += int(wrong.sum())
             if wrong.any() and first < 0:
                 first = start + int(wrong.argmax())
-            block, part_mean = block[~wrong], block[~wrong].mean(axis=0, dtype=np.float64)
-        n = len(block)
+            good = block[~wrong]
+            part_mean = good.mean(axis=0, dtype=np.float64) if len(good) else mean
+        else:
+            good = block
+        n = len(good)
         if not n:
             continue
-        centred = block - part_mean.astype(block.dtype)
+        centred = good - part_mean.astype(block.dtype)
         part_squares = np.einsum("ij,ij->j", centred, centred).astype(np.float64)
         delta = part_mean - mean
         squares += part_squares + delta**2 * (count * n / (count + n))

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.svm.linear import one_against_rest
-from cnnfeat.svm.newton import Columns, State, Targets, solve
+from cnnfeat.svm.newton import State, solve
+from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import Design
 
 GRID_SIZE = 9
 GRID_REACH = (-1.0, 3.0)  # powers of ten around 1 / the rows' mean squared length
 SELECTION_TOLERANCE = 1e-3  # of the objective: scores don't change below it
 MAX_STEPS = 100
+LOSING = 3  # values in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
     return values
 
 
-def select_C(
+def select_cost(
     design: Design,
     codes: NDArray[np.intp],
     *,
@@ -120,12 +122,14 @@ def select_C(
     folds: int,
     seed: int,
     memory_bytes: int,
+    stop_early: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Selection, State]:
     """Cross-validate a linear machine along a path of C.
 
     All folds are columns of one problem, so a pass over the rows serves all of them, and the
-    solution for one C is where the next starts.
+    solution for one C is where the next starts. With `stop_early`, values of C beyond three that
+    score lower than the best by more than its standard error are not tried.
 
     Returns
     -------
@@ -159,6 +163,8 @@ def select_C(
             trials.append(Trial(C, _fold_scores(state, columns, targets, folds)))
             starts.append(state.weights.reshape(-1, folds, len(single)).mean(axis=1))
             task.advance(note=f"C {C:.3g}: {trials[-1].mean:.2%}")
+            if stop_early and _past_the_best(trials):
+                break
     selection = choose(trials, folds=folds, seed=seed, n_samples=len(codes))
     weights = starts[trials.index(selection.chosen)]
     return selection, State(weights=weights, decision=design.product(weights))
@@ -173,6 +179,13 @@ def choose(trials: Sequence[Trial], *, folds: int, seed: int, n_samples: int) ->
     enough = [trial for trial in trials if trial.mean >= best.mean - best.error]
     chosen = min(enough, key=lambda trial: (trial.C, -trial.mean))
     return Selection(tuple(trials), best, chosen, folds, seed, n_samples)
+
+
+def _past_the_best(trials: Sequence[Trial]) -> bool:
+    best = max(trials, key=lambda trial: trial.mean)
+    return len(trials) > LOSING and all(
+        trial.mean < best.mean - best.error for trial in trials[-LOSING:]
+    )
 
 
 def _fold_scores(state: State, columns: Columns, targets: Targets, folds: int) -> tuple[float, ...]:

@@ -96,6 +96,7 @@ def svm_stage(
     extra_outputs : sequence of str
         Names of files the caller will write beside these: refused likewise where they exist.
     progress : Progress
+        Told of each layer's search and training.
 
     Returns
     -------
@@ -122,9 +123,8 @@ def svm_stage(
             division = divide(file, cross_validate=cross_validate, seed=config.seed)
             if config.C == "auto" or cross_validate:
                 stratified_folds(division.train.codes, config.folds, seed=config.seed)
-            runs = [
-                _run_layer(file, layer, division, config, options, progress) for layer in layers
-            ]
+            work = _Work(file, division, config, options, progress)
+            runs = [_run_layer(work, layer) for layer in layers]
             return _finish(file, out, division, runs, config)
     except KeyboardInterrupt as error:
         raise Interrupted(
@@ -142,14 +142,19 @@ def _asked_layers(file: FeatureFile, config: SvmConfig) -> list[str]:
     return list(dict.fromkeys(file.find_layer(name) for name in config.layer))
 
 
-def _run_layer(
-    file: FeatureFile,
-    layer: str,
-    division: Division,
-    config: SvmConfig,
-    options: MachineOptions,
-    progress: Progress,
-) -> LayerRun:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What all layers of one run share."""
+
+    file: FeatureFile
+    division: Division
+    config: SvmConfig
+    options: MachineOptions
+    progress: Progress
+
+
+def _run_layer(work: _Work, layer: str) -> LayerRun:
+    file, division = work.file, work.division
     started = time.monotonic()
     rows = division.train.features(file, layer)
     _LOG.info("%s: %s rows of %s features", layer, f"{rows.n_samples:,}", f"{rows.n_features:,}")
@@ -162,15 +167,15 @@ def _run_layer(
         division.train.codes,
         seen=seen,
         n_classes=len(division.classes),
-        config=config,
-        options=options,
-        progress=progress,
+        config=work.config,
+        options=work.options,
+        progress=work.progress,
     )
     scored = division.test or division.train
     if division.test is not None:
         predicted, margin = decide(machine.pipeline, division.test.features(file, layer))
     else:
-        predicted, margin = _cross_validated(file, layer, division, machine, config, options)
+        predicted, margin = _cross_validated(work, layer, machine)
     return LayerRun(
         layer=layer,
         machine=machine,
@@ -183,16 +188,11 @@ def _run_layer(
 
 
 def _cross_validated(
-    file: FeatureFile,
-    layer: str,
-    division: Division,
-    machine: Machine,
-    config: SvmConfig,
-    options: MachineOptions,
+    work: _Work, layer: str, machine: Machine
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Predict each row with a machine that has not seen it, all with the same C."""
-    part = division.train
-    rows = part.features(file, layer)
+    part, config = work.division.train, work.config
+    rows = part.features(work.file, layer)
     folds = stratified_folds(part.codes, config.folds, seed=config.seed + 1)
     fixed = dataclasses.replace(config, C=machine.C, gamma=machine.gamma or "auto")
     predicted, margin = np.empty(len(folds), np.intp), np.empty(len(folds))
@@ -202,9 +202,9 @@ def _cross_validated(
             kept,
             part.codes[folds != fold],
             seen=moments(kept),
-            n_classes=len(division.classes),
+            n_classes=len(work.division.classes),
             config=fixed,
-            options=options,
+            options=work.options,
         )
         predicted[folds == fold], margin[folds == fold] = decide(fitted.pipeline, held)
     return predicted, margin
