@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from cnnfeat.cli import console, options
-from cnnfeat.cli.settings import Settings, artifact, pass_settings
+from cnnfeat.cli import console, model_options, options
+from cnnfeat.cli.settings import Settings, pass_settings
 from cnnfeat.cli.signals import StopRequest, stop_on_signals
 from cnnfeat.cli.startup import start_tensorflow
 from cnnfeat.config import ExtractConfig
@@ -45,40 +45,14 @@ class _Size(click.ParamType[tuple[int, int]]):
         return int(parts[0]), int(parts[-1])
 
 
-class _Feed(click.ParamType[tuple[str, "bool | int | float | str"]]):
-    """`keep_prob=1.0`."""
-
-    name = "NAME=VALUE"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, bool | int | float | str]:
-        """Split at the first `=`, and read the value as the simplest type it fits."""
-        name, sign, text = str(value).partition("=")
-        if not name or not sign:
-            self.fail(f"{value!r} is no NAME=VALUE; try keep_prob=1.0", param, ctx)
-        if text.lower() in ("true", "false"):
-            return name, text.lower() == "true"
-        for kind in (int, float):
-            with contextlib.suppress(ValueError):
-                return name, kind(text)
-        return name, text
-
-
 @click.command()
-@options.common
 @options.config_file("extract")
 @options.setting(
     ExtractConfig,
     "layer",
     help="A layer, a tensor, or a pattern such as 'conv*'; may be repeated.",
 )
-@click.option(
-    "--model",
-    default=lambda: str(artifact("model.keras")),
-    show_default="artifacts/model.keras",
-    help="A network: .keras, .h5, SavedModel, GraphDef, checkpoint, or keras:NAME.",
-)
+@model_options.option
 @click.option(
     "--data",
     "source",
@@ -100,11 +74,7 @@ class _Feed(click.ParamType[tuple[str, "bool | int | float | str"]]):
     help="How pixels are scaled before the network.",
 )
 @click.option("--resize", type=_Size(), help="Bring all images to one size, such as 224x224.")
-@click.option("--input", "input_name", help="The input that takes the images.")
-@click.option("--signature", help="Which signature of a SavedModel.")
-@click.option("--feed", "feeds", type=_Feed(), multiple=True, help="A value for a placeholder.")
-@click.option("--weights", help="For keras:NAME: imagenet, none, or a file.")
-@click.option("--trust-model", is_flag=True, help="Run a model that does more than compute.")
+@model_options.reading
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "skip"]),
@@ -118,6 +88,7 @@ class _Feed(click.ParamType[tuple[str, "bool | int | float | str"]]):
 @options.overwrite
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @options.as_json
+@options.common
 @pass_settings
 def extract(
     settings: Settings,
@@ -134,11 +105,7 @@ def extract(
     pool: str,
     scale: str | None,
     resize: tuple[int, int] | None,
-    input_name: str | None,
-    signature: str | None,
-    feeds: tuple[tuple[str, bool | int | float | str], ...],
-    weights: str | None,
-    trust_model: bool,
+    reading: model_options.Reading,
     on_error: OnError,
     max_pixels: int | None,
     labels: str | None,
@@ -157,16 +124,9 @@ def extract(
     check_output(out, overwrite=overwrite, resume=resume)
     start_tensorflow(settings)
     from cnnfeat.extractor import ProbeOptions, extract_features
-    from cnnfeat.network import load_network
 
-    network = load_network(
-        model,
-        trust=trust_model,
-        signature=signature,
-        input_name=input_name,
-        weights=weights,
-        feeds=dict(feeds),
-    )
+    network = reading.load(model)
+    network.find(layer)  # a mistyped name is known before any image is read
     progress = console.progress(settings)
     with (
         _open_source(
@@ -214,7 +174,10 @@ def _open_source(
     """Open what was named, else what the model was trained on, else "auto"."""
     from cnnfeat.data import MAX_PIXELS, open_source
 
-    trained = network.card.source if network.card is not None else {}
+    card = network.card
+    trained = {} if card is None else card.source
+    if spec is None and data_dir is None and card is not None:
+        data_dir = card.data_dir
     source = open_source(
         spec or str(trained.get("name", "auto")),
         data_dir=data_dir,

@@ -21,13 +21,13 @@ _BYTES = 4  # of a float32
 
 
 @click.command()
-@options.common
 @model_options.argument
 @click.option("--all", "every", is_flag=True, help="Every tensor that depends on the images.")
 @click.option("--match", metavar="GLOB", help="Layers whose name matches, such as 'conv2_*'.")
 @click.option("--kind", help="Layers of a kind, such as conv, pool or dense.")
 @model_options.reading
 @options.as_json
+@options.common
 @pass_settings
 def layers(
     settings: Settings,
@@ -36,11 +36,7 @@ def layers(
     every: bool,
     match: str | None,
     kind: str | None,
-    signature: str | None,
-    input_name: str | None,
-    feeds: tuple[tuple[str, bool | int | float | str], ...],
-    weights: str | None,
-    trust_model: bool,
+    reading: model_options.Reading,
     as_json: bool,
 ) -> None:
     """List a network's layers: shapes, features for one image, and the tensor behind each name.
@@ -49,16 +45,7 @@ def layers(
     all layers, --all every tensor. Any of the names goes with cnnfeat extract --layer.
     """
     start_tensorflow(settings)
-    from cnnfeat.network import load_network
-
-    network = load_network(
-        model,
-        trust=trust_model,
-        signature=signature,
-        input_name=input_name,
-        weights=weights,
-        feeds=dict(feeds),
-    )
+    network = reading.load(model)
     chosen = _chosen(network, every=every, match=match, kind=kind, whole=as_json)
     n_images = _n_images(network)
     if as_json:

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import typing
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from cnnfeat.cli.settings import artifact
 
+if TYPE_CHECKING:
+    from cnnfeat.network import Network
+
 F = TypeVar("F", bound=Callable[..., object])
-FORMATS = ".keras, .h5, SavedModel, GraphDef, checkpoint, or keras:NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a network is read."""
+
+    signature: str | None
+    input_name: str | None
+    feeds: tuple[tuple[str, bool | int | float | str], ...]
+    weights: str | None
+    trust_model: bool
+
+    def load(self, model: str) -> Network:
+        """Open the network; see `cnnfeat.network.load_network`."""
+        from cnnfeat.network import load_network
+
+        return load_network(
+            model,
+            trust=self.trust_model,
+            signature=self.signature,
+            input_name=self.input_name,
+            weights=self.weights,
+            feeds=dict(self.feeds),
+        )
 
 
 class Feed(click.ParamType[tuple[str, "bool | int | float | str"]]):
@@ -34,27 +63,51 @@ class Feed(click.ParamType[tuple[str, "bool | int | float | str"]]):
         return name, text
 
 
+def _default() -> str:
+    return str(artifact("model.keras"))
+
+
 def argument(command: F) -> F:
     """Add the argument MODEL."""
-    return click.argument("model", default=lambda: str(artifact("model.keras")), required=False)(
-        command
-    )
+    return click.argument("model", required=False, default=_default)(command)
+
+
+def option(command: F) -> F:
+    """Add --model."""
+    return click.option(
+        "--model",
+        default=_default,
+        show_default="artifacts/model.keras",
+        help="A network: .keras, .h5, SavedModel, GraphDef, checkpoint, or keras:NAME.",
+    )(command)
 
 
 def reading(command: F) -> F:
-    """Add the options that say how a network is read."""
-    for option in reversed(
-        (
-            click.option("--signature", help="Which signature of a SavedModel."),
-            click.option("--input", "input_name", help="The input that takes the images."),
-            click.option(
-                "--feed", "feeds", type=Feed(), multiple=True, help="A value for a placeholder."
-            ),
-            click.option("--weights", help="For keras:NAME: imagenet, none, or a file."),
-            click.option(
-                "--trust-model", is_flag=True, help="Run a model that does more than compute."
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+    """Add the options that say how a network is read; the command gets them as `reading`."""
+
+    @functools.wraps(command)
+    def gathered(
+        *args: object,
+        signature: str | None,
+        input_name: str | None,
+        feeds: tuple[tuple[str, bool | int | float | str], ...],
+        weights: str | None,
+        trust_model: bool,
+        **values: object,
+    ) -> object:
+        how = Reading(signature, input_name, feeds, weights, trust_model)
+        return command(*args, reading=how, **values)
+
+    wrapped: Callable[..., object] = gathered
+    for option in reversed(_READING):
+        wrapped = option(wrapped)
+    return typing.cast("F", wrapped)
+
+
+_READING = (
+    click.option("--signature", help="Which signature of a SavedModel."),
+    click.option("--input", "input_name", help="The input that takes the images."),
+    click.option("--feed", "feeds", type=Feed(), multiple=True, help="A value for a placeholder."),
+    click.option("--weights", help="For keras:NAME: imagenet, none, or a file."),
+    click.option("--trust-model", is_flag=True, help="Run a model that does more than compute."),
+)

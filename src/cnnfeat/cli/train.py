@@ -16,7 +16,6 @@ from cnnfeat.records import TrainResult
 
 
 @click.command()
-@options.common
 @options.config_file("network", "train")
 @options.data
 @options.setting(
@@ -32,6 +31,7 @@ from cnnfeat.records import TrainResult
 @options.output("model.keras", help="The model file; its card gets the same name with .json.")
 @options.overwrite
 @options.as_json
+@options.common
 @pass_settings
 def train(
     settings: Settings,

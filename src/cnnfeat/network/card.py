@@ -38,6 +38,13 @@ class ModelCard:
     elapsed_s: float
     model_sha256: str
 
+    @property
+    def data_dir(self) -> Path | None:
+        """Where its data set lay, if that was said."""
+        data = self.config.get("data")
+        folder = data.get("dir") if isinstance(data, Mapping) else None
+        return Path(folder) if isinstance(folder, str) else None
+
 
 def card_path(model: Path) -> Path:
     """Where the card of a model file lies."""
