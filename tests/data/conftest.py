@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnfeat.data import DATASETS, Dataset, DatasetFile
 
@@ -142,3 +144,64 @@ def server(small_set: SmallSet) -> Iterator[Server]:
         yield running
         http.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def damaged_pictures(rng: np.random.Generator) -> list[bytes]:
+    """500 files that were pictures of all formats and many modes, each damaged once."""
+    originals = _pictures(rng)
+    return [_damaged(originals[index % len(originals)], rng) for index in range(500)]
+
+
+def _pictures(rng: np.random.Generator) -> list[bytes]:
+    """One picture of each format and many modes."""
+    noise = rng.integers(0, 256, (20, 17, 4), np.uint8)
+    smooth = np.add.outer(np.arange(20) * 9, np.arange(17) * 3).astype(np.uint8)
+    images = [
+        (Image.fromarray(noise[..., :3]), "PNG"),
+        (Image.fromarray(noise), "PNG"),
+        (Image.fromarray(smooth), "PNG"),
+        (Image.fromarray(smooth.astype(np.uint16) * 250), "PNG"),
+        (Image.fromarray(noise[..., :3]).quantize(16), "PNG"),
+        (Image.fromarray(noise[..., :3]), "JPEG"),
+        (Image.fromarray(smooth), "JPEG"),
+        (Image.fromarray(noise).convert("CMYK"), "JPEG"),
+        (Image.fromarray(noise[..., :3]), "BMP"),
+        (Image.fromarray(noise[..., :3]).quantize(16), "BMP"),
+        (Image.fromarray(noise[..., :3]).quantize(64), "GIF"),
+        (Image.fromarray(noise[..., :3]), "WEBP"),
+        (Image.fromarray(noise), "WEBP"),
+        (Image.fromarray(noise[..., :3]), "TIFF"),
+        (Image.fromarray(smooth.astype(np.uint16) * 250), "TIFF"),
+        (Image.fromarray(smooth), "PPM"),
+    ]
+    files = []
+    for image, format in images:
+        buffer = io.BytesIO()
+        image.save(buffer, format=format)
+        files.append(buffer.getvalue())
+    buffer = io.BytesIO()
+    images[0][0].save(buffer, format="TIFF", compression="tiff_lzw")
+    return [*files, buffer.getvalue()]
+
+
+def _damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """Damage a file in one of the ways disks, networks and people do."""
+    damaged = bytearray(data)
+    kind = rng.integers(6)
+    place = int(rng.integers(len(data)))
+    if kind == 0:
+        return bytes(damaged[:place])
+    if kind == 1:
+        damaged[place : place + 64] = bytes(len(damaged[place : place + 64]))
+    elif kind == 2:
+        damaged[place:place] = rng.bytes(10)
+    elif kind == 3:
+        del damaged[place : place + 20]
+    elif kind == 4:
+        for position in rng.integers(min(80, len(data)), size=3):  # the header
+            damaged[position] = rng.integers(256)
+    else:
+        for position in rng.integers(len(data), size=8):
+            damaged[position] ^= 1 << int(rng.integers(8))
+    return bytes(damaged)

@@ -261,9 +261,10 @@ def test_arrays_that_are_not_images_are_refused(tmp_path, array, message):
         open_source(str(tmp_path / "x.npy"))
 
 
-def test_integers_beyond_a_byte_are_refused_with_their_row(tmp_path, x):
+@pytest.mark.parametrize("value", [256, -1])
+def test_integers_beyond_a_byte_are_refused_with_their_row(tmp_path, x, value):
     x = x.astype(np.int32)
-    x[17, 0, 0] = 256
+    x[17, 0, 0] = value
     np.save(tmp_path / "x.npy", x)
     with (
         open_source(str(tmp_path / "x.npy")) as source,

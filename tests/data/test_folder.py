@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import threading
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -217,6 +218,24 @@ def test_skipping_leaves_out_bad_files_and_shifts_no_row(tmp_path, batch_size, c
         assert sample.row == [*sorted([*said, *(name for name, _ in kept)])].index(sample.id)
     left_out = [record.getMessage() for record in caplog.records]
     assert left_out == [f"left out {sample.id}: {sample.reason}" for sample in skipped]
+
+
+@pytest.mark.timeout(120)
+def test_500_damaged_pictures_are_rows_or_skipped_and_memory_is_flat(tmp_path, damaged_pictures):
+    for index, data in enumerate(damaged_pictures):
+        (tmp_path / f"{index}.png").write_bytes(data)
+    target = ImageTarget(size=(20, 17), channels=3)
+    tracemalloc.start()
+    with open_source(str(tmp_path), max_pixels=100_000) as source:
+        seen: list[str] = []
+        for batch in source.batches("all", batch_size=32, target=target, on_error="skip"):
+            skipped = {sample.row: sample.id for sample in batch.skipped}
+            kept = iter(batch.ids)
+            seen += [skipped.get(row) or next(kept) for row in range(batch.start, batch.stop)]
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen == [f"{index}.png" for index in range(500)]
+    assert peak_bytes < 30_000_000
 
 
 @pytest.mark.parametrize("index", range(8))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _MAX_WORKERS = 16
 _READ_AHEAD_BYTES = 128 * 2**20  # of decoded images, if all are like the first
+_SMALL_PIXELS = 4096  # below, decoding is mostly Python, and threads get in each other's way
 _MAX_CHUNK = 16  # images a thread decodes before it is asked again
 _log = logging.getLogger("cnnfeat")
 
@@ -108,8 +109,12 @@ class ImageFileSource:
         prepare_pillow(self._max_pixels)
         read = functools.partial(self._read, dtype=np.dtype(info.dtype), target=target)
         pending = _Pending(position=start)
+        small = info.image_shape[0] * info.image_shape[1] < _SMALL_PIXELS
         for file, image in _decoded(
-            self._files[split][start:end], read, image_bytes=_image_bytes(info, target)
+            self._files[split][start:end],
+            read,
+            image_bytes=max(_n_bytes(info, None), _n_bytes(info, target)),
+            n_workers=1 if small else min(_MAX_WORKERS, _n_cpus()),
         ):
             if isinstance(image, ImageError):
                 if on_error == "raise":
@@ -239,21 +244,24 @@ def _fitted_shape(info: SplitInfo, target: ImageTarget | None) -> tuple[int, int
     return *(target.size or (height, width)), target.channels or channels
 
 
-def _image_bytes(info: SplitInfo, target: ImageTarget | None) -> int:
+def _n_bytes(info: SplitInfo, target: ImageTarget | None) -> int:
     return math.prod(_fitted_shape(info, target)) * np.dtype(info.dtype).itemsize
 
 
 def _decoded(
-    files: Sequence[ImageFile], read: Callable[[ImageFile], Array], *, image_bytes: int
+    files: Sequence[ImageFile],
+    read: Callable[[ImageFile], Array],
+    *,
+    image_bytes: int,
+    n_workers: int,
 ) -> Iterator[tuple[ImageFile, Array | ImageError]]:
     """Read files in several threads, in order, a bounded number of them ahead."""
 
     def read_chunk(chunk: Sequence[ImageFile]) -> list[tuple[ImageFile, Array | ImageError]]:
         return [(file, _read_or_error(file, read)) for file in chunk]
 
-    n_workers = min(_MAX_WORKERS, _n_cpus())
     ahead = 2 * n_workers
-    chunk_size = max(1, min(_MAX_CHUNK, _READ_AHEAD_BYTES // (ahead * max(1, image_bytes))))
+    chunk_size = max(1, min(_MAX_CHUNK, _READ_AHEAD_BYTES // (ahead * image_bytes)))
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix="cnnfeat-decode")
     waiting: deque[Future[list[tuple[ImageFile, Array | ImageError]]]] = deque()
     try:
