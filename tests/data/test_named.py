@@ -153,12 +153,11 @@ def test_unreachable_names_each_mirrors_reason_and_leaves_nothing(small_set, ser
     assert told[server.mirror("endless")] == "sends more than 1,000,000 bytes"
     assert told[server.mirror("hanging")] == "no answer in time"
     assert told["http://127.0.0.1:9/"] == "Connection refused"
-    assert told["http://x.invalid/"]
     assert str(user_cache() / "mnist") in hint
     assert "train-images-idx3-ubyte.gz" in hint
     assert "--data digits" in hint
     assert caught.value.exit_code == 5
-    assert not list(user_cache().rglob("*.*"))
+    assert not list(user_cache().rglob("*"))
 
 
 def test_a_damaged_file_in_the_cache_is_downloaded_again(small_set, server, monkeypatch, caplog):
