@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.rows import ArrayRows, Design, Floats, RowBlocks
+from cnnfeat.svm.rows import ArrayRows, Design, Floats, RowBlocks, SubsetRows
 
 ClassWeight: TypeAlias = Literal["balanced"] | Mapping[object, float] | None
 
@@ -119,10 +119,11 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(labels)
         classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
-            raise DataError(
-                f"a classifier needs at least 2 classes; the data hold one class: {classes[0]!r}"
-            )
-        factors = compute_class_weight(self.class_weight, classes=classes, y=labels)
+            found = f"one class: {classes[0]!r}" if len(classes) else "no class with a weight"
+            raise DataError(f"a classifier needs at least 2 classes; the data hold {found}")
+        factors = compute_class_weight(
+            self.class_weight, classes=classes, y=labels, sample_weight=weights
+        )
         columns = one_against_rest(len(classes), C=self.C, class_weight=factors)
         design = Design(rows, intercept=self.fit_intercept)
         state = solve(
@@ -186,6 +187,9 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             weights = _check_sample_weight(
                 sample_weight, labels, dtype=np.float64, ensure_non_negative=True
             )
+            if not weights.all():  # a row without weight is no row, and may be a class's only one
+                kept = weights > 0
+                rows, labels, weights = SubsetRows(rows, kept), labels[kept], weights[kept]
         return rows, labels, weights
 
     def _start(self, design: Design, classes: NDArray[np.generic]) -> State | None:
