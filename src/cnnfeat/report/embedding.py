@@ -75,7 +75,7 @@ def embed_layer(
     UsageError
         If the method is unknown or not installed.
     DataError
-        If there are fewer than 5 rows, or features that are no finite numbers.
+        If there are fewer than 5 rows, all are equal, or a feature is no finite number.
     """
     check_method(method)
     n_rows = file.n_rows(split)
@@ -90,6 +90,8 @@ def embed_layer(
     if not finite.all():
         row = int(rows[np.flatnonzero(~finite)[0]])
         raise DataError(f"{file.path}: {split}/{layer} holds NaN or infinity, first in row {row}")
+    if not np.ptp(X, axis=0).any():
+        raise DataError(f"all {len(X):,} rows of {split}/{layer} are equal: nothing lies apart")
     points, axes = _project(X, method=method, seed=seed)
     return Embedding(split, layer, rows, points, method, axes, n_rows)
 
@@ -128,8 +130,7 @@ def _project(
 ) -> tuple[NDArray[np.float64], tuple[str, str]]:
     n_components = min(2 if method == "pca" else _INNER_DIMENSIONS, *X.shape)
     pca = PCA(n_components, svd_solver="randomized", random_state=seed)
-    spread = float(X.std()) or 1.0
-    inner = pca.fit_transform(X / spread)
+    inner = pca.fit_transform(X / X.std())
     if method == "pca":
         points = np.zeros((len(X), 2))
         points[:, :n_components] = inner
@@ -143,9 +144,8 @@ def _project(
         machine = _umap_class()(random_state=seed, n_jobs=1, n_neighbors=min(15, len(X) - 1))
     else:
         perplexity = min(30.0, (len(X) - 1) / 3)
-        machine = TSNE(2, perplexity=perplexity, init="random", random_state=seed)
-        if n_components >= 2 and np.ptp(inner[:, 0]) > 0:
-            machine.set_params(init="pca")
+        init = "pca" if n_components >= 2 else "random"
+        machine = TSNE(2, perplexity=perplexity, init=init, random_state=seed)
     name = METHODS[method]
     return np.asarray(machine.fit_transform(inner), np.float64), (f"{name} 1", f"{name} 2")
 

@@ -137,7 +137,7 @@ def _open_svm(
         )
         return None, None
     try:
-        return svm, read_predictions(artifacts.predictions, file=file, classes=svm.classes)
+        return svm, read_predictions(artifacts.predictions, file=file, result=svm)
     except CnnfeatError as error:
         missing.append(f"No single predictions: {error}.")
         return svm, None

@@ -109,10 +109,10 @@ def plot_top(
             _show(axes, images.get(item.row))
             if len(map_shape) == 2 and item.row in images:
                 _mark(axes, images[item.row], item.place, map_shape)
-            known = (
-                "" if labels is None else f"\n{_class_name(file.classes, int(labels[item.row]))}"
-            )
-            axes.set_title(f"{short(ids[item.row], limit=18)}\n{item.value:.4g}{known}", fontsize=7)
+            title = f"{short(ids[item.row], limit=18)}\nanswer {item.value:.4g}"
+            if labels is not None:
+                title += f"\nclass {_class_name(file.classes, int(labels[item.row]))}"
+            axes.set_title(title, fontsize=7)
         for axes in panels:
             axes.set_axis_off()
         figure.suptitle(

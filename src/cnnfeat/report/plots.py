@@ -201,9 +201,7 @@ def draw_errors(canvas: Canvas, *, n_images: int) -> None:
     """
     result = read_svm(canvas.artifacts.svm)
     with FeatureFile(canvas.artifacts.features) as file:
-        predictions = read_predictions(
-            canvas.artifacts.predictions, file=file, classes=result.classes
-        )
+        predictions = read_predictions(canvas.artifacts.predictions, file=file, result=result)
         images = {}
         if len(predictions.wrong):
             with _pictures(file, canvas) as pictures:
@@ -222,11 +220,12 @@ def draw_errors(canvas: Canvas, *, n_images: int) -> None:
 def draw_layers(canvas: Canvas) -> None:
     """Draw the accuracies of all layers that `svm.json` compares."""
     result = read_svm(canvas.artifacts.svm)
+    rows = f"{result.n_test:,} images ({result.evaluation})"
     plot_layers(
         result.layers,
         canvas.out,
         network_accuracy=result.network_accuracy,
-        title=f"Accuracy of a {result.kernel} SVM by layer, {result.n_test:,} test images",
+        title=f"Accuracy of a {result.kernel} SVM by layer, {rows}",
         dpi=canvas.dpi,
     )
 

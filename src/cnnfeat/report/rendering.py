@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -140,7 +141,7 @@ def _digest(text: str) -> str:
 
 def _network_accuracy(evidence: Evidence) -> float | None:
     recorded = evidence.file.attributes.get("network_test_accuracy")
-    if isinstance(recorded, int | float):
+    if isinstance(recorded, int | float) and math.isfinite(recorded):
         return float(recorded)
     return evidence.card.test_accuracy if evidence.card else None
 

@@ -61,6 +61,9 @@ class SvmResult:
     network_accuracy: float | None
     n_train: int
     n_test: int
+    evaluation: str  # "test split", "hold-out" or "cross-validation"
+    test_split: str | None  # the split of the feature file that was scored
+    p_value: float | None  # of McNemar's test between the two best layers
     document: Mapping[str, object]  # all of it
 
 
@@ -139,6 +142,9 @@ def _parse(document: Mapping[str, object], path: Path) -> SvmResult:
         network_accuracy=_number(document.get("network_test_accuracy")),
         n_train=int(cast("int", document["n_train"])),
         n_test=int(cast("int", document["n_test"])),
+        evaluation=str(document.get("evaluation") or "test split"),
+        test_split=cast("str | None", document.get("test_split")),
+        p_value=_number(_mapping(document.get("mcnemar") or {}).get("p_value")),
         document=document,
     )
 
@@ -180,8 +186,8 @@ def _number(value: object) -> float | None:
     return None
 
 
-def read_predictions(path: Path, *, file: FeatureFile, classes: Sequence[str]) -> Predictions:
-    """Read `predictions.csv` and find each line's row in the feature file.
+def read_predictions(path: Path, *, file: FeatureFile, result: SvmResult) -> Predictions:
+    """Read the `predictions.csv` of a result and find each line's row in the feature file.
 
     Raises
     ------
@@ -197,9 +203,10 @@ def read_predictions(path: Path, *, file: FeatureFile, classes: Sequence[str]) -
         raise MissingInputError(f"no predictions {path}", hint="cnnfeat svm makes them") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FeatureFileError(f"{path}: can't be read as CSV: {error}") from error
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {name: number for number, name in enumerate(result.classes)}
     try:
-        split, rows = _find_rows([record["id"] for record in records], file, path)
+        ids = [record["id"] for record in records]
+        split, rows = _find_rows(ids, file, path, first=result.test_split or "test")
         return Predictions(
             split,
             rows,
@@ -213,9 +220,11 @@ def read_predictions(path: Path, *, file: FeatureFile, classes: Sequence[str]) -
         ) from error
 
 
-def _find_rows(ids: Sequence[str], file: FeatureFile, path: Path) -> tuple[str, NDArray[np.int64]]:
+def _find_rows(
+    ids: Sequence[str], file: FeatureFile, path: Path, *, first: str
+) -> tuple[str, NDArray[np.int64]]:
     """Find the split that has all of these ids, and their rows in it."""
-    for split in sorted(file.splits, key=lambda name: name != "test"):
+    for split in sorted(file.splits, key=lambda name: name != first):
         place = {name: row for row, name in enumerate(file.ids(split))}
         if all(name in place for name in ids):
             return split, np.array([place[name] for name in ids], np.int64)

@@ -1,0 +1,31 @@
+"""What the SVM stage really writes is what the report reads."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+
+from cnnfeat.config import SvmConfig
+from cnnfeat.features import FeatureFile
+from cnnfeat.report.page import write_report
+from cnnfeat.report.results import read_predictions, read_svm
+from cnnfeat.svm import svm_stage
+
+
+def test_the_stage_s_outputs_are_read(run, tmp_path):
+    shutil.copy(run.folder / "features.h5", tmp_path)
+    result = svm_stage(tmp_path / "features.h5", tmp_path, config=SvmConfig(layer=("all",), C=0.01))
+    read = read_svm(tmp_path / "svm.json")
+    assert [score.layer for score in read.layers] == ["conv2", "fc1"]
+    assert read.best.accuracy == result.accuracy
+    assert read.p_value is not None
+    with FeatureFile(tmp_path / "features.h5") as file:
+        predictions = read_predictions(tmp_path / "predictions.csv", file=file, result=read)
+    np.testing.assert_array_equal(predictions.labels, run.labels)
+    assert np.mean(predictions.labels == predictions.predicted) == result.accuracy
+    report = write_report(tmp_path, tmp_path / "report.html", embedding="pca")
+    assert report.missing == (
+        f"No filters and no training curve: there is no model {tmp_path / 'model.keras'}.",
+    )
+    assert "Mistakes" in report.sections
