@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from cnnfeat.network.flattening import importable
 from cnnfeat.network.graph import GraphInput, descendants, shape_of
 from cnnfeat.network.order import WEIGHED
 
@@ -21,7 +22,7 @@ def graph_inputs(graph_def: tf.compat.v1.GraphDef) -> tuple[GraphInput, ...]:
     """List what could take images: placeholders, else where a pipeline or decoder ends."""
     graph = tf.Graph()
     with graph.as_default():
-        tf.graph_util.import_graph_def(graph_def, name="")
+        tf.graph_util.import_graph_def(importable(graph_def), name="")
     weighed = {node.name for node in graph_def.node if WEIGHED.match(node.op)}
     inputs = [
         GraphInput(
@@ -42,7 +43,7 @@ def internal_input(graph_def: tf.compat.v1.GraphDef, name: str) -> GraphInput | 
     """Describe any tensor as an input, for `--input` to name one in the middle of the graph."""
     graph = tf.Graph()
     with graph.as_default():
-        tf.graph_util.import_graph_def(graph_def, name="")
+        tf.graph_util.import_graph_def(importable(graph_def), name="")
     try:
         tensor = graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
     except (KeyError, ValueError):

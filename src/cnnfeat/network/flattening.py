@@ -13,13 +13,13 @@ from tensorflow.python.framework import op_def_registry
 from tensorflow.python.grappler import tf_optimizer
 
 from cnnfeat.network.graph import ancestors, node_of, nodes_by_name, subgraph
-from cnnfeat.network.trust import called
+from cnnfeat.network.trust import called, only_computes
 
 _LOG = logging.getLogger("cnnfeat")
 CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 _GRADIENTS = re.compile(r"(^|/)gradients(_\d+)?/")
 _WRITES = re.compile(
-    r"(Assign|Resource(Apply|SparseApply|Scatter)|Save|Restore|Merge(V2)?Checkpoint|ShardedFile)\w*"
+    r"(Assign|Resource(Apply|SparseApply|Scatter))\w*"
     r"|(Scalar|Histogram|Image|Audio|Tensor|Merge)Summary(V2)?"
 )
 _BY_REFERENCE = {"RefSwitch", "RefMerge", "RefEnter", "RefExit", "RefNextIteration", "RefIdentity"}
@@ -107,6 +107,25 @@ def known_part(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
         return graph_def
     _LOG.debug("operations this TensorFlow doesn't have: %d nodes left out", len(lost))
     return without(graph_def, lost)
+
+
+def importable(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
+    """Leave out what importing a graph could run.
+
+    To find out shapes, TensorFlow evaluates parts of a graph that look constant to it, and to it
+    reading a file is constant. Operations it knows to have a state it never evaluates.
+    """
+    lost = {
+        node.name
+        for node in graph_def.node
+        if not only_computes(graph_def, node) and not _stateful(node.op)
+    }
+    return without(graph_def, lost) if lost else graph_def
+
+
+def _stateful(operation: str) -> bool:
+    definition = op_def_registry.get(operation)
+    return definition is not None and bool(definition.is_stateful)
 
 
 def forward_part(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:

@@ -13,8 +13,13 @@ _SLACK_BYTES = 1 << 20
 _RATIO = 1_000  # declared bytes for one stored byte; more than any compression of weights gives
 
 
-def check_hdf5(file: IO[bytes] | Path, *, name: str) -> None:
+def check_hdf5(file: IO[bytes] | Path, *, name: str) -> int:
     """Walk a file's links and datasets without reading any data.
+
+    Returns
+    -------
+    int
+        How many numbers its datasets hold.
 
     Raises
     ------
@@ -25,14 +30,15 @@ def check_hdf5(file: IO[bytes] | Path, *, name: str) -> None:
     """
     try:
         with h5py.File(file, "r") as opened:
-            _check_group(opened, name, seen=set())
+            return _check_group(opened, name, seen=set())
     except (OSError, RuntimeError, KeyError) as error:
         if isinstance(error, UntrustedModelError):
             raise
         raise NetworkError(f"{name}: damaged HDF5: {error}") from error
 
 
-def _check_group(group: h5py.Group, name: str, *, seen: set[int]) -> None:
+def _check_group(group: h5py.Group, name: str, *, seen: set[int]) -> int:
+    numbers = 0
     for key in group:
         where = f"{group.name.rstrip('/')}/{key}"
         link = group.get(key, getlink=True)
@@ -49,15 +55,16 @@ def _check_group(group: h5py.Group, name: str, *, seen: set[int]) -> None:
             )
         item = group[key]
         if isinstance(item, h5py.Dataset):
-            _check_dataset(item, name)
+            numbers += _check_dataset(item, name)
         elif isinstance(item, h5py.Group):
             address = h5py.h5o.get_info(item.id).addr
             if address not in seen:
                 seen.add(address)
-                _check_group(item, name, seen=seen)
+                numbers += _check_group(item, name, seen=seen)
+    return numbers
 
 
-def _check_dataset(dataset: h5py.Dataset, name: str) -> None:
+def _check_dataset(dataset: h5py.Dataset, name: str) -> int:
     if dataset.is_virtual or dataset.external:
         raise UntrustedModelError(
             f"{name}: {dataset.name} keeps its data in other files; a model reads none",
@@ -71,3 +78,4 @@ def _check_dataset(dataset: h5py.Dataset, name: str) -> None:
             f"{stored:,}",
             hint="the file is damaged, or made to fill the memory",
         )
+    return int(dataset.size or 0)

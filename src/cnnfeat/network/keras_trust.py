@@ -7,14 +7,17 @@ pass, and classes this process registered itself; never code, and nothing that o
 from __future__ import annotations
 
 import json
+import math
 import stat
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path, PurePosixPath
 
 import keras
+import tensorflow as tf
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.hdf5_trust import check_hdf5
@@ -26,6 +29,7 @@ _EXPORT = (
 )
 _CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer"}
 _OPENS_FILES = ("vocabulary", "filepath", "file_path", "path")
+_SIZES = ("units", "filters", "input_dim", "output_dim", "depth_multiplier", "num_heads", "key_dim")
 _FUNCTION_HOMES = ("activations", "initializers", "losses", "metrics", "ops", "regularizers")
 _KERAS_2_FUNCTIONS = (
     "__operators__", "math", "nn", "image", "linalg", "keras.backend", "compat.v1.transpose",
@@ -51,9 +55,10 @@ def check_archive(path: Path) -> Mapping[str, object]:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, path)
             config = json.loads(archive.read("config.json"))
+            stored = 0
             if "model.weights.h5" in archive.namelist():
                 with archive.open("model.weights.h5") as weights:
-                    check_hdf5(weights, name=f"{path}: model.weights.h5")
+                    stored = check_hdf5(weights, name=f"{path}: model.weights.h5")
     except (zipfile.BadZipFile, EOFError) as error:
         raise NetworkError(f"{path}: a damaged .keras archive: {error}") from error
     except KeyError as error:
@@ -65,7 +70,38 @@ def check_archive(path: Path) -> Mapping[str, object]:
     if not isinstance(config, dict):
         raise NetworkError(f"{path}: its config.json is no Keras configuration")
     check_config(config, path=path)
+    _check_promise(config, stored, path)
     return config
+
+
+def _check_promise(config: Mapping[str, object], stored: int, path: Path) -> None:
+    """Refuse a configuration whose weights would be far more than the file holds.
+
+    The model is built without its weights: in a stateless scope Keras makes no arrays, and what
+    it computes from shapes stays in a graph that is never run.
+    """
+    copy = {key: value for key, value in deepcopy(config).items() if key != "compile_config"}
+    try:
+        with tf.Graph().as_default(), keras.StatelessScope():
+            model = keras.saving.deserialize_keras_object(copy, safe_mode=True)
+            promised = sum(math.prod(variable.shape) for variable in model.variables)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError):
+        promised = _largest(config)  # no layer has fewer weights than units
+    if promised > 2 * stored + (1 << 20):
+        raise UntrustedModelError(
+            f"{path}: its layers have {promised:,} weights, and the file holds {stored:,}",
+            hint="the file is damaged, or made to fill the memory",
+        )
+
+
+def _largest(config: object) -> int:
+    """The largest number of units, filters or the like in a configuration."""
+    if isinstance(config, Mapping):
+        sizes = [value for key, value in config.items() if key in _SIZES and type(value) is int]
+        return max([0, *sizes, *(_largest(value) for value in config.values())])
+    if isinstance(config, list):
+        return max([0, *(_largest(value) for value in config)])
+    return 0
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:

@@ -14,6 +14,7 @@ from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.graphdef import load_graph_def
 from cnnfeat.network.hdf5_files import load_hdf5
+from cnnfeat.network.health import report_bad_weights
 from cnnfeat.network.keras_files import load_keras
 from cnnfeat.network.network import FeedValue, Network, Origin
 from cnnfeat.network.savedmodel import load_saved_model
@@ -64,6 +65,7 @@ def load_network(
     kind = sniff(path)
     graph = _load(kind, path, signature=signature, input_name=input_name)
     digest = digest_of(path)
+    report_bad_weights(graph, path=spec)
     card = read_card(path, sha256=digest) if path.is_file() else None
     origin = Origin(spec, digest, kind.value, card, trust)
     return Network(graph, origin, input_name=input_name, feeds=feeds)

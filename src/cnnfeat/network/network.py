@@ -12,6 +12,7 @@ from cnnfeat.network import lookup
 from cnnfeat.network.card import ModelCard
 from cnnfeat.network.feeding import check_placeholders, fed_tensors
 from cnnfeat.network.fitting import fit
+from cnnfeat.network.flattening import importable
 from cnnfeat.network.graph import (
     FlatGraph,
     NamedTensor,
@@ -28,6 +29,7 @@ from cnnfeat.network.order import trunk
 from cnnfeat.network.pooling import check_pooling
 from cnnfeat.network.precision import check_precision
 from cnnfeat.network.probe import GraphProbe, Wanted
+from cnnfeat.network.restoring import check_restored
 from cnnfeat.network.trust import check_operations
 from cnnfeat.records import LayerInfo, Probe, TensorInfo
 
@@ -169,6 +171,7 @@ class Network:
         except LayerLookupError as error:
             node = self._graph.aliases.get(f"{name}:0", name).partition(":")[0]
             if node in self._nodes:
+                self._check_trust(subgraph(self._graph.graph_def, ancestors(self._nodes, [node])))
                 raise LayerLookupError(
                     f"{name!r} doesn't depend on the images, so it is no feature of them: it is a "
                     f"weight or another constant, the same for every image",
@@ -246,24 +249,29 @@ class Network:
             [layer.tensor.name for layer in layers],
             stop=[self.input.tensor, *feeds],
         )
+        check_restored([self._nodes[name] for name in needed], path=self.path)
         check_placeholders(
             [self._nodes[name] for name in needed if name not in self._graph.weights],
             self.input,
         )
         part = subgraph(self._graph.graph_def, needed - set(self._graph.weights))
-        check_operations(part, path=self.path, trusted=self.origin.trusted)
+        self._check_trust(part)
         return Wanted(layers, part, feeds, pool, precision)
+
+    def _check_trust(self, part: tf.compat.v1.GraphDef) -> None:
+        check_operations(part, path=self.path, trusted=self.origin.trusted)
 
 
 def _infos(graph: FlatGraph) -> dict[str, TensorInfo]:
     """Describe all tensors of the graph, by importing it where nothing runs."""
+    part = importable(graph.graph_def)
 
     def body() -> None:
         held = {
             f"{name}:0": tf.identity(value, name="cnnfeat_weights/weight")
             for name, value in graph.weights.items()
         }
-        tf.graph_util.import_graph_def(graph.graph_def, input_map=held, name="")
+        tf.graph_util.import_graph_def(part, input_map=held, name="")
 
     return tensor_infos(tf.compat.v1.wrap_function(body, []).graph)
 

@@ -174,6 +174,23 @@ def take_out_variables(
     return weights, owners
 
 
+def check_restored(needed: Iterable[tf.compat.v1.NodeDef], *, path: str) -> None:
+    """Refuse to go on with a variable that the file gives no value.
+
+    Raises
+    ------
+    NetworkError
+        Naming the first.
+    """
+    empty = [node.name for node in needed if node.op in VARIABLES]
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise NetworkError(
+            f"{path}: the variable {empty[0]!r}{more} has no value in the file",
+            hint="was the model saved before its variables were initialised?",
+        )
+
+
 def read_variables(graph_def: tf.compat.v1.GraphDef) -> set[str]:
     """Names of variable nodes whose values go into something other than training and saving."""
     slots = re.compile(r"(^|/)(Adam|Momentum|RMSProp|Adagrad|Adadelta|Ftrl|beta[12]_power)[^/]*$")

@@ -50,7 +50,7 @@ _PURE = re.compile(
             r"Switch|RefSwitch|Merge|RefMerge|Enter|RefEnter|Exit|RefExit|NextIteration",
             r"RefNextIteration|LoopCond|ControlTrigger|_SwitchN",
             r"(Stateless|Stateful)?(While|If|Case|PartitionedCall)|For|Map|SymbolicGradient",
-            r"RemoteCallless|TensorArray\w*|TensorList\w*|EmptyTensorList|Stack\w*V2",
+            r"RemoteCallless|TensorArray\w*|TensorList\w*|EmptyTensorList",
             r"ReadVariableOp|ResourceGather\w*|VarIsInitializedOp|VariableShape|IsVariableInitialized",
             r"Random(Uniform|StandardNormal|Gamma|Poisson|Shuffle)\w*|Multinomial",
             r"TruncatedNormal|ParameterizedTruncatedNormal|Stateless(Random|Truncated|Multinomial)\w*",
@@ -73,6 +73,21 @@ _NOT_PURE = re.compile(
 def is_pure(operation: str) -> bool:
     """Whether an operation type only computes."""
     return bool(_PURE.fullmatch(operation)) and not _NOT_PURE.fullmatch(operation)
+
+
+def only_computes(graph_def: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) -> bool:
+    """Whether a node, and every function it calls, is free of side effects."""
+    functions = {function.signature.name: function for function in graph_def.library.function}
+    waiting, seen = [node], set()
+    while waiting:
+        item = waiting.pop()
+        if item.op not in functions and not is_pure(item.op):
+            return False
+        for name in called([item]):
+            if name in functions and name not in seen:
+                seen.add(name)
+                waiting.extend(functions[name].node_def)
+    return True
 
 
 def check_operations(graph_def: tf.compat.v1.GraphDef, *, path: str, trusted: bool = False) -> None:
