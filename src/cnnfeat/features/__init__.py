@@ -1,8 +1,8 @@
 """The feature file: h5py lives here and nowhere else."""
 
 from cnnfeat.features.arrays import write_arrays
+from cnnfeat.features.completion import finish
 from cnnfeat.features.disk import Disk
-from cnnfeat.features.finish import finish
 from cnnfeat.features.format import (
     RESERVED_SPLITS,
     FilePlan,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cnnfeat.features.finish import finish
+from cnnfeat.features.completion import finish
 from cnnfeat.features.format import FilePlan, SplitPlan, plan_columns
 from cnnfeat.features.opening import open_writer
 from cnnfeat.records import Array, Batch, Labels, ProbeOutput
