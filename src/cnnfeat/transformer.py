@@ -1,0 +1,215 @@
+"""`LayerFeatures`: a network's layer as a step of a scikit-learn pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from cnnfeat.errors import DataError, NetworkError, UsageError
+
+if TYPE_CHECKING:
+    from cnnfeat.network import Network
+    from cnnfeat.records import Probe
+
+Scale = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]
+
+
+class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Turns images into the activations of one layer.
+
+    Nothing is trained: `fit` opens the network, finds the layer and remembers the images' shape.
+    The network itself is no part of a pickle or a clone, its path is; it is opened again when it
+    is next needed, and refused if the file has changed since.
+
+    Parameters
+    ----------
+    model : str
+        A network file, as `cnnfeat.network.load_network` takes it.
+    layer : str
+        A layer's or tensor's name.
+    pool : {"none", "avg", "max", "flatten"}
+        What is done over an activation's image axes.
+    scale : {"unit", "symmetric", "raw", "imagenet", "caffe"}, optional
+        How pixels are scaled; by default as the network's file says.
+    batch_size : int
+        Images computed at a time.
+    trust : bool
+        Run a model that does more than compute.
+
+    Attributes
+    ----------
+    image_shape_ : tuple of int
+        (height, width, channels) of the images.
+    image_dtype_ : str
+        "uint8", "uint16" or "float32".
+    feature_shape_ : tuple of int
+        One image's activation, before it is flattened in C order.
+    n_features_out_ : int
+    sha256_ : str
+        The network file's digest.
+
+    Examples
+    --------
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from cnnfeat import LayerFeatures, LinearSVM
+    >>> machine = make_pipeline(LayerFeatures("model.keras", layer="conv2"), LinearSVM())
+    """
+
+    def __init__(
+        self,
+        model: str = "model.keras",
+        *,
+        layer: str = "conv2",
+        pool: str = "none",
+        scale: Scale | None = None,
+        batch_size: int = 512,
+        trust: bool = False,
+    ) -> None:
+        self.model = model
+        self.layer = layer
+        self.pool = pool
+        self.scale = scale
+        self.batch_size = batch_size
+        self.trust = trust
+
+    def fit(self, X: ArrayLike, y: object = None) -> LayerFeatures:  # noqa: ARG002 - the contract
+        """Open the network and find the layer.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, height, width[, channels])
+            Images: uint8, uint16, or floats.
+        y : object
+            Ignored.
+
+        Raises
+        ------
+        NetworkError
+            If the network can't be used, or the images don't fit it.
+        LayerLookupError
+            If the layer's name means none, or several.
+        """
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {self.batch_size!r}")
+        images = _images(X)
+        self._forget()
+        network = self._open()
+        height, width, channels = images.shape[1:]
+        self.image_shape_ = (int(height), int(width), int(channels))
+        self.image_dtype_ = images.dtype.name
+        self.sha256_ = network.sha256
+        (output,) = self._compile(network).outputs
+        self.feature_shape_ = tuple(output.row_shape)
+        self.n_features_out_ = int(np.prod(output.row_shape, dtype=np.int64))
+        return self
+
+    def transform(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Compute activations.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, height, width[, channels])
+            Images like those of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features_out_)
+        """
+        check_is_fitted(self)
+        images = _images(X)
+        if images.shape[1:] != self.image_shape_ or images.dtype.name != self.image_dtype_:
+            raise DataError(
+                f"fitted on images of shape {self.image_shape_} and type {self.image_dtype_}; "
+                f"these are of shape {images.shape[1:]} and type {images.dtype.name}"
+            )
+        probe = self._probe()
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            (rows,) = probe(images[start : start + self.batch_size])
+            parts.append(rows.reshape(len(rows), -1).astype(np.float32, copy=False))
+        return np.concatenate(parts)
+
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:  # noqa: ARG002
+        """Name the features: "conv2[0,0,3]" is row 0, column 0, channel 3."""
+        check_is_fitted(self)
+        names = [
+            f"{self.layer}[{','.join(map(str, place))}]"
+            for place in np.ndindex(self.feature_shape_)
+        ]
+        return np.array(names, dtype=object)
+
+    def _probe(self) -> Probe:
+        """The compiled function; made when it is first needed."""
+        known: Probe | None = getattr(self, "_compiled", None)
+        return known if known is not None else self._compile(self._open())
+
+    def _open(self) -> Network:
+        from cnnfeat.network import load_network
+
+        network = load_network(str(self.model), trust=self.trust)
+        expected = getattr(self, "sha256_", network.sha256)
+        if network.sha256 != expected:
+            raise NetworkError(
+                f"{self.model} has changed since this LayerFeatures was fitted: its SHA-256 begins "
+                f"{network.sha256[:12]}, expected {expected[:12]}",
+                hint="fit again",
+            )
+        return network
+
+    def _compile(self, network: Network) -> Probe:
+        layers = network.find([self.layer])
+        if len(layers) != 1:
+            raise UsageError(
+                f"{self.layer!r} means {len(layers)} layers: "
+                + ", ".join(layer.name for layer in layers),
+                hint="name one",
+            )
+        self._compiled: Probe = network.probe(
+            layers,
+            image_shape=self.image_shape_,
+            image_dtype=self.image_dtype_,
+            pool=self.pool,
+            scale=self.scale,
+            batch_size=self.batch_size,
+        )
+        return self._compiled
+
+    def _forget(self) -> None:
+        for name in ("_compiled", "sha256_"):
+            self.__dict__.pop(name, None)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the network out of pickles and copies."""
+        state: dict[str, object] = dict(super().__getstate__())
+        state.pop("_compiled", None)
+        return state
+
+    def __sklearn_tags__(self) -> Tags:
+        """Say that images come in."""
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.requires_fit = True
+        return tags
+
+
+def _images(X: ArrayLike) -> NDArray[np.generic]:
+    """Bring images to (n_samples, height, width, channels) of a type that networks take."""
+    images = np.asarray(X)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or not len(images):
+        raise DataError(
+            "images must have shape (n_samples, height, width) or (n_samples, height, width, "
+            f"channels) and at least one sample; these have {np.shape(X)}"
+        )
+    if images.dtype in (np.uint8, np.uint16, np.float32):
+        return images
+    if images.dtype.kind == "f":
+        return images.astype(np.float32)
+    raise DataError(f"images must be uint8, uint16 or floating point, not {images.dtype}")
