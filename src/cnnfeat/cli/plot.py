@@ -198,11 +198,17 @@ def top(canvas: Canvas, *, layer: str | None, unit: int, count: int, split: str 
 @click.option(
     "--points",
     type=click.IntRange(min=5),
-    default=2_500,
+    default=2_000,
     show_default=True,
     help="At most so many images, chosen at random.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Fixes the choice and the layout.",
+)
 @_split
 @_drawing("embedding", _FEATURES)
 def embedding(

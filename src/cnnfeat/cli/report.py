@@ -49,11 +49,17 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--points",
     type=click.IntRange(5, 20_000),
-    default=2_500,
+    default=2_000,
     show_default=True,
     help="At most so many: all mistakes, and other images chosen at random.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Fixes the choice and the layout.",
+)
 @options.output("report.html", help="The page.")
 @options.overwrite
 @options.as_json

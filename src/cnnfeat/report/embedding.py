@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 METHODS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
-DEFAULT_POINTS = 2_500
+DEFAULT_POINTS = 2_000
 FEWEST_POINTS = 5
 _MATRIX_BYTES = 2**29  # of features held at most; wider layers get fewer points
 _INNER_DIMENSIONS = 50  # t-SNE and UMAP start from so many principal components

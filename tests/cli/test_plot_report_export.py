@@ -1,0 +1,154 @@
+"""`cnnfeat plot`, `report` and `export`, as typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnfeat.data import open_source
+from cnnfeat.features import write_arrays
+
+
+def cnnfeat(*args: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cnnfeat", *args],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "CNNFEAT_DIR": str(folder)},
+        cwd=folder,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Features of the digits' test split, an SVM's result, no network."""
+    with open_source("digits") as source:
+        fingerprint = source.fingerprint()
+        labels = source.labels("test")
+        batches = list(source.batches("test", batch_size=100))
+        classes = source.classes
+    images = np.concatenate([batch.images for batch in batches])
+    ids = [name for batch in batches for name in batch.ids]
+    n_rows = len(ids)
+    write_arrays(
+        tmp_path / "features.h5",
+        {"test": {"pixels": images.astype(np.float32), "flat": images.reshape(n_rows, -1)}},
+        labels={"test": labels},
+        ids={"test": ids},
+        classes=classes,
+        attributes={"source": "digits", "source_fingerprint": fingerprint.digest},
+    )
+    predicted = labels.copy()
+    predicted[:3] = (predicted[:3] + 1) % 10
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    document = {
+        **{"format": "cnnfeat-svm", "format_version": 1, "layer": "flat", "kernel": "linear"},
+        **{"accuracy": 1 - 3 / n_rows, "accuracy_interval": [0.97, 0.999]},
+        **{"n_train": 100, "n_test": n_rows, "classes": list(classes)},
+        "confusion": confusion.tolist(),
+    }
+    (tmp_path / "svm.json").write_text(json.dumps(document), "utf-8")
+    lines = [f"{i},{t},{p},1.5" for i, t, p in zip(ids, labels, predicted, strict=True)]
+    (tmp_path / "predictions.csv").write_text(
+        "\n".join(["id,label,predicted,margin", *lines]) + "\n", "utf-8"
+    )
+    return tmp_path
+
+
+def test_plot_prints_the_path_and_refuses_to_replace(folder):
+    first = cnnfeat("plot", "confusion", folder=folder)
+    assert (first.returncode, first.stdout, first.stderr) == (0, f"{folder}/confusion.png\n", "")
+    again = cnnfeat("plot", "confusion", folder=folder)
+    assert again.returncode == 2
+    assert f"error: {folder}/confusion.png exists" in again.stderr
+    assert "--overwrite" in again.stderr
+    assert cnnfeat("plot", "confusion", "--overwrite", folder=folder).returncode == 0
+
+
+def test_dpi_and_ending_are_obeyed(folder):
+    def drawn(*args: str) -> Path:
+        done = cnnfeat("plot", "errors", "--count", "3", *args, folder=folder)
+        assert done.returncode == 0, done.stderr
+        return Path(done.stdout.strip())
+
+    sizes = []
+    for dpi in ("50", "100"):
+        with Image.open(drawn("--dpi", dpi, "-o", f"{folder}/e{dpi}.png")) as image:
+            sizes.append(image.size)
+    assert np.allclose(sizes[1], np.multiply(sizes[0], 2), atol=1)
+    assert drawn("-o", f"{folder}/e.svg").read_text("utf-8").startswith("<?xml")
+    wrong = cnnfeat("plot", "errors", "-o", f"{folder}/e.gif", folder=folder)
+    assert wrong.returncode == 2
+    assert "is written as .png or .svg" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("plot", "filters", "--layer", "conv1"), 2, "model.keras"),
+        (("plot", "training"), 2, "cnnfeat train writes it"),
+        (("plot", "activations", "--layer", "flat"), 3, "flat has no activation maps"),
+        (("plot", "activations", "--layer", "pixles"), 4, "did you mean 'pixels'?"),
+        (("plot", "activations", "--layer", "pixels", "--image", "x"), 2, "no image 'x' in test"),
+        (("plot", "top", "--layer", "flat", "--unit", "64"), 2, "--unit must be 0 to 63"),
+        (("plot", "embedding", "--layer", "flat", "--points", "2"), 2, "x>=5"),
+        (("plot", "embedding"), 2, "2 layers: pixels, flat"),
+        (("plot", "erors"), 2, "No such command"),
+        (("report", "--layer", "flt", "--embedding", "pca"), 4, "did you mean 'flat'?"),
+        (("report", "--features", "none.h5"), 2, "none.h5"),
+        (("export", "--to", "excel"), 2, "'npz', 'npy', 'csv', 'parquet', 'projector'"),
+        (("export", "--to", "projector"), 2, "shows one layer"),
+        (("export", "--to", "csv", "--split", "tset"), 2, "did you mean 'test'?"),
+    ],
+)
+def test_mistakes_exit_with_their_code_and_say_what_to_do(folder, args, code, message):
+    before = sorted(folder.iterdir())
+    done = cnnfeat(*args, folder=folder)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert sorted(folder.iterdir()) == before
+
+
+def test_report_says_what_it_leaves_out(folder):
+    done = cnnfeat("report", "--embedding", "pca", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["path"] == f"{folder}/report.html"
+    assert result["size_bytes"] == (folder / "report.html").stat().st_size
+    assert "there is no model" in result["missing"][0]
+    assert result["missing"][0] in done.stderr
+
+
+def test_export_writes_what_was_asked_for(folder):
+    done = cnnfeat("export", "--to", "npz", "--layer", "flat", "--limit", "5", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{folder}/features.npz (")
+    with np.load(folder / "features.npz") as archive:
+        assert archive["test/flat"].shape == (5, 64)
+
+
+def test_projector_pictures_come_from_the_source(folder):
+    done = cnnfeat("export", "--to", "projector", "--layer", "flat", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    names = [Path(path).name for path in json.loads(done.stdout)["paths"]]
+    assert names == ["vectors.tsv", "metadata.tsv", "sprite.png", "projector_config.pbtxt"]
+    vectors = np.loadtxt(folder / "projector" / "vectors.tsv", delimiter="\t")
+    with Image.open(folder / "projector" / "sprite.png") as sheet:
+        pixels = np.asarray(sheet)
+    columns = pixels.shape[1] // 8
+    top, left = 7 // columns * 8, 7 % columns * 8
+    np.testing.assert_array_equal(
+        pixels[top : top + 8, left : left + 8].ravel(), vectors[7].astype(int)
+    )
