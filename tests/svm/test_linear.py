@@ -62,7 +62,7 @@ def minimum(
     for _ in range(3):
         w = minimize(
             value, w, jac=True, method="L-BFGS-B",
-            options={"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-16, "gtol": 1e-10, "maxcor": 50},
+            options={"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-16, "gtol": 1e-10},
         ).x  # fmt: skip
     return float(value(w)[0]), w
 
@@ -192,10 +192,10 @@ def test_any_number_of_classes(n_classes):
     log_C=st.floats(-5, 4),
     log_scale=st.floats(-3, 3),
     seed=st.integers(0, 2**32 - 1),
-    rank=st.integers(1, 20),
 )
-def test_gradient_vanishes_on_random_problems(n, d, log_C, log_scale, seed, rank):
+def test_gradient_vanishes_on_random_problems(n, d, log_C, log_scale, seed):
     random = np.random.default_rng(seed)
+    rank = random.integers(1, 21)
     X = random.standard_normal((n, min(rank, d))) @ random.standard_normal((min(rank, d), d))
     X *= 10**log_scale
     y = random.integers(0, 2, n)

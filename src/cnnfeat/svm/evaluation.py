@@ -69,7 +69,8 @@ def wilson_interval(
     centre = share + z * z / (2 * trials)
     spread = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     whole = 1 + z * z / trials
-    return max(0.0, float((centre - spread) / whole)), min(1.0, float((centre + spread) / whole))
+    low, high = float((centre - spread) / whole), float((centre + spread) / whole)
+    return max(0.0, min(low, share)), min(1.0, max(high, share))
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,8 +110,12 @@ def _check_container(path: Path) -> None:
             schema = json.loads(archive.read("schema.json"))
     except (KeyError, ValueError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise FeatureFileError(f"{path}: not an skops file: {error}", hint=_HINT) from error
-    if not isinstance(schema, dict) or size > SIZE_LIMIT:
-        raise FeatureFileError(f"{path}: not an skops file that can be read", hint=_HINT)
+    if size > SIZE_LIMIT:
+        raise FeatureFileError(
+            f"{path} unpacks to {size:,} bytes; at most {SIZE_LIMIT:,} are read", hint=_HINT
+        )
+    if not isinstance(schema, dict):
+        raise FeatureFileError(f"{path}: not an skops file: its schema is no record", hint=_HINT)
 
 
 def _check_metadata(path: Path, metadata: Mapping[str, object]) -> None:

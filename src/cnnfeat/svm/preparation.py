@@ -178,7 +178,8 @@ def _centre(rows: RowBlocks) -> tuple[Doubles, float]:
         total += block.sum(axis=0, dtype=np.float64)
         squares += np.einsum("ij,ij->j", block, block).astype(np.float64)
     mean = total / rows.n_samples
-    return mean, float((squares / rows.n_samples - mean**2).sum())
+    total_variance = (squares - rows.n_samples * mean**2).sum() / max(1, rows.n_samples - 1)
+    return mean, float(total_variance)
 
 
 def _covariance(rows: RowBlocks, mean: Doubles, basis: Doubles) -> Doubles:

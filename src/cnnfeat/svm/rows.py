@@ -139,14 +139,15 @@ class Design:
         self._factor = 1 / (np.ones(d) if scale is None else np.asarray(scale, np.float64))
         offset = float(np.max(np.abs(self._mean * self._factor), initial=0))
         self._far = offset > OFFSET_LIMIT and self.dtype == np.float32
+        self._rest = self._mean - self._mean.astype(self.dtype)
 
     def product(self, weights: NDArray[np.float64]) -> Floats:
         """Multiply by `weights` of shape (n_weights, m); the result has shape (m, n_samples)."""
         d = self.rows.n_features
         inner = weights[:d] * self._factor[:, None]
         constant = weights[d] if self.intercept else np.zeros(weights.shape[1])
-        if not self._far:
-            constant = constant - self._mean @ inner
+        # Of means taken off the rows, what rounding left; else all of them.
+        constant = constant - (self._rest if self._far else self._mean) @ inner
         inner, constant = inner.astype(self.dtype), constant.astype(self.dtype)
         values = np.empty((weights.shape[1], self.n_samples), self.dtype)
         for start, block in self.rows.blocks():
@@ -177,6 +178,8 @@ class Design:
         finished = np.empty((len(block), self.n_weights), self.dtype)
         if self._scaled:
             np.subtract(block, self._mean.astype(self.dtype), out=finished[:, :d])
+            if self._far:
+                finished[:, :d] -= self._rest.astype(self.dtype)
             finished[:, :d] *= self._factor.astype(self.dtype)
         else:
             finished[:, :d] = block
