@@ -13,7 +13,8 @@ from cnnfeat.records import Array, Batch, Probe
 
 READ_AHEAD = 2  # batches read before they are needed
 IN_FLIGHT = 2  # calls of the probe at one time
-UNWRITTEN = 4  # batches computed, or being computed, and not yet written
+UNWRITTEN_BYTES = 64 << 20  # of batches computed, or being computed, and not yet written
+FEWEST_UNWRITTEN, MOST_UNWRITTEN = IN_FLIGHT + 1, 8  # batches, whatever their size
 
 Write = Callable[[Batch, tuple[Array, ...]], None]
 
@@ -25,10 +26,14 @@ class Pipeline:
     ----------
     probe : Probe
         Called with two batches at a time.
+    batch_bytes : int
+        Of a batch's activations; the larger, the fewer batches wait to be written.
     """
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, *, batch_bytes: int) -> None:
         self._probe = probe
+        most = min(MOST_UNWRITTEN, UNWRITTEN_BYTES // max(1, batch_bytes))
+        self._most_unwritten = max(FEWEST_UNWRITTEN, most)
         self._failed = False
         self._reader = ThreadPoolExecutor(1, "cnnfeat-read")
         self._prober = ThreadPoolExecutor(IN_FLIGHT, "cnnfeat-probe")
@@ -91,7 +96,7 @@ class Pipeline:
                 _drop(writes)
                 return False
             reads.append(self._read(batches))
-            if len(writes) >= UNWRITTEN:
+            if len(writes) >= self._most_unwritten:
                 writes.popleft().result()
             computed = self._prober.submit(self._compute, batch)
             writes.append(self._writer.submit(self._write, write, batch, computed))

@@ -201,9 +201,10 @@ def _run(
     progress: Progress,
 ) -> None:
     plan = writer.plan
+    row_bytes = max(split.size_bytes // split.n_rows for split in plan.splits)
     with (
         progress.task("extracting", total=plan.n_rows, unit="images") as task,
-        Pipeline(probe) as pipeline,
+        Pipeline(probe, batch_bytes=batch_size * row_bytes) as pipeline,
     ):
         task.advance(writer.n_done)
         for split in plan.splits:

@@ -22,7 +22,7 @@ from cnnfeat.features.journal import Block, BlockNames, Journal
 from cnnfeat.features.output import OutputPaths
 from cnnfeat.records import Array, Batch
 
-SYNC_BYTES = 64 << 20  # written between two syncs
+SYNC_BYTES = 16 << 20  # written between two syncs
 
 
 @dataclass(slots=True)

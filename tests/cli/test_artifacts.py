@@ -1,0 +1,182 @@
+"""`cnnfeat info` and `cnnfeat verify`."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import cnnfeat.cli
+from cnnfeat.features import write_arrays
+
+CARD = {
+    "format": "cnnfeat-model",
+    "format_version": 1,
+    "cnnfeat": "0.1.0",
+    "tensorflow": "2.21.0",
+    "created": "2026-01-02T03:04:05+00:00",
+    "source": {"name": "mnist", "kind": "mnist", "fingerprint": "ab12", "fingerprint_method": "x"},
+    "history": [{"epoch": 1}, {"epoch": 2}],
+    "best_epoch": 2,
+    "validation_accuracy": 0.9912,
+    "test_accuracy": 0.9931,
+    "n_train": 54000,
+    "model_sha256": "cd34",
+}
+SVM = {
+    "format": "cnnfeat-svm",
+    "format_version": 1,
+    "layer": "conv2",
+    "n_features": 1764,
+    "kernel": "linear",
+    "C": 0.01,
+    "n_train": 60000,
+    "n_test": 10000,
+    "accuracy": 0.9925,
+    "features": {"path": "features.h5", "source": "mnist", "network": "model.keras"},
+}
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cnnfeat.cli.main([str(word) for word in args])
+        found = capsys.readouterr()
+        return int(caught.value.code or 0), found.out, found.err
+
+    return call
+
+
+@pytest.fixture
+def features(tmp_path, rng) -> Path:
+    path = tmp_path / "f.h5"
+    write_arrays(
+        path,
+        {"train": {"conv2": rng.normal(size=(600, 2, 3)).astype("float32")}},
+        labels={"train": np.arange(600) % 3},
+        classes=["a", "b", "c"],
+        attributes={
+            "network": "model.keras",
+            "network_format": "keras",
+            "network_test_accuracy": 0.9931,
+            "source": "mnist",
+            "source_kind": "mnist",
+        },
+    )
+    return path
+
+
+def test_info_of_a_feature_file(run, features):
+    features.rename("named-otherwise.txt")
+    code, out, _ = run("info", "named-otherwise.txt")
+    assert code == 0
+    for words in (
+        "feature file",
+        "model.keras (keras), test accuracy 99.31%",
+        "mnist (mnist)",
+        "a, b, c",
+        "600 × 2 × 3",
+        "float32",
+        "14.1 KiB",
+    ):
+        assert words in out, words
+    code, out, _ = run("info", "--json", "named-otherwise.txt")
+    said = json.loads(out)
+    assert said["kind"] == "feature file"
+    assert said["facts"]["rows"] == {"train": 600}
+    assert said["layers"]["train"][0]["shape"] == [600, 2, 3]
+
+
+def test_info_and_verify_take_the_artifact_by_default(run, features):
+    Path("artifacts").mkdir()
+    features.rename("artifacts/features.h5")
+    code, out, _ = run("info")
+    assert code == 0 and "artifacts/features.h5: feature file" in out
+    code, out, _ = run("verify")
+    assert code == 0 and "artifacts/features.h5: all 6 blocks hold" in out
+
+
+def _zip(path: str, members: dict[str, object]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, json.dumps(content))
+
+
+def test_info_of_a_network_and_its_card(run):
+    metadata = {"keras_version": "3.15.1", "date_saved": "2026-01-02"}
+    _zip("model.keras", {"config.json": {}, "metadata.json": metadata})
+    code, out, _ = run("info", "model.keras")
+    assert code == 0 and "model.keras: network" in out and "3.15.1" in out
+    assert "accuracy" not in out
+    Path("model.json").write_text(json.dumps(CARD))
+    for name in ("model.keras", "model.json"):
+        code, out, _ = run("info", name)
+        assert code == 0
+        assert "mnist (mnist), 54000 images" in out
+        assert "validation 99.12%, test 99.31%" in out and "2, best 2" in out
+
+
+def test_info_of_an_svm_and_its_result(run):
+    _zip("svm.skops", {"schema.json": {"__module__": "sklearn.pipeline", "__class__": "Pipeline"}})
+    Path("svm.json").write_text(json.dumps(SVM))
+    for name, kind in (("svm.skops", "SVM"), ("svm.json", "SVM result")):
+        code, out, _ = run("info", name)
+        assert code == 0
+        assert f"{name}: {kind}" in out
+        assert "conv2 (1764 features)" in out and "99.25% of 10000 test rows" in out
+
+
+def test_info_of_what_it_does_not_know(run, tmp_path):
+    def refused(content: bytes) -> str:
+        Path("x").write_bytes(content)
+        code, out, err = run("info", "x")
+        assert (code, out) == (3, "")
+        return err
+
+    assert "it is empty" in refused(b"")
+    assert "begins with b'hello" in refused(b"hello there")
+    assert "damaged archive" in refused(b"PK\x03\x04 torn")
+    assert "no JSON" in refused(b'{"format": ')
+    assert "format 'other'" in refused(b'{"format": "other"}')
+    assert "format version 2" in refused(b'{"format": "cnnfeat-svm", "format_version": 2}')
+    with zipfile.ZipFile("x", "w") as archive:
+        archive.writestr("a.txt", "a")
+    assert "zip archive of 1 other files" in refused(Path("x").read_bytes())
+    with h5py.File("x", "w") as file:
+        file["a"] = [1]
+    assert "no feature file" in refused(Path("x").read_bytes())
+    code, _, err = run("info", "none")
+    assert code == 2 and "no file none" in err
+    code, _, err = run("info", tmp_path)
+    assert code == 3 and "no regular file" in err
+
+
+def test_verify_names_damage_and_exits_3(run, features):
+    with h5py.File(features) as file:
+        place = file["train/conv2"].id.get_offset()
+    with features.open("r+b") as file:
+        file.seek(place + 550 * 24)
+        file.write(b"\x7f")
+    code, out, err = run("verify", features)
+    assert code == 3
+    assert "split 'train', layer 'conv2', block 1 (rows 512 to 599)" in out
+    assert "1 of 6 blocks are damaged" in err
+    code, out, _ = run("verify", "--json", features)
+    said = json.loads(out)
+    assert code == 3
+    assert [(d["split"], d["layer"], d["block"]) for d in said["damages"]] == [
+        ("train", "conv2", 1)
+    ]
+
+
+def test_verify_of_no_file_says_what_makes_one(run):
+    code, _, err = run("verify")
+    assert code == 2
+    assert "no feature file artifacts/features.h5" in err and "cnnfeat extract" in err

@@ -1,0 +1,196 @@
+"""`cnnfeat extract`, and signals while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import cnnfeat.cli
+from cnnfeat.config import ConvConfig, DenseConfig, NetworkConfig
+from cnnfeat.features import FeatureFile
+from cnnfeat.network.architecture import build_network
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network for 8×8 images."""
+    config = NetworkConfig(conv=(ConvConfig(filters=4, kernel_size=3),), dense=(DenseConfig(6),))
+    network = build_network(config, image_shape=(8, 8, 1), n_classes=10, seed=1)
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    network.save(path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """150 images with labels, without a division."""
+    path = tmp_path / "images.npz"
+    np.savez(
+        path,
+        images=rng.integers(0, 256, (150, 8, 8, 1), np.uint8),
+        labels=rng.integers(0, 10, 150),
+    )
+    return path
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, tmp_path, model):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: str) -> tuple[int, str, str]:
+        words = ["extract", "--model", str(model), *map(str, args)]
+        monkeypatch.setattr(sys, "argv", ["cnnfeat", *words])
+        with pytest.raises(SystemExit) as caught:
+            cnnfeat.cli.main(words)
+        found = capfd.readouterr()
+        return int(caught.value.code or 0), found.out, found.err
+
+    return call
+
+
+def _by_keras(model: Path, images: np.ndarray, layer: str) -> np.ndarray:
+    x = images
+    for item in keras.models.load_model(model).layers[1:]:
+        x = item(x, training=False)
+        if item.name == layer:
+            return np.asarray(x)
+    raise LookupError(layer)
+
+
+def test_features_are_those_of_plain_keras(run, model, images):
+    code, out, err = run("--data", images, "--layer", "conv1", "--layer", "fc1", "--batch-size", 64)
+    assert code == 0, err
+    with np.load(images) as arrays, FeatureFile(Path("artifacts/features.h5")) as file:
+        for layer in ("conv1", "fc1"):
+            wanted = _by_keras(model, arrays["images"], layer)
+            found = file.read("all", layer)
+            assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+        np.testing.assert_array_equal(file.labels("all"), arrays["labels"])
+        assert file.attributes["network"] == str(model)
+        assert json.loads(str(file.attributes["preprocessing"]))["scale"]
+    assert "all: conv1 (150, 4, 4, 4) float32, fc1 (150, 6) float32, label (150,) int64" in err
+    assert "150 rows" in out and "images/s" in out
+    assert "TensorFlow" not in err  # its chatter
+
+
+def test_json_says_what_was_made(run, images):
+    code, out, err = run(
+        "--data", images, "--layer", "conv*", "--json", "--dtype", "float16", "-o", "f.h5"
+    )
+    assert code == 0, err
+    said = json.loads(out)
+    assert said["path"] == "f.h5" and said["rows"] == {"all": 150} and said["skipped"] == {}
+    assert said["layers"][0]["layer"] == "conv1" and said["layers"][0]["row_shape"] == [4, 4, 4]
+    with h5py.File("f.h5") as file:
+        assert file["all/conv1"].dtype == "float16"
+
+
+def test_skipped_pictures_give_exit_code_6(run, tmp_path, rng):
+    (tmp_path / "pictures").mkdir()
+    for number in range(12):
+        picture = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8))
+        picture.save(tmp_path / "pictures" / f"{number}.png")
+    (tmp_path / "pictures" / "7.png").write_bytes(b"\x89PNG broken")
+    code, _, err = run("--data", tmp_path / "pictures", "--layer", "fc1")
+    assert code == 3 and "7.png" in err
+    assert not Path("artifacts/features.h5").exists()
+    code, out, err = run(
+        "--data", tmp_path / "pictures", "--layer", "fc1", "--on-error", "skip", "--overwrite"
+    )
+    assert code == 6
+    assert "left out 7.png" in err and "1 left out" in out
+    with FeatureFile(Path("artifacts/features.h5")) as file:
+        assert file.ids("all") == [f"{number}.png" for number in range(12) if number != 7]
+        assert [item.id for item in file.skipped("all")] == ["7.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message", "hint"),
+    [
+        (["--layer", "convv1"], 4, "convv1", "conv1"),
+        (["--layer", "fc1", "--batch-size", "0"], 2, "at least 1", ""),
+        (["--layer", "fc1", "--dtype", "float64"], 2, "'float32' or 'float16'", ""),
+        (["--layer", "fc1", "--resize", "8x8x8"], 2, "8x8x8", ""),
+        (["--layer", "fc1", "--feed", "keep_prob"], 2, "keep_prob=1.0", ""),
+        (["--layer", "fc1", "--limit", "0"], 2, "--limit", ""),
+        (["--layer", "fc1", "--split", "tset"], 2, "no split 'tset'", ""),
+        (["--layer", "fc1", "--model", "none.keras"], 2, "none.keras", "cnnfeat train"),
+        (["--layer", "fc1", "--data", "nowhere"], 2, "nowhere", ""),
+    ],
+)
+def test_bad_options_are_answered(run, images, words, code, message, hint):  # noqa: PLR0917
+    data = [] if "--data" in words else ["--data", str(images)]
+    found, out, err = run(*data, *words)
+    assert found == code, err
+    assert message in err and hint in err
+    assert out == ""
+    assert not Path("artifacts/features.h5").exists()
+
+
+def test_images_that_do_not_fit_are_refused_with_both_shapes(run, tmp_path, rng):
+    np.savez(tmp_path / "large.npz", images=rng.integers(0, 256, (5, 9, 9, 3), np.uint8))
+    code, _, err = run("--data", tmp_path / "large.npz", "--layer", "fc1")
+    assert code == 4
+    assert "9" in err and "8" in err and "--resize" in err
+
+
+def test_existing_output_is_answered_before_anything_is_loaded(run, images):
+    Path("artifacts").mkdir()
+    Path("artifacts/features.h5").write_text("mine")
+    code, _, err = run("--data", images, "--layer", "fc1")
+    assert code == 2
+    assert "artifacts/features.h5 exists" in err and "--overwrite" in err
+    assert Path("artifacts/features.h5").read_text() == "mine"
+
+
+def _start(folder: Path, *words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cnnfeat", *words],
+        cwd=folder,
+        env={**os.environ, "HOME": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_in_order_and_the_command_it_says_goes_on(tmp_path, model, rng, number):
+    images = rng.integers(0, 256, (100_000, 8, 8, 1), np.uint8)
+    np.save(tmp_path / "many.npy", images)
+    words = ["extract", "--model", str(model), "--data", "many.npy", "--layer", "conv1"]
+    process = _start(tmp_path, *words, "--batch-size", "8")
+    journal = tmp_path / "artifacts" / "features.h5.journal"
+    while not journal.exists() or journal.stat().st_size < 3000:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    sent = time.monotonic()
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 4  # 2 s for the block, and Python's own end
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    assert "samples, which are kept in" in err
+    (line,) = [line for line in err.splitlines() if line.startswith("hint: cnnfeat extract")]
+    command = shlex.split(line.removeprefix("hint: ").removesuffix(" goes on from there"))
+    assert command[-1] == "--resume"
+    process = _start(tmp_path, *command[1:])
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 0, err
+    assert "going on after" in err and "100,000 rows" in out
+    with FeatureFile(tmp_path / "artifacts" / "features.h5") as file:
+        wanted = _by_keras(model, images[::5000], "conv1")
+        found = file.take("all", "conv1", np.arange(0, 100_000, 5000))
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
