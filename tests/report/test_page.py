@@ -306,6 +306,17 @@ def test_a_thousand_classes_are_listed_by_the_worst_pairs(tmp_path):
     assert len(page.by_id("scatter-data").text) > 1000
 
 
+def test_large_maps_are_thinned_and_the_page_says_so(tmp_path, rng):
+    maps = rng.standard_normal((6, 70, 64, 200)).astype(np.float32)
+    write_arrays(tmp_path / "features.h5", {"all": {"wide": maps}})
+    result = write_report(tmp_path, tmp_path / "report.html", embedding="pca")
+    page = Page(tmp_path / "report.html")
+    assert result.size_bytes < 5e6
+    text = words(page.tree)
+    assert "70×64×200 = 896,000 features an image; the first 144 of 200 maps are shown" in text
+    assert "of each map one pixel in 3×3 is drawn" in text
+
+
 def test_unlabelled_images_are_points_without_class(tmp_path):
     write_fakes(tmp_path / "run", n_classes=2, labelled=False)
     write_report(tmp_path / "run", tmp_path / "report.html", embedding="pca")

@@ -28,6 +28,8 @@ IMAGES_IN_CELL = 12
 MISTAKES = 120
 CONFUSED_PAIRS = 60  # listed where there are too many classes for a table
 SPRITE_SIDE = 32
+TILES = 144  # of a layer's filters and maps that are drawn
+TILE_SIDE = 32  # pixels of a map that are drawn; of larger ones every 2nd, 3rd ...
 COLOURS = 8  # the style sheet's colours of classes
 _LEVELS = (0.0, 0.005, 0.02, 0.1, 0.5)  # shares of a row from which a cell gets darker
 
@@ -73,6 +75,7 @@ class ShownExhibit:
     kernel_shape: tuple[int, ...]
     map_shape: tuple[int, ...]
     by_norm: bool
+    step: int  # draw one pixel in step × step of a map
     answers: tuple[Answer, ...]
 
 
@@ -154,14 +157,19 @@ def show_exhibit(exhibit: Exhibit, album: Album) -> ShownExhibit:
     """Turn filters and activation maps into images."""
     tiles = None if exhibit.kernel is None else filter_tiles(exhibit.kernel)
     maps = next(iter(exhibit.maps.values()), None)
+    step = 1 if maps is None else -(-max(maps.shape[:2]) // TILE_SIDE)
     return ShownExhibit(
         layer=exhibit.layer,
-        filters=None if tiles is None else _tiles(make_sheet(tiles)),
+        filters=None if tiles is None else _tiles(make_sheet(tiles[:TILES])),
         kernel_shape=() if exhibit.kernel is None else exhibit.kernel.shape,
         map_shape=() if maps is None else maps.shape,
         by_norm=exhibit.kernel is not None and exhibit.kernel.shape[2] not in (1, 3),
+        step=step,
         answers=tuple(
-            Answer(album.picture(row), _tiles(make_sheet(map_tiles(activation))))
+            Answer(
+                album.picture(row),
+                _tiles(make_sheet(map_tiles(activation[::step, ::step, :TILES]))),
+            )
             for row, activation in exhibit.maps.items()
         ),
     )
