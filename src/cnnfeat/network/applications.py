@@ -13,7 +13,8 @@ import tensorflow as tf
 from cnnfeat.errors import DownloadError, MissingInputError, NetworkError, near_names
 from cnnfeat.network.graph import FlatGraph, node_of
 from cnnfeat.network.hdf5_trust import check_hdf5
-from cnnfeat.network.keras_files import KERAS_ERRORS, first_line, trace_keras
+from cnnfeat.network.keras_errors import KERAS_ERRORS, first_line
+from cnnfeat.network.keras_files import trace_keras
 
 PREFIX = "keras:"
 # How each family's pixels were scaled in training (its `preprocess_input`).
@@ -67,10 +68,14 @@ def load_application(name: str, *, weights: str | None = None) -> tuple[FlatGrap
         )
     name = known[name.lower()]
     model = _build(name, weights or "imagenet")
-    scale = next(scale for family, scale in _SCALES.items() if name.startswith(family))
-    graph = trace_keras(model, scale=scale, free=True)
+    graph = trace_keras(model, scale=scale_of(name), free=True)
     _state_size(graph, model.input_shape)
     return graph, _digest(model)
+
+
+def scale_of(name: str) -> str:
+    """How a network's pixels were scaled in training."""
+    return next(scale for family, scale in _SCALES.items() if name.startswith(family))
 
 
 def _state_size(graph: FlatGraph, shape: Sequence[int | None]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import tensorflow as tf
 
 from cnnfeat.network.flattening import importable
-from cnnfeat.network.graph import GraphInput, descendants, shape_of
+from cnnfeat.network.graph import GraphInput, ancestors, descendants, nodes_by_name, shape_of
 from cnnfeat.network.order import WEIGHED
 
 _FED = {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
@@ -23,6 +25,7 @@ def graph_inputs(graph_def: tf.compat.v1.GraphDef) -> tuple[GraphInput, ...]:
     graph = tf.Graph()
     with graph.as_default():
         tf.graph_util.import_graph_def(importable(graph_def), name="")
+    nodes = nodes_by_name(graph_def)
     weighed = {node.name for node in graph_def.node if WEIGHED.match(node.op)}
     inputs = [
         GraphInput(
@@ -33,10 +36,16 @@ def graph_inputs(graph_def: tf.compat.v1.GraphDef) -> tuple[GraphInput, ...]:
             reach=sum(name in weighed for name in descendants(graph_def, [tensor.name])),
         )
         for operation in graph.get_operations()
-        if operation.type in _FED | _PIPELINES | _DECODERS
+        if operation.type in _FED | _PIPELINES
+        or (operation.type in _DECODERS and not _in_loop(nodes, operation.name))
         for tensor in operation.outputs
     ]
     return tuple(item for item in inputs if item.dtype not in (tf.resource, tf.variant))
+
+
+def _in_loop(nodes: Mapping[str, tf.compat.v1.NodeDef], name: str) -> bool:
+    """Whether a node is computed many times in one run, so that nothing can be fed for it."""
+    return any(nodes[item].op == "Enter" for item in ancestors(nodes, [name], control=False))
 
 
 def internal_input(graph_def: tf.compat.v1.GraphDef, name: str) -> GraphInput | None:

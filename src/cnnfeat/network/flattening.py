@@ -58,6 +58,7 @@ def inline_functions(
     except (tf.errors.OpError, ValueError) as error:
         _LOG.debug("functions stay as they are: %s", error)
         return graph_def
+    _unplace(inlined)
     return _without_seams(inlined)
 
 
@@ -86,11 +87,7 @@ def known_part(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
 
     Devices and colocations go too: they name the machine the graph was made on.
     """
-    for nodes in (graph_def.node, *(item.node_def for item in graph_def.library.function)):
-        for node in nodes:
-            node.device = ""
-            if "_class" in node.attr:
-                del node.attr["_class"]
+    _unplace(graph_def)
     functions = {function.signature.name: function for function in graph_def.library.function}
     bad_functions = {
         name
@@ -107,6 +104,14 @@ def known_part(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
         return graph_def
     _LOG.debug("operations this TensorFlow doesn't have: %d nodes left out", len(lost))
     return without(graph_def, lost)
+
+
+def _unplace(graph_def: tf.compat.v1.GraphDef) -> None:
+    for nodes in (graph_def.node, *(item.node_def for item in graph_def.library.function)):
+        for node in nodes:
+            node.device = ""
+            if "_class" in node.attr:
+                del node.attr["_class"]
 
 
 def importable(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:

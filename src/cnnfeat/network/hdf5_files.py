@@ -1,4 +1,4 @@
-"""Whole models in HDF5, of Keras 3 and Keras 2; and Keras 2's own reader, where it is installed."""
+"""Whole models in HDF5, of Keras 3 and Keras 2."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 import h5py
 import keras
-import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.network import keras_trust
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.hdf5_trust import check_hdf5
-from cnnfeat.network.keras_files import KERAS_ERRORS, first_line, trace_keras, unknown_class
-from cnnfeat.network.tracing import trace
+from cnnfeat.network.keras_errors import KERAS_ERRORS, first_line, unknown_class
+from cnnfeat.network.keras_files import trace_keras
+from cnnfeat.network.legacy import load_legacy
 
 _LOG = logging.getLogger("cnnfeat")
-LEGACY_HINT = "Keras 2 may read it: pip install 'cnnfeat[legacy]'"
 
 
 def load_hdf5(path: Path) -> FlatGraph:
@@ -47,54 +45,6 @@ def load_hdf5(path: Path) -> FlatGraph:
             ) from error
         _LOG.debug("%s: Keras 3 can't read it: %s", path, first_line(error))
         return load_legacy(path, ".h5", reason=error)
-
-
-def load_legacy(path: Path, suffix: str, *, reason: Exception) -> FlatGraph:
-    """Load a file of Keras 2 with Keras 2.
-
-    Raises
-    ------
-    NetworkError
-        If `tf-keras` is not installed, or can't read it either.
-    """
-    tf_keras = _keras_2()
-    if tf_keras is None:
-        raise unknown_class(path, reason) or NetworkError(
-            f"{path}: a Keras 2 file that Keras {keras.__version__} can't read: "
-            f"{first_line(reason)}",
-            hint=LEGACY_HINT,
-        ) from reason
-    try:
-        with keras_trust.regular_name(path, suffix) as named:
-            model = tf_keras.models.load_model(str(named), compile=False, safe_mode=True)
-    except KERAS_ERRORS as error:
-        raise unknown_class(path, error) or NetworkError(
-            f"{path}: neither Keras {keras.__version__} nor Keras {tf_keras.__version__} reads it: "
-            f"{first_line(error)}",
-            hint="load it where it was made and export it as a SavedModel",
-        ) from error
-    if not model.inputs:
-        raise NetworkError(
-            f"{path}: the model doesn't say what shape its input has",
-            hint="where it was made, call it once and save it again",
-        )
-    specs = [tf.TensorSpec(item.shape, item.dtype, name=item.name) for item in model.inputs]
-    struct = getattr(model, "_nested_inputs", None) or model.inputs
-    return trace(
-        model,
-        call_owner=tf_keras.layers.Layer,
-        specs=specs,
-        pack=lambda tensors: tf.nest.pack_sequence_as(struct, tensors),
-    )
-
-
-def _keras_2() -> ModuleType | None:
-    try:
-        import tf_keras
-    except ImportError:
-        return None
-    module: ModuleType = tf_keras
-    return module
 
 
 def _configuration(path: Path) -> tuple[Mapping[str, object], str]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from cnnfeat.errors import NetworkError, UntrustedModelError
+from cnnfeat.errors import NetworkError
 from cnnfeat.network import keras_trust
 from cnnfeat.network.graph import FlatGraph
+from cnnfeat.network.keras_errors import KERAS_ERRORS, first_line, unknown_class
+from cnnfeat.network.legacy import load_legacy
 from cnnfeat.network.tracing import trace
 
-KERAS_ERRORS = (
-    ValueError, TypeError, KeyError, IndexError, OSError, AttributeError, ImportError,
-    NotImplementedError, RuntimeError, tf.errors.OpError,
-)  # fmt: skip
 Pack = Callable[[Sequence[tf.Tensor]], object]
 
 
@@ -37,18 +34,11 @@ def load_keras(path: Path) -> FlatGraph:
             model = keras.saving.load_model(named, compile=False, safe_mode=True)
         return trace_keras(model, config)
     except KERAS_ERRORS as error:
+        if keras_trust.is_keras_2(path):
+            return load_legacy(path, ".keras", reason=error)
         raise unknown_class(path, error) or NetworkError(
             f"{path}: Keras {keras.__version__} can't read it: {first_line(error)}"
         ) from error
-
-
-def unknown_class(path: Path, error: Exception) -> UntrustedModelError | None:
-    """Say it plainly where Keras failed for want of a class that somebody wrote."""
-    text = str(error)
-    match = re.search(r"(?:Unknown layer|Could not locate class|Unknown object): ?'?(\w+)", text)
-    if match is None:
-        return None
-    return keras_trust.unregistered(path, "a layer", match.group(1))
 
 
 def trace_keras(
@@ -125,9 +115,3 @@ def _lengths(shape: object) -> list[int | None] | None:
         return None
     whole = all(length is None or isinstance(length, int) for length in shape)
     return list(shape) if whole else None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -199,6 +199,15 @@ def unregistered(path: Path, layer: str, name: str) -> UntrustedModelError:
     )
 
 
+def is_keras_2(path: Path) -> bool:
+    """Whether a `.keras` archive says that Keras 2 wrote it."""
+    with zipfile.ZipFile(path) as archive:
+        if "metadata.json" not in archive.namelist():
+            return False
+        text = archive.read("metadata.json").decode("utf-8", "replace")
+    return '"keras_version": "2' in text
+
+
 @contextmanager
 def regular_name(path: Path, suffix: str) -> Iterator[Path]:
     """Give a file the ending Keras wants to see, where it has another."""

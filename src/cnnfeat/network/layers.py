@@ -6,7 +6,6 @@ last is its output. A node outside every scope is a layer of its own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,14 +13,10 @@ import tensorflow as tf
 
 from cnnfeat.network.graph import FlatGraph, NamedTensor, descendants
 from cnnfeat.network.inputs import ImageInput
+from cnnfeat.network.naming import clean_names, is_call, uncalled
 from cnnfeat.network.order import consumers_of, in_order
 from cnnfeat.records import TensorInfo
 
-_CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?|Func|cond(_\d+)?_?|__inference_.*")
-_NUMBERED = re.compile(r".+_\d+")
-_GENERIC = re.compile(
-    r"(model|functional|sequential|import|module|graph|network)(_\d+)?(_apply\w*)?"
-)
 _MINOR = {
     "Shape", "ShapeN", "Pack", "StridedSlice", "Slice", "Const", "Identity", "IdentityN", "NoOp",
     "Assert", "Size", "Rank", "Range", "Fill", "Cast", "Switch", "Merge", "Enter", "Exit",
@@ -130,72 +125,10 @@ def _passed_on(
         for name in ordered
         if nodes[name].op == "Identity"
         and not name.startswith("Func/")
-        and "/" in _uncalled(name)
+        and "/" in uncalled(name)
         and name.rsplit("/", 1)[0] not in filled
-        and not any(_CALL.fullmatch(part) for part in name.split("/")[-2:])
+        and not any(is_call(part) for part in name.split("/")[-2:])
     ]
-
-
-def clean_names(members: Sequence[str], weights: Iterable[str]) -> dict[str, str]:
-    """Say what is left of each node's name without the prefixes and suffixes of tracing.
-
-    Parameters
-    ----------
-    members : sequence of str
-        Names of nodes, in order.
-    weights : iterable of str
-        Names of the variables, which carry the layers' own names.
-    """
-    clean = {name: _uncalled(name) for name in members}
-    traced = any(clean[name] != name for name in members)
-    if traced and _suffixed(clean.values(), weights):
-        clean = _without_suffixes(clean)
-    while True:
-        heads = {text.split("/")[0] for text in clean.values()}
-        if len(heads) != 1 or any("/" not in text for text in clean.values()):
-            return clean
-        seconds = {text.split("/")[1] for text in clean.values()}
-        if len(seconds) < 2 or not (traced or _GENERIC.fullmatch(next(iter(heads)))):
-            return clean
-        clean = {name: text.split("/", 1)[1] for name, text in clean.items()}
-        traced = False
-
-
-def _uncalled(name: str) -> str:
-    parts = [part for part in name.split("/") if not _CALL.fullmatch(part)]
-    return "/".join(parts) or name.rsplit("/", 1)[-1]
-
-
-def _suffixed(names: Iterable[str], weights: Iterable[str]) -> bool:
-    """Whether every scope has got a number at its end, as Keras 3 exports them.
-
-    Then `conv2_1` is no layer's name, but `conv2` is the name its weights have.
-    """
-    scopes = {part for name in names for part in name.split("/")[:-1]}
-    if not scopes or not all(_NUMBERED.fullmatch(scope) for scope in scopes):
-        return False
-    own = {weight.split("/")[-2] for weight in weights if "/" in weight}
-    stripped = {scope.rsplit("_", 1)[0] for scope in scopes}
-    return len(own & stripped) > len(own & scopes)
-
-
-def _without_suffixes(clean: Mapping[str, str]) -> dict[str, str]:
-    """Take the numbers off; a layer called again is told apart as `embed@2`."""
-    chosen: dict[str, str] = {}
-    taken: dict[str, int] = {}
-    result = {}
-    for node, name in clean.items():
-        *parts, last = name.split("/")
-        old, new = "", ""
-        for part in parts:
-            old = f"{old}/{part}"
-            if old not in chosen:
-                base = f"{new}/{part.rsplit('_', 1)[0]}"
-                taken[base] = taken.get(base, 0) + 1
-                chosen[old] = base if taken[base] == 1 else f"{base}@{taken[base]}"
-            new = chosen[old]
-        result[node] = f"{new}/{last}".removeprefix("/")
-    return result
 
 
 def _scopes(members: Iterable[str], clean: Mapping[str, str]) -> dict[str, _Scope]:

@@ -69,6 +69,8 @@ class GraphProbe:
         NetworkError
             If they don't fit, or give rows of another shape than `outputs` states.
         """
+        if len(images) == 0:
+            return tuple(np.empty((0, *item.row_shape), item.dtype) for item in self.outputs)
         results = self._bounded(images)
         for output, result in zip(self.outputs, results, strict=True):
             if result.shape != (len(images), *output.row_shape):

@@ -22,6 +22,7 @@ from cnnfeat.network.flattening import (
 from cnnfeat.network.graph import FlatGraph, GraphInput, ancestors, nodes_by_name
 from cnnfeat.network.graphdef import ends
 from cnnfeat.network.inputs import can_take_images
+from cnnfeat.network.modules import call_module
 from cnnfeat.network.protofiles import read_message
 from cnnfeat.network.restoring import (
     Checkpoint,
@@ -54,14 +55,17 @@ def load_saved_model(
         If it is damaged, or no signature fits.
     """
     meta = _meta_graph(folder)
-    chosen = choose_signature(meta.signature_def, signature, folder)
-    outputs = [info.name for info in chosen.outputs.values() if info.name]
-    graph_def = forward_part(known_part(_served(meta.graph_def, outputs)))
-    entries = restored_entries(meta.graph_def, meta.saver_def.restore_op_name)
-    graph_def = inline_functions(graph_def, [*outputs, *ends(graph_def)])
-    weights = take_out_constants(graph_def)
     prefix = folder / "variables" / "variables"
     checkpoint = Checkpoint(prefix) if prefix.with_suffix(".index").is_file() else None
+    if signature is None and not set(meta.signature_def) - _INTERNAL:
+        chosen, entries = call_module(meta, checkpoint, folder)
+    else:
+        chosen = choose_signature(meta.signature_def, signature, folder)
+        entries = restored_entries(meta.graph_def, meta.saver_def.restore_op_name)
+    outputs = [info.name for info in chosen.outputs.values() if info.name]
+    graph_def = forward_part(known_part(_served(meta.graph_def, outputs)))
+    graph_def = inline_functions(graph_def, [*outputs, *ends(graph_def)])
+    weights = take_out_constants(graph_def)
     values, owners = take_out_variables(
         graph_def, checkpoint, entries, wanted=read_variables(graph_def)
     )
@@ -99,7 +103,7 @@ def choose_signature(
     NetworkError
         If it isn't there, or several could be meant.
     """
-    known = {name: value for name, value in signatures.items() if name not in _INTERNAL}
+    known = {name: signatures[name] for name in sorted(signatures) if name not in _INTERNAL}
     if asked is not None:
         if asked not in known:
             raise NetworkError(
@@ -113,8 +117,6 @@ def choose_signature(
         return chosen["serving_default"]
     if len(chosen) == 1 or len({_fed(value) for value in chosen.values()}) == 1:
         return next(iter(chosen.values()))
-    if not chosen:
-        raise NetworkError(f"{folder}: a SavedModel without signatures")
     raise NetworkError(
         f"{folder} has several signatures that could take images: {', '.join(chosen)}",
         hint=f"say which with --signature, such as --signature {next(iter(chosen))}",

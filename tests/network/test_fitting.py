@@ -1,0 +1,153 @@
+"""Fitting images to an input: shapes, layouts, scales, and what doesn't fit."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cnnfeat.errors import NetworkError
+from cnnfeat.network.fitting import Fit, fit
+from cnnfeat.network.graph import GraphInput
+from cnnfeat.network.inputs import image_input
+
+
+def take(shape: tuple[int | None, ...] | None, dtype: tf.DType = tf.float32):
+    return image_input([GraphInput("images", "images:0", dtype, shape)])
+
+
+def fitted(shape, *, images: np.ndarray, scale: str = "raw", dtype=tf.float32) -> np.ndarray:
+    plan: Fit = fit(
+        take(shape, dtype),
+        image_shape=images.shape[1:],
+        image_dtype=images.dtype.name,
+        scale=scale,
+        default_scale="raw",
+        resize=None,
+    )
+    return plan(tf.constant(images)).numpy()
+
+
+@pytest.fixture
+def grey() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, 4, 6, 1), dtype=np.uint8)
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
+
+
+def test_the_layouts(grey: np.ndarray, rgb: np.ndarray) -> None:
+    np.testing.assert_array_equal(fitted((None, 4, 6, 1), images=grey), grey)
+    np.testing.assert_array_equal(fitted((None, 4, 6), images=grey), grey[..., 0])
+    np.testing.assert_array_equal(fitted((None, 24), images=grey), grey.reshape(2, 24))
+    np.testing.assert_array_equal(fitted((None, 72), images=rgb), rgb.reshape(2, 72))
+    np.testing.assert_array_equal(fitted((None, 3, 4, 6), images=rgb), rgb.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(fitted((None, None, None, 3), images=rgb), rgb)
+    np.testing.assert_array_equal(fitted(None, images=rgb), rgb)
+    np.testing.assert_array_equal(fitted((None, None, 3), images=rgb[:1]), rgb[0])
+
+
+def test_the_scales_are_those_of_keras(rgb: np.ndarray) -> None:
+    from keras.src.applications.imagenet_utils import preprocess_input
+
+    def close(scale: str, wanted: np.ndarray) -> None:
+        value = fitted((None, 4, 6, 3), images=rgb, scale=scale)
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=2e-5)
+
+    pixels = rgb.astype(np.float32)
+    close("raw", pixels)
+    close("unit", pixels / 255)
+    close("symmetric", preprocess_input(pixels.copy(), mode="tf"))
+    close("imagenet", preprocess_input(pixels.copy(), mode="torch"))
+    close("caffe", preprocess_input(pixels.copy(), mode="caffe"))
+
+
+def test_sixteen_bits_are_scaled_by_their_own_range() -> None:
+    images = np.array([0, 257, 65_535], np.uint16).reshape(3, 1, 1, 1)
+    value = fitted((None, 1, 1, 1), images=images, scale="unit")
+    np.testing.assert_allclose(value.ravel(), [0, 1 / 255, 1], rtol=1e-6)
+
+
+def test_float_images_count_as_scaled() -> None:
+    images = np.array([0, 0.25, 1], np.float32).reshape(3, 1, 1, 1)
+    np.testing.assert_allclose(
+        fitted((None, 1, 1, 1), images=images, scale="symmetric").ravel(), [-1, -0.5, 1]
+    )
+
+
+def plan(shape, image_shape, **options) -> Fit:
+    options = {"scale": None, "default_scale": "unit", "resize": None, **options}
+    return fit(take(shape), image_shape=image_shape, image_dtype="uint8", **options)
+
+
+def test_the_source_is_told_what_to_bring_images_to() -> None:
+    assert plan((None, 8, 8, 3), (8, 8, 1)).target.channels == 3
+    assert plan((None, 8, 8, 1), (8, 8, 3)).target.channels == 1
+    assert plan((None, 64), (8, 8, 3)).target.channels == 1
+    resized = plan((None, 8, 8, 3), (20, 30, 3), resize=(8, 8))
+    assert (resized.target.size, resized.target.channels) == ((8, 8), 3)
+
+
+def test_what_was_done_is_recorded() -> None:
+    assert plan((None, 8, 8, 3), (20, 30, 1), resize=(8, 8)).preprocessing == {
+        "input": "images:0",
+        "layout": "NHWC",
+        "dtype": "float32",
+        "scale": "unit",
+        "resize": [8, 8],
+        "channels": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_shape", "message", "hint"),
+    [
+        ((None, 8, 8, 3), (9, 8, 3), r"\(9, 8, 3\) don't fit .* takes \(8, 8, 3\)", "--resize 8x8"),
+        ((None, 784), (8, 8, 1), r"\(8, 8, 1\) don't fit .* takes \(784,\)", "--resize 28x28"),
+        ((None, 3, 8, 8), (4, 4, 3), r"takes \(3, 8, 8\)", "--resize 8x8"),
+        ((None, 10), (4, 4, 1), r"takes \(10,\)", "images of 10 numbers"),
+        ((None, 8, 8, 4), (8, 8, 3), "takes 4 channels", ""),
+    ],
+)
+def test_images_that_dont_fit(shape, image_shape, message: str, hint: str) -> None:
+    with pytest.raises(NetworkError, match=message) as caught:
+        plan(shape, image_shape)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 4
+
+
+def test_scales_that_dont_go() -> None:
+    with pytest.raises(NetworkError, match="must be one of unit, symmetric"):
+        plan((None, 8, 8, 3), (8, 8, 3), scale="huge")
+    with pytest.raises(NetworkError, match="--scale caffe is for RGB"):
+        plan((None, 8, 8, 1), (8, 8, 1), scale="caffe")
+    with pytest.raises(NetworkError, match="makes fractions"):
+        fit(
+            take((None, 8, 8, 1), tf.uint8),
+            image_shape=(8, 8, 1),
+            image_dtype="uint8",
+            scale="unit",
+            default_scale="raw",
+            resize=None,
+        )
+
+
+@pytest.mark.parametrize(
+    ("layers", "dtype", "scale"),
+    [
+        ([], "uint8", "raw"),
+        ([], "float32", "unit"),
+        ([keras.layers.Rescaling(1 / 255)], "float32", "raw"),
+        ([keras.layers.Normalization(mean=0.5, variance=2.0)], "float32", "raw"),
+    ],
+)
+def test_the_default_scale(layers, dtype: str, scale: str, tmp_path) -> None:
+    from cnnfeat.network import load_network
+
+    head = keras.layers.GlobalAveragePooling2D()
+    model = keras.Sequential([keras.Input((6, 6, 1), dtype=dtype), *layers, head])
+    model.save(tmp_path / "model.keras")
+    assert load_network(str(tmp_path / "model.keras")).default_scale == scale
