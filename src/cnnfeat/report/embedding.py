@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.features import FeatureFile
@@ -146,8 +147,10 @@ def _project(
         perplexity = min(30.0, (len(X) - 1) / 3)
         init = "pca" if n_components >= 2 else "random"
         machine = TSNE(2, perplexity=perplexity, init=init, random_state=seed)
+    with threadpool_limits(1, user_api="openmp"):  # t-SNE's threads wait for each other by spinning
+        points = np.asarray(machine.fit_transform(inner), np.float64)
     name = METHODS[method]
-    return np.asarray(machine.fit_transform(inner), np.float64), (f"{name} 1", f"{name} 2")
+    return points, (f"{name} 1", f"{name} 2")
 
 
 def _umap_class() -> type:
