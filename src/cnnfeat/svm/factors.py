@@ -12,7 +12,8 @@ Floats = NDArray[np.floating]
 
 # What the two kinds of work cost on a common core, for a choice that needs no precision.
 PRODUCT_FLOPS = 1e11  # a second, in matrix products
-VECTOR_FLOPS = 4e9  # a second, in matrix times few vectors
+NARROW_FLOPS = 5e10  # a second, in products with few columns
+BYTES = 1.2e10  # a second, read from memory
 CALL_S = 2e-4  # of overhead
 
 
@@ -50,8 +51,25 @@ def factorize(matrix: Floats) -> Factor:
         ridge = added
 
 
-def worth_factoring(iterations: int, *, rows: int, features: int) -> bool:
-    """Tell whether a new factor costs less than `iterations` of conjugate gradients."""
+def worth_factoring(
+    iterations: int, *, rows: int, features: int, shared_rows: int, columns: int, classes: int
+) -> bool:
+    """Tell whether a class's new factor costs less than the iterations it is likely to save.
+
+    Parameters
+    ----------
+    iterations : int
+        Of conjugate gradients, that the old factor needed.
+    rows : int
+        Active rows of the class.
+    features : int
+        Weights of a column.
+    shared_rows : int
+        Rows that one iteration goes over, for `columns` columns of `classes` classes at once.
+    columns, classes : int
+        How many share an iteration.
+    """
     factoring_s = CALL_S + (rows * features**2 + features**3 / 3) / PRODUCT_FLOPS
-    iteration_s = CALL_S / 2 + 4 * rows * features / VECTOR_FLOPS
-    return iterations > 1 and iterations * iteration_s > factoring_s
+    entries = shared_rows * features
+    iteration_s = CALL_S + max(4 * entries * columns / NARROW_FLOPS, 4 * entries / BYTES)
+    return iterations > 1 and iterations * iteration_s / classes > factoring_s

@@ -125,7 +125,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.class_weight, classes=classes, y=labels, sample_weight=weights
         )
         columns = one_against_rest(len(classes), C=self.C, class_weight=factors)
-        design = Design(rows, intercept=self.fit_intercept)
+        design = Design(rows, intercept=self.fit_intercept).hold(room_bytes=self.memory_bytes // 2)
         state = solve(
             design,
             Targets(codes, weights),

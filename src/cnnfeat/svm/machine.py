@@ -31,7 +31,7 @@ from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.preparation import Preparation, prepare
 from cnnfeat.svm.problems import Targets
-from cnnfeat.svm.rows import Design, MappedRows, Moments, RowBlocks, in_memory
+from cnnfeat.svm.rows import Design, MappedRows, Moments, RowBlocks, read_all
 from cnnfeat.svm.selection import Selection, check_grid, default_grid, select_cost
 
 TOLERANCE = 1e-5
@@ -91,7 +91,6 @@ def fit_machine(
     progress : Progress
         Told of the search and the training.
     """
-    rows = in_memory(rows, room_bytes=options.memory_bytes // 2)
     prepared = prepare(rows, seen, normalize=config.normalize, pca=config.pca, seed=config.seed)
     fit = _fit_kernel if config.kernel in ("rbf", "poly") else _fit_linear
     return fit(
@@ -150,10 +149,11 @@ def _fit_linear(
         gamma = float(mapping.gamma)
         width = len(mapping.components_)
         mapped = MappedRows(prepared.rows(rows), mapping.transform, n_features=width)
-        design = Design(in_memory(mapped, room_bytes=options.memory_bytes // 2))
+        design = Design(mapped)
         steps.append(("nystroem", mapping))
     else:
-        design = prepared.design(rows, room_bytes=options.memory_bytes // 2)
+        design = prepared.design(rows)
+    design.hold(room_bytes=options.memory_bytes // 2)
     C, selection, start = _choose_cost(
         design, codes, n_classes=n_classes, config=config, options=options, progress=progress
     )
@@ -238,8 +238,7 @@ def _fit_kernel(
 ) -> Machine:
     kernel = config.kernel
     warn_of_cost(rows.n_samples, prepared.n_outputs, kernel=kernel)
-    mapped = prepared.rows(rows)
-    X = mapped.take(np.arange(rows.n_samples))
+    X = read_all(prepared.rows(rows))
     selection = None
     C = 10.0 if config.C == "auto" else config.C
     gamma = scale_gamma(X) if config.gamma == "auto" else config.gamma

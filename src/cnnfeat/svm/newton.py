@@ -165,7 +165,8 @@ class _Newton:
         """Solve for the Newton directions `(n_weights, n_live)` and decrements `(n_live,)`."""
         union = _union([active[int(j)].rows for j in live], self._design.n_samples)
         row_bytes = self._design.n_weights * self._design.dtype.itemsize
-        if len(union) * row_bytes > self._memory_bytes and self._can_stream(live):
+        fits = self._design.held or len(union) * row_bytes <= self._memory_bytes
+        if not fits and self._can_stream(live):
             return self._streamed(state, columns, live, active)
         gathered = self._design.take(union)
         direction = np.zeros((self._design.n_weights, len(live)))
@@ -198,7 +199,12 @@ class _Newton:
             elif self._design.n_weights > DENSE_LIMIT:
                 state.factors[int(k)] = system.diagonal(member)
             elif known is None or worth_factoring(
-                self._stale.get(int(k), 0), rows=rows, features=self._design.n_weights
+                self._stale.get(int(k), 0),
+                rows=rows,
+                features=self._design.n_weights,
+                shared_rows=system.n_rows,
+                columns=len(live),
+                classes=len(np.unique(classes)),
             ):
                 state.factors[int(k)] = factorize(system.hessian(member))
                 if known is None and rows == self._design.n_samples:

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.svm.rows import Design, Floats, MappedRows, Moments, RowBlocks, in_memory
+from cnnfeat.svm.rows import Design, Floats, MappedRows, Moments, RowBlocks
 
 Doubles = NDArray[np.float64]
 
@@ -46,11 +46,11 @@ class Preparation:
     scale: Doubles | None = None
     components: Components | None = None
 
-    def design(self, rows: RowBlocks, *, room_bytes: int) -> Design:
-        """Make the matrix a linear solver works on; few components are kept in memory."""
+    def design(self, rows: RowBlocks) -> Design:
+        """Make the matrix a linear solver works on."""
         if self.components is None and self.normalize != "l2":
             return Design(rows, mean=self.mean, scale=self.scale)
-        return Design(in_memory(self.rows(rows), room_bytes=room_bytes))
+        return Design(self.rows(rows))
 
     def rows(self, rows: RowBlocks) -> MappedRows:
         """Prepare rows when they are read."""

@@ -137,12 +137,30 @@ class Design:
         d = rows.n_features
         self._mean = np.zeros(d) if mean is None else np.asarray(mean, np.float64)
         self._factor = 1 / (np.ones(d) if scale is None else np.asarray(scale, np.float64))
+        self._matrix: Floats | None = None
         offset = float(np.max(np.abs(self._mean * self._factor), initial=0))
         self._far = offset > OFFSET_LIMIT and self.dtype == np.float32
         self._rest = self._mean - self._mean.astype(self.dtype)
 
+    def hold(self, *, room_bytes: int) -> Design:
+        """Keep the finished matrix in memory, if there is room for it."""
+        size_bytes = self.n_samples * self.n_weights * self.dtype.itemsize
+        if self._matrix is None and size_bytes <= room_bytes:
+            matrix = np.empty((self.n_samples, self.n_weights), self.dtype)
+            for start, block in self.rows.blocks():
+                self._finish(block, matrix[start : start + len(block)])
+            self._matrix = matrix
+        return self
+
+    @property
+    def held(self) -> bool:
+        """Whether the matrix is in memory."""
+        return self._matrix is not None
+
     def product(self, weights: NDArray[np.float64]) -> Floats:
         """Multiply by `weights` of shape (n_weights, m); the result has shape (m, n_samples)."""
+        if self._matrix is not None:
+            return self._held_product(weights.astype(self.dtype))
         d = self.rows.n_features
         inner = weights[:d] * self._factor[:, None]
         constant = weights[d] if self.intercept else np.zeros(weights.shape[1])
@@ -158,13 +176,20 @@ class Design:
         return values
 
     def take(self, rows: Indices) -> Floats:
-        """Copy some rows, scaled, with the ones."""
-        return self._finish(self.rows.take(rows))
+        """Copy some rows, scaled, with the ones; all of them are not copied where they are held."""
+        if self._matrix is not None:
+            return self._matrix if len(rows) == self.n_samples else self._matrix[rows]
+        return self._finished(self.rows.take(rows))
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """Yield all rows in order, scaled, with the ones."""
+        if self._matrix is not None:
+            step = max(64, CHUNK_BYTES // (self.n_weights * self.dtype.itemsize))
+            for start in range(0, self.n_samples, step):
+                yield start, self._matrix[start : start + step]
+            return
         for start, block in self.rows.blocks():
-            yield start, self._finish(block)
+            yield start, self._finished(block)
 
     def square_norm(self) -> float:
         """Return the mean over the rows of their squared length."""
@@ -173,9 +198,20 @@ class Design:
             total += float(np.einsum("ij,ij->i", block, block).sum(dtype=np.float64))
         return total / max(1, self.n_samples)
 
-    def _finish(self, block: Floats) -> Floats:
-        d = self.rows.n_features
+    def _held_product(self, weights: Floats) -> Floats:
+        values = np.empty((weights.shape[1], self.n_samples), self.dtype)
+        for start, block in self.blocks():
+            values[:, start : start + len(block)] = (block @ weights).T
+        return values
+
+    def _finished(self, block: Floats) -> Floats:
         finished = np.empty((len(block), self.n_weights), self.dtype)
+        self._finish(block, finished)
+        return finished
+
+    def _finish(self, block: Floats, finished: Floats) -> None:
+        """Write a block, scaled and with the ones, into `finished`."""
+        d = self.rows.n_features
         if self._scaled:
             np.subtract(block, self._mean.astype(self.dtype), out=finished[:, :d])
             if self._far:
@@ -184,7 +220,6 @@ class Design:
         else:
             finished[:, :d] = block
         finished[:, d:] = 1
-        return finished
 
 
 class SubsetRows:
@@ -249,14 +284,12 @@ class MappedRows:
         return taken
 
 
-def in_memory(rows: RowBlocks, *, room_bytes: int) -> RowBlocks:
-    """Read rows into memory if there is room for them."""
-    if rows.n_samples * rows.n_features * rows.dtype.itemsize > room_bytes:
-        return rows
+def read_all(rows: RowBlocks) -> Floats:
+    """Read all rows into one matrix in memory."""
     matrix = np.empty((rows.n_samples, rows.n_features), rows.dtype)
     for start, block in rows.blocks():
         matrix[start : start + len(block)] = block
-    return ArrayRows(matrix)
+    return matrix
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,11 @@ class System:
             self._costs[place, k] = 2 * column.costs
             self._places.append(place)
 
+    @property
+    def n_rows(self) -> int:
+        """Rows active in any column."""
+        return len(self._gathered)
+
     def pull(self) -> Doubles:
         """Minus the gradient of the loss, (n_weights, n_columns)."""
         total = np.zeros((self._gathered.shape[1], len(self.active)))
@@ -58,12 +63,16 @@ class System:
         """The Hessian of column `k`, (n_weights, n_weights)."""
         d = self._gathered.shape[1]
         total = np.zeros((d, d), self._gathered.dtype)
-        place, weight = self._places[k], np.sqrt(2 * self.active[k].costs)
+        place, costs = self._places[k], self.active[k].costs
+        even = len(costs) > 0 and bool(np.all(costs == costs[0]))
         step = max(2048, d)
         for start in range(0, len(place), step):
             rows = self._gathered[place[start : start + step]]
-            rows *= weight[start : start + step, None]
+            if not even:
+                rows *= np.sqrt(2 * costs[start : start + step, None])
             total += rows.T @ rows
+        if even:
+            total *= 2 * costs[0]
         total.flat[:: d + 1] += 1
         return total
 
