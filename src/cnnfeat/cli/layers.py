@@ -64,7 +64,7 @@ def _chosen(
     network: Network, *, every: bool, match: str | None, kind: str | None, whole: bool
 ) -> tuple[LayerInfo, ...]:
     if every:
-        found = network.find([info.name for info in network.tensors])
+        found = network.everything
     elif match is not None:
         found = network.find([match])
     elif kind is not None or whole or len(network.layers) <= SCREEN:

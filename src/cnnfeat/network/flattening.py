@@ -13,7 +13,7 @@ from tensorflow.python.framework import op_def_registry
 from tensorflow.python.grappler import tf_optimizer
 
 from cnnfeat.network.graph import ancestors, node_of, nodes_by_name, subgraph
-from cnnfeat.network.trust import called, only_computes
+from cnnfeat.network.trust import called, impure_nodes
 
 _LOG = logging.getLogger("cnnfeat")
 CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
@@ -120,11 +120,8 @@ def importable(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
     To find out shapes, TensorFlow evaluates parts of a graph that look constant to it, and to it
     reading a file is constant. Operations it knows to have a state it never evaluates.
     """
-    lost = {
-        node.name
-        for node in graph_def.node
-        if not only_computes(graph_def, node) and not _stateful(node.op)
-    }
+    impure = impure_nodes(graph_def)
+    lost = {node.name for node in graph_def.node if node.name in impure and not _stateful(node.op)}
     return without(graph_def, lost) if lost else graph_def
 
 

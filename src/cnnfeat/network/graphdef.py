@@ -16,6 +16,7 @@ from cnnfeat.network.flattening import (
     take_out_constants,
 )
 from cnnfeat.network.graph import FlatGraph, tensor_of
+from cnnfeat.network.modernising import modernise
 from cnnfeat.network.protofiles import read_message
 from cnnfeat.network.restoring import VARIABLES
 
@@ -52,7 +53,7 @@ def flat_graph(
 ) -> FlatGraph:
     """Make a graph without a signature flat, and find its inputs and ends."""
     held = {**take_out_constants(graph_def), **(weights or {})}
-    part = forward_part(known_part(graph_def))
+    part = forward_part(known_part(modernise(graph_def)))
     part = inline_functions(part, ends(part))
     inputs = tuple(item for item in graph_inputs(part) if item.name not in held)
     if input_name is not None and input_name not in {item.name for item in inputs}:

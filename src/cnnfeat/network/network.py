@@ -137,6 +137,11 @@ class Network:
         return "raw" if whole or self._graph.rescales else "unit"
 
     @property
+    def everything(self) -> tuple[LayerInfo, ...]:
+        """All tensors that depend on the images, each as a layer of its own name."""
+        return tuple(self._tensor_layer(info.name) for info in self.tensors)
+
+    @property
     def trunk(self) -> tuple[LayerInfo, ...]:
         """The layers that every path from the images to the outputs goes through.
 

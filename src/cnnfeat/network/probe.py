@@ -7,7 +7,6 @@ images and before the pooling; everything runs as one TensorFlow function.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -224,7 +223,7 @@ class GraphProbe:
         )
 
     def _misfit(self, error: Exception) -> NetworkError:
-        reason = re.sub(r"\s+", " ", str(error).split("\n", 1)[0])[:300]
+        reason = _reason(error)
         return NetworkError(
             f"images of shape {self._fit.shape} don't go through the network, whose input "
             f"{self._fit.input.name!r} takes {self._fit.input}: {reason}",
@@ -244,6 +243,14 @@ def channels_first(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> bo
         name = node_of(node.input[1] if node.op == "ConcatV1" else node.input[0])
         seen += 1
     return False
+
+
+def _reason(error: Exception) -> str:
+    """The line that says what is wrong; TensorFlow puts several before and after it."""
+    noise = ("Graph execution error", "Detected at node", "<stack traces", "[[", "(")
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(noise)]
+    return (telling[0] if telling else type(error).__name__)[:300]
 
 
 def _array(tensor: tf.Tensor) -> Array:

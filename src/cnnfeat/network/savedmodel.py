@@ -22,6 +22,7 @@ from cnnfeat.network.flattening import (
 from cnnfeat.network.graph import FlatGraph, GraphInput, ancestors, nodes_by_name
 from cnnfeat.network.graphdef import ends
 from cnnfeat.network.inputs import can_take_images
+from cnnfeat.network.modernising import modernise
 from cnnfeat.network.modules import call_module
 from cnnfeat.network.protofiles import read_message
 from cnnfeat.network.restoring import (
@@ -63,7 +64,7 @@ def load_saved_model(
         chosen = choose_signature(meta.signature_def, signature, folder)
         entries = restored_entries(meta.graph_def, meta.saver_def.restore_op_name)
     outputs = [info.name for info in chosen.outputs.values() if info.name]
-    graph_def = forward_part(known_part(_served(meta.graph_def, outputs)))
+    graph_def = forward_part(known_part(modernise(_served(meta.graph_def, outputs))))
     graph_def = inline_functions(graph_def, [*outputs, *ends(graph_def)])
     weights = take_out_constants(graph_def)
     values, owners = take_out_variables(

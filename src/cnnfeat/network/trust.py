@@ -57,16 +57,23 @@ _PURE = re.compile(
             r"Stateless(Parameterized|SampleDistorted|Shuffle)\w*|SampleDistortedBoundingBox\w*",
             r"Sparse\w*|Deserialize(Many)?Sparse|String(Join|Length|Lower|Upper|Split|Strip)\w*",
             r"StringTo\w*|AsString|Substr|RegexFullMatch|RegexReplace|StaticRegex\w*|Parse\w*",
+            r"DataFormat(DimMap|VecPermute)|UniformQuantize\w*|UniformDequantize|UniformRequantize",
+            r"FakeParam|Bucketize|Eig|Inplace(Add|Sub|Update)|ToBool|EncodePng|EncodeJpeg\w*",
+            r"StringFormat|ReduceJoin|Unicode\w+|Fingerprint|DecodeWebP|DecodePaddedRaw",
+            r"I?FFTND|(Banded|Tridiagonal)\w*Solve|TridiagonalMatMul|ApproxTopK|DenseTo\w*Set\w*",
             r"Ragged\w*|Assert|CheckNumerics\w*|Unbatch|Unravel\w*|DebugGradient\w*|CompareAndBitpack",
         )
     )
 )
-# Names that a pattern above lets through by accident.
+# What a pattern above lets through by accident.
 _NOT_PURE = re.compile(
-    r"SparseAccumulator\w*|SparseConditional\w*|SparseApply\w*|ScatterNdUpdate"
-    r"|ScatterNd(Add|Sub|Max|Min)|Scatter(Add|Sub|Mul|Div|Max|Min|Update)"
-    r"|ResourceSparse\w*|Sparse(TensorsMap|ReshapeFile)\w*|MapStage\w*"
-    r"|MapUnstage\w*|AddManySparseToTensorsMap|AddSparseToTensorsMap"
+    "|".join(
+        (
+            r"\w*(Queue|Reader|Dataset|Iterator|Accumulator|Table|TensorsMap|Stage|Unstage)\w*",
+            r"SparseConditional\w*|(Resource)?SparseApply\w*|SparseReshapeFile\w*",
+            r"Scatter(Nd)?(Add|Sub|Mul|Div|Max|Min|Update)",
+        )
+    )
 )
 
 
@@ -75,19 +82,24 @@ def is_pure(operation: str) -> bool:
     return bool(_PURE.fullmatch(operation)) and not _NOT_PURE.fullmatch(operation)
 
 
-def only_computes(graph_def: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) -> bool:
-    """Whether a node, and every function it calls, is free of side effects."""
+def impure_nodes(graph_def: tf.compat.v1.GraphDef) -> set[str]:
+    """Name the nodes that do more than compute, themselves or in a function they call."""
     functions = {function.signature.name: function for function in graph_def.library.function}
-    waiting, seen = [node], set()
-    while waiting:
-        item = waiting.pop()
-        if item.op not in functions and not is_pure(item.op):
-            return False
-        for name in called([item]):
-            if name in functions and name not in seen:
-                seen.add(name)
-                waiting.extend(functions[name].node_def)
-    return True
+    direct = {
+        name
+        for name, function in functions.items()
+        if any(node.op not in functions and not is_pure(node.op) for node in function.node_def)
+    }
+    calls = {name: set(called(function.node_def)) for name, function in functions.items()}
+    impure = set(direct)
+    while grown := {name for name in calls if name not in impure and calls[name] & impure}:
+        impure |= grown
+    return {
+        node.name
+        for node in graph_def.node
+        if (node.op not in functions and not is_pure(node.op))
+        or not impure.isdisjoint(called([node]))
+    }
 
 
 def check_operations(graph_def: tf.compat.v1.GraphDef, *, path: str, trusted: bool = False) -> None:
