@@ -1,0 +1,194 @@
+"""`cnnfeat svm`, typed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from cnnfeat.cli import main
+from cnnfeat.features import write_arrays
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with artifacts/features.h5: two layers of real digits."""
+    X, y = load_digits(return_X_y=True)
+    X, y = X.astype(np.float32).reshape(-1, 8, 8), y.astype(np.int64)
+    parts = {"train": slice(0, 500), "test": slice(500, 700)}
+    (tmp_path / "artifacts").mkdir()
+    write_arrays(
+        tmp_path / "artifacts" / "features.h5",
+        {split: {"whole": X[part], "half": X[part, :4]} for split, part in parts.items()},
+        labels={split: y[part] for split, part in parts.items()},
+        classes=[str(k) for k in range(10)],
+        attributes={"network": "model.keras", "network_sha256": "ab", "network_test_accuracy": 0.9},
+    )
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command said."""
+
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cnnfeat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Run a command in a folder, in this process, and expect an exit code."""
+
+    def run(folder: Path, *args: str, code: int = 0, **environment: str) -> Done:
+        monkeypatch.chdir(folder)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as stopped:
+            main(args)
+        captured = capsys.readouterr()
+        assert stopped.value.code == code, captured.err
+        return Done(captured.out, captured.err)
+
+    return run
+
+
+def test_default_run_writes_and_prints(cnnfeat: Callable[..., Done], folder: Path):
+    done = cnnfeat(folder, "svm", "--layer", "whole", "--C", "0.01")
+    names = {path.name for path in (folder / "artifacts").iterdir()}
+    assert names == {"features.h5", "svm.skops", "svm.json", "predictions.csv", "confusion.png"}
+    document = json.loads((folder / "artifacts" / "svm.json").read_text("utf-8"))
+    assert f"{document['accuracy']:.2%} of 200 test rows (95% interval" in done.stdout
+    assert "the network itself  90.00%" in done.stdout
+    assert "precision" in done.stdout
+    assert (folder / "artifacts" / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_json_is_the_document(cnnfeat: Callable[..., Done], folder: Path):
+    done = cnnfeat(folder, "svm", "--layer", "half", "--C", "0.01", "--json", "-o", "out")
+    assert json.loads(done.stdout) == json.loads((folder / "out" / "svm.json").read_text("utf-8"))
+
+
+def test_all_layers_are_compared(cnnfeat: Callable[..., Done], folder: Path):
+    done = cnnfeat(folder, "svm", "--layer", "all", "--grid", "0.001,0.01", "--folds", "3")
+    assert "McNemar's p" in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert {"whole", "half"} <= {words[0] for words in lines if words}
+    assert (folder / "artifacts" / "layers.png").exists()
+
+
+def test_several_layers_and_none_named_lists_them(cnnfeat: Callable[..., Done], folder: Path):
+    done = cnnfeat(folder, "svm", code=2)
+    assert "whole" in done.stderr
+    assert "half" in done.stderr
+
+
+def test_no_features_yet_names_the_command(cnnfeat: Callable[..., Done], tmp_path: Path):
+    done = cnnfeat(tmp_path, "svm", code=2)
+    assert "cnnfeat extract" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_output_that_exists_is_refused(cnnfeat: Callable[..., Done], folder: Path):
+    old = folder / "artifacts" / "svm.json"
+    old.write_text("old")
+    done = cnnfeat(folder, "svm", "--layer", "half", "--C", "1", code=2)
+    assert "--overwrite" in done.stderr
+    assert old.read_text() == "old"
+    cnnfeat(folder, "svm", "--layer", "half", "--C", "1", "--overwrite")
+    assert old.read_text() != "old"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--C", "-1"], "--C must be more than 0"),
+        (["--C", "0"], "--C must be more than 0"),
+        (
+            ["--C", "much"],
+            "--C must be a number (more than 0 and at most 1e+09) or 'auto', not 'much'",
+        ),
+        (["--folds", "1"], "--folds must be at least 2"),
+        (["--kernel", "sigmoid"], "'linear'"),
+        (["--gamma", "0"], "--gamma must be more than 0"),
+        (["--pca", "0"], "--pca must be at least 1"),
+        (["--grid", "1"], "needs at least 2 different values above 0"),
+        (["--grid", "1,-1"], "needs at least 2 different values above 0"),
+        (["--grid", "a,b"], "no list of numbers"),
+        (["--memory", "lots"], "no size"),
+        (["--memory", "1MiB"], "at least 64MiB"),
+        (["--layer", "whol9"], "whol"),
+    ],
+)
+def test_options_out_of_range_say_what_is_allowed(
+    cnnfeat: Callable[..., Done], folder: Path, args: list[str], words: str
+):
+    code = 4 if args[0] == "--layer" else 2
+    done = cnnfeat(folder, "svm", *args, code=code)
+    assert words in done.stderr
+    assert sorted(path.name for path in (folder / "artifacts").iterdir()) == ["features.h5"]
+
+
+def test_bad_features_exit_with_three(cnnfeat: Callable[..., Done], folder: Path):
+    X = np.full((40, 3), np.nan, np.float32)
+    path = folder / "nan.h5"
+    write_arrays(path, {"train": {"a": X}}, labels={"train": np.arange(40) % 2}, classes=["x", "y"])
+    assert "NaN or infinite features" in cnnfeat(folder, "svm", "nan.h5", code=3).stderr
+
+
+def test_environment_gives_defaults(cnnfeat: Callable[..., Done], folder: Path):
+    done = cnnfeat(
+        folder, "svm", "--layer", "half", "--json", CNNFEAT_SVM_C="0.25", CNNFEAT_DIR="artifacts"
+    )
+    assert json.loads(done.stdout)["C"] == 0.25
+
+
+def test_neither_tensorflow_nor_keras_is_loaded(folder: Path):
+    code = (
+        "import sys\n"
+        "from cnnfeat.cli import main\n"
+        "try:\n"
+        "    main(['svm', '--layer', 'half', '--C', '1', '-q'])\n"
+        "finally:\n"
+        "    print([m for m in ('tensorflow', 'keras') if m in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder, check=True, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_within_two_seconds(tmp_path: Path):
+    random = np.random.default_rng(0)
+    y = np.arange(20_000) % 10
+    X = random.standard_normal((20_000, 1_500)).astype(np.float32)
+    write_arrays(
+        tmp_path / "wide.h5",
+        {"train": {"a": X}},
+        labels={"train": y},
+        classes=[str(k) for k in range(10)],
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cnnfeat", "svm", "wide.h5", "-o", "out"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(12)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - started < 2
+    assert process.returncode == 130
+    assert "nothing was written" in errors
+    assert not list((tmp_path / "out").iterdir())
