@@ -88,3 +88,20 @@ def test_blocks_name_the_damaged_block(sample):
         np.testing.assert_array_equal(array, sample.splits["train"]["conv2"][:512])
         with pytest.raises(FeatureFileError, match=r"'conv2', block 1 \(rows 512 to 1023\)"):
             next(blocks)
+
+
+def test_files_with_random_damage_end_in_a_named_error(sample, rng):
+    data = sample.path.read_bytes()
+    outcomes = {"refused": 0, "named": 0, "harmless": 0}
+    for _ in range(300):
+        changed = bytearray(data)
+        for byte in rng.integers(len(data), size=rng.choice([1, 2, 20])).tolist():
+            changed[byte] = int(rng.choice([0, 255, rng.integers(256)]))
+        sample.path.write_bytes(changed)
+        try:
+            damages = verify_file(sample.path).damages
+        except FeatureFileError:
+            outcomes["refused"] += 1
+            continue
+        outcomes["named" if damages else "harmless"] += 1
+    assert outcomes["refused"] and outcomes["named"] > 100

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import struct
+
 import h5py
 import numpy as np
 import pytest
 
 from cnnfeat.errors import FeatureFileError, LayerLookupError, MissingInputError, UsageError
-from cnnfeat.features import FeatureFile, write_arrays
+from cnnfeat.features import FeatureFile, verify_file, write_arrays
 
 
 def test_plain_h5py_reads_everything(sample):
@@ -150,10 +152,32 @@ def test_foreign_files_are_refused(tmp_path):
 
 def test_truncated_file_is_refused_at_every_length(sample):
     data = sample.path.read_bytes()
-    for length in np.linspace(0, len(data) - 1, 60).astype(int):
+    (end,) = struct.unpack_from("<Q", data, 40)  # what HDF5 takes for the file's end
+    assert len(data) - 300 < end < len(data)  # behind it lies the seal
+    for length in np.linspace(0, end - 1, 60).astype(int):
         sample.path.write_bytes(data[:length])
         assert str(sample.path) in _refused(sample.path)
     assert "truncated" in _refused(sample.path)
+    for length in range(end, len(data)):
+        sample.path.write_bytes(data[:length])
+        assert verify_file(sample.path).damages == ()
+
+
+def test_no_flip_between_the_arrays_reaches_hdf5(sample, rng):
+    data = sample.path.read_bytes()
+    with h5py.File(sample.path) as file:
+        arrays = [file[s][n].id for s in ("train", "test") for n in file[s] if "_" not in n]
+        places = [(a.get_offset(), a.get_storage_size()) for a in arrays if a.get_offset()]
+    inside = {byte for begin, size in places for byte in range(begin, begin + size)}
+    # The ids' texts come last; they have checksums of their own.
+    heaps = data.rindex(b"GCOL", 0, data.index(sample.ids["train"][0].encode()))
+    between = [byte for byte in range(8, heaps) if byte not in inside]
+    assert len(between) > 5000
+    for byte in rng.choice(between, 300).tolist():
+        changed = bytearray(data)
+        changed[byte] ^= 1 << int(rng.integers(8))
+        sample.path.write_bytes(changed)
+        assert "damaged between its arrays" in _refused(sample.path)
 
 
 def _edit(path, change):

@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import h5py
-
 from cnnfeat.errors import DataError
 from cnnfeat.features.checksum import text_checksum
 from cnnfeat.features.disk import storage_errors
 from cnnfeat.features.format import FilePlan, SplitPlan
-from cnnfeat.features.layout import FileTail, SplitTail, create_arrays, open_tail
+from cnnfeat.features.layout import FileTail, SplitTail, create_arrays, open_ids, open_tail
 from cnnfeat.features.output import check_space
+from cnnfeat.features.seal import write_seal
 from cnnfeat.features.writer import FeatureWriter
 from cnnfeat.records import SkippedSample
 
@@ -23,11 +22,10 @@ _COPY_BYTES = 8 << 20
 
 @dataclass(slots=True)
 class _Names:
-    """The ids of one split while they are copied from the journal into the file."""
+    """What the journal's texts of one split come to."""
 
-    array: h5py.Dataset
     n_rows: int = 0
-    sums: list[int] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)  # a block each
     skipped: list[SkippedSample] = field(default_factory=list)
 
 
@@ -104,27 +102,29 @@ def _write_tail(
         name: SplitTail(state.stops, state.sums, state.overflows)
         for name, state in writer.states.items()
     }
+    names = _count_names(writer)
     with open_tail(handle, plan, disk=writer.disk) as tail:
         tail.write_head()
-        names = {
-            split.name: _Names(tail.write_split(split, tails[split.name])) for split in plan.splits
-        }
-        _copy_names(writer, names)
         for split in plan.splits:
+            tail.write_split(split, tails[split.name])
             _write_names(tail, split, tails[split.name], names[split.name])
-        tail.complete()
+        arrays = tail.complete()
+    end = os.fstat(handle).st_size
+    with open_ids(handle, disk=writer.disk) as ids:
+        for block in writer.journal.names():
+            ids.append(block.split, block.ids)
+    write_seal(handle, end, arrays, disk=writer.disk)
     return {name: tuple(item.skipped) for name, item in names.items()}
 
 
-def _copy_names(writer: FeatureWriter, names: Mapping[str, _Names]) -> None:
+def _count_names(writer: FeatureWriter) -> dict[str, _Names]:
+    names = {name: _Names() for name in writer.states}
     for block in writer.journal.names():
         split = names[block.split]
-        stop = split.n_rows + len(block.ids)
-        if block.ids:
-            split.array[split.n_rows : stop] = list(block.ids)
-        split.n_rows = stop
+        split.n_rows += len(block.ids)
         split.sums.append(text_checksum(block.ids))
         split.skipped.extend(block.skipped)
+    return names
 
 
 def _write_names(tail: FileTail, split: SplitPlan, sums: SplitTail, names: _Names) -> None:

@@ -50,6 +50,8 @@ class Disk:
 
     def allocate(self, handle: int, size: int) -> None:
         """Take disk space for `size` bytes, where the file system can."""
+        if not hasattr(os, "posix_fallocate"):  # as on macOS
+            return
         try:
             os.posix_fallocate(handle, 0, size)
         except OSError as error:

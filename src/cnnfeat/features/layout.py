@@ -139,10 +139,10 @@ class FileTail:
         classes[...] = list(self._plan.classes)
         _scale(self._file, "class", classes)
 
-    def write_split(self, split: SplitPlan, tail: SplitTail) -> h5py.Dataset:
-        """Describe a split's arrays; return its empty array of ids."""
+    def write_split(self, split: SplitPlan, tail: SplitTail) -> None:
+        """Describe a split's arrays, and lay out its array of ids."""
         group = self._file[split.name]
-        ids = _texts(group, fmt.ID, split.n_rows)
+        ids = h5py.Dataset(_allocate_texts(group, fmt.ID, split.n_rows))
         rows = _dimension(group, "sample", split.n_rows)
         taken = {"sample", *group}
         for column, overflow in zip(split.columns, tail.overflows, strict=True):
@@ -152,7 +152,6 @@ class FileTail:
                 _describe(array, column.output, overflow=overflow, has_labels=fmt.LABEL in group)
                 _name_axes(group, array, column, taken)
         ids.dims[0].attach_scale(rows)
-        return ids
 
     def write_sums(self, split: SplitPlan, tail: SplitTail, id_sums: Sequence[int]) -> None:
         """Write the table of block checksums."""
@@ -181,9 +180,30 @@ class FileTail:
         for array in (row, name, reason):
             array.dims[0].attach_scale(scale)
 
-    def complete(self) -> None:
-        """Say that nothing is missing."""
+    def complete(self) -> list[tuple[int, int]]:
+        """Say that nothing is missing; return where the arrays lie: offset, size."""
         self._file.attrs["complete"] = 1
+        arrays = [
+            self._file[split.name][name].id
+            for split in self._plan.splits
+            for name in (*(column.name for column in split.columns), fmt.ID)
+        ]
+        return [(array.get_offset(), array.get_storage_size()) for array in arrays]
+
+
+class IdArrays:
+    """The arrays of ids, filled after everything else, so that the texts lie at the file's end."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        self._n_rows: dict[str, int] = {}
+
+    def append(self, split: str, ids: Sequence[str]) -> None:
+        """Write the next ids of a split."""
+        start = self._n_rows.get(split, 0)
+        self._n_rows[split] = start + len(ids)
+        if ids:
+            self._file[split][fmt.ID][start : start + len(ids)] = list(ids)
 
 
 @contextlib.contextmanager
@@ -197,6 +217,21 @@ def open_tail(handle: int, plan: FilePlan, *, disk: Disk) -> Iterator[FileTail]:
     """
     with _hdf5(handle, disk, mode="r+") as file:
         yield FileTail(file, plan)
+
+
+@contextlib.contextmanager
+def open_ids(handle: int, *, disk: Disk) -> Iterator[IdArrays]:
+    """Open a described file for its ids; raises as `open_tail` does."""
+    with _hdf5(handle, disk, mode="r+") as file:
+        yield IdArrays(file)
+
+
+def _allocate_texts(group: h5py.Group, name: str, n_rows: int) -> h5py.h5d.DatasetID:
+    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    how.set_obj_track_times(False)
+    kind = h5py.h5t.py_create(_TEXT, logical=True)
+    return h5py.h5d.create(group.id, name.encode(), kind, h5py.h5s.create_simple((n_rows,)), how)
 
 
 def _texts(group: h5py.Group, name: str, n: int) -> h5py.Dataset:

@@ -16,6 +16,9 @@ import numpy as np
 
 from cnnfeat.errors import FeatureFileError, MissingInputError
 from cnnfeat.features import format as fmt
+from cnnfeat.features.checksum import as_bytes
+from cnnfeat.features.heap import REFERENCE, HeapReader
+from cnnfeat.features.seal import seal_holds
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_RANK = 16
@@ -57,6 +60,7 @@ def _check_signature(path: Path) -> None:
             raise FeatureFileError(f"{path} is no regular file", hint=_HINT)
         with path.open("rb") as file:
             head = file.read(len(_SIGNATURE))
+            sealed = seal_holds(file.fileno())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInputError(
             f"no feature file {path}", hint="cnnfeat extract --layer NAME makes one"
@@ -66,6 +70,11 @@ def _check_signature(path: Path) -> None:
     if head != _SIGNATURE:
         found = "is empty" if not head else f"begins with {head!r}"
         raise FeatureFileError(f"{path} is no HDF5 file: it {found}", hint=_HINT)
+    if not sealed:
+        raise FeatureFileError(
+            f"{path} is damaged between its arrays: names, shapes or attributes aren't as written",
+            hint=_HINT,
+        )
 
 
 def _open_reason(error: OSError, path: Path) -> str:
@@ -211,10 +220,16 @@ def texts(array: h5py.Dataset, path: Path, *, start: int = 0, stop: int | None =
     FeatureFileError
         If they are none, or damaged.
     """
-    if h5py.check_string_dtype(array.dtype) is None or len(array.shape) != 1:
+    info = h5py.check_string_dtype(array.dtype)
+    if info is None or info.length is not None or array.ndim != 1:
         raise _refused(array, path, f"holds {array.dtype} {array.shape}, no list of texts")
+    rows = slice(*slice(start, stop).indices(array.shape[0]))
+    references = np.empty(max(0, rows.stop - rows.start), REFERENCE)
+    handle = array.file.id.get_vfd_handle()
     try:
-        found = array[start:stop]
-        return [item.decode("utf-8") for item in found]
+        if len(references):
+            place = array.id.get_offset() + rows.start * REFERENCE.itemsize
+            os.preadv(handle, [as_bytes(references)], place)
+        return HeapReader(handle).texts(references)
     except (OSError, RuntimeError, ValueError) as error:
         raise FeatureFileError(f"{path}: {array.name} is damaged: {error}", hint=_HINT) from error
