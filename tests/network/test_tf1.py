@@ -296,3 +296,41 @@ def test_several_inputs_that_could_be_meant(tf1, tmp_path: Path) -> None:
     assert load_network(path, input_name="right").input.name == "right"
     with pytest.raises(NetworkError, match="no input is called 'middle'"):
         load_network(path, input_name="middle")
+
+
+def test_an_operation_withdrawn_since(digits, tmp_path: Path, agree) -> None:
+    """As in the Inception graph of 2015, which a plain session still runs."""
+    random = np.random.default_rng(0)
+    graph = v1.GraphDef()
+    graph.versions.producer = 8
+
+    def add(name: str, op: str, *inputs: str, **attributes: object) -> None:
+        node = graph.node.add(name=name, op=op, input=inputs)
+        node.attr["T"].type = tf.float32.as_datatype_enum
+        for key, value in attributes.items():
+            setattr(node.attr[key], "b" if isinstance(value, bool) else "f", value)
+
+    def constant(name: str, value: np.ndarray) -> None:
+        node = graph.node.add(name=name, op="Const")
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+        node.attr["dtype"].type = tf.float32.as_datatype_enum
+
+    images = graph.node.add(name="Mul", op="Placeholder")
+    images.attr["dtype"].type = tf.float32.as_datatype_enum
+    for name in ("mean", "variance", "beta", "gamma"):
+        constant(f"conv/{name}", random.random(1, dtype=np.float32))
+    inputs = ("Mul", "conv/mean", "conv/variance", "conv/beta", "conv/gamma")
+    for name, scale in (("plain", False), ("scaled", True)):
+        add(
+            f"conv/{name}",
+            "BatchNormWithGlobalNormalization",
+            *inputs,
+            variance_epsilon=1e-3,
+            scale_after_normalization=scale,
+        )
+    path = tmp_path / "a.pb"
+    path.write_bytes(graph.SerializeToString())
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.import_graph_def(graph, name="")
+        plain, scaled = session.run(["conv/plain:0", "conv/scaled:0"], {"Mul:0": digits})
+    agree(load_network(str(path)), digits, {"conv/plain": plain, "conv/scaled": scaled})

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from cnnfeat.network.graph import FlatGraph, NamedTensor, descendants
 from cnnfeat.network.inputs import ImageInput
-from cnnfeat.network.naming import clean_names, is_call, uncalled
+from cnnfeat.network.naming import INTERNAL, clean_names, is_call, uncalled
 from cnnfeat.network.order import consumers_of, in_order
 from cnnfeat.records import TensorInfo
 
@@ -138,10 +138,12 @@ def _scopes(members: Iterable[str], clean: Mapping[str, str]) -> dict[str, _Scop
         if len(parts) == 1:
             scopes.setdefault(parts[0], _Scope()).nodes.append(node)
         for depth in range(1, len(parts)):
+            if depth > 1 and parts[depth - 1] in INTERNAL:
+                break
             name = "/".join(parts[:depth])
             scope = scopes.setdefault(name, _Scope())
             scope.nodes.append(node)
-            if depth + 1 < len(parts):
+            if depth + 1 < len(parts) and parts[depth] not in INTERNAL:
                 scope.inner.add("/".join(parts[: depth + 1]))
     return scopes
 

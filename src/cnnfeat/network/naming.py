@@ -8,6 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?|Func|cond(_\d+)?_?|__inference_.*")
 _NUMBERED = re.compile(r".+_\d+")
+# Scopes that operations open inside a layer.
+INTERNAL = {
+    "batchnorm", "moments", "Tensordot", "einsum", "einsum_1", "random_uniform", "normalize",
+    "separable_conv2d", "l2_normalize", "strided_slice",
+}  # fmt: skip
 _GENERIC = re.compile(
     r"(model|functional|sequential|import|module|graph|network)(_\d+)?(_apply\w*)?"
 )
@@ -52,11 +57,11 @@ def is_call(scope: str) -> bool:
 
 
 def _suffixed(names: Iterable[str], weights: Iterable[str]) -> bool:
-    """Whether every scope has got a number at its end, as Keras 3 exports them.
+    """Whether every layer's scope has got a number at its end, as Keras 3 exports them.
 
     Then `conv2_1` is no layer's name, but `conv2` is the name its weights have.
     """
-    scopes = {part for name in names for part in name.split("/")[:-1]}
+    scopes = {part for name in names for part in name.split("/")[:-1]} - INTERNAL
     if not scopes or not all(_NUMBERED.fullmatch(scope) for scope in scopes):
         return False
     own = {weight.split("/")[-2] for weight in weights if "/" in weight}
@@ -75,7 +80,8 @@ def _without_suffixes(clean: Mapping[str, str]) -> dict[str, str]:
         for part in parts:
             old = f"{old}/{part}"
             if old not in chosen:
-                base = f"{new}/{part.rsplit('_', 1)[0]}"
+                own = part if part in INTERNAL else part.rsplit("_", 1)[0]
+                base = f"{new}/{own}"
                 taken[base] = taken.get(base, 0) + 1
                 chosen[old] = base if taken[base] == 1 else f"{base}@{taken[base]}"
             new = chosen[old]
