@@ -140,7 +140,7 @@ def extract(
         stop_on_signals() as stop,
         _resume_command(stop),
     ):
-        console.say(f"data: {console.source_text(images)}")
+        _log.info("data: %s", console.source_text(images))
         result = extract_features(
             network,
             images,
