@@ -72,4 +72,5 @@ def worth_factoring(
     factoring_s = CALL_S + (rows * features**2 + features**3 / 3) / PRODUCT_FLOPS
     entries = shared_rows * features
     iteration_s = CALL_S + max(4 * entries * columns / NARROW_FLOPS, 4 * entries / BYTES)
-    return iterations > 1 and iterations * iteration_s / classes > factoring_s
+    solving_s = 8 * features**2 / BYTES  # with the factor, read twice
+    return iterations > 1 and iterations * (iteration_s / classes + solving_s) > factoring_s
