@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -151,3 +153,10 @@ def test_the_default_scale(layers, dtype: str, scale: str, tmp_path) -> None:
     model = keras.Sequential([keras.Input((6, 6, 1), dtype=dtype), *layers, head])
     model.save(tmp_path / "model.keras")
     assert load_network(str(tmp_path / "model.keras")).default_scale == scale
+
+
+def test_what_was_chosen_is_said(seed_network, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("cnnfeat").propagate = True
+    with caplog.at_level(logging.INFO, "cnnfeat"):
+        seed_network.probe(seed_network.find(["fc1"]), image_shape=(8, 8, 3), resize=(28, 28))
+    assert "images: to 'image', (28, 28, 1) uint8, --scale raw, resized to 28×28" in caplog.text

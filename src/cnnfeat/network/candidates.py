@@ -17,6 +17,7 @@ _PIPELINES = {
 }  # fmt: skip
 _DECODERS = {
     "DecodeJpeg", "DecodePng", "DecodeBmp", "DecodeGif", "DecodeImage", "DecodeAndCropJpeg",
+    "ParseExample", "ParseExampleV2",
 }  # fmt: skip
 
 

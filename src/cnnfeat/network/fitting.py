@@ -28,6 +28,10 @@ class Fit:
     scale: str
     size: tuple[int, int] | None  # what the source resizes to
 
+    def __str__(self) -> str:
+        resized = "" if self.size is None else f", resized to {self.size[0]}×{self.size[1]}"
+        return f"to {self.input.name!r}, {self.input}, --scale {self.scale}{resized}"
+
     @property
     def target(self) -> ImageTarget:
         """What the source shall bring images to."""

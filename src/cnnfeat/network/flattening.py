@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import count
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +24,7 @@ _WRITES = re.compile(
     r"|(Scalar|Histogram|Image|Audio|Tensor|Merge)Summary(V2)?"
 )
 _BY_REFERENCE = {"RefSwitch", "RefMerge", "RefEnter", "RefExit", "RefNextIteration", "RefIdentity"}
+_GRAPHS = count(1)
 _BIG_BYTES = 16 << 10  # a constant of more is a weight
 
 
@@ -112,6 +114,38 @@ def _unplace(graph_def: tf.compat.v1.GraphDef) -> None:
             node.device = ""
             if "_class" in node.attr:
                 del node.attr["_class"]
+
+
+def own_functions(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
+    """Give the functions of a graph names of their own, in place.
+
+    TensorFlow keeps one function a name in a process, and every file has a `cond_true_27`.
+    """
+    number = next(_GRAPHS)
+    names = {
+        function.signature.name: f"{function.signature.name}_graph{number}"
+        for function in graph_def.library.function
+    }
+    if not names:
+        return graph_def
+    for function in graph_def.library.function:
+        function.signature.name = names[function.signature.name]
+        _rename_calls(function.node_def, names)
+    for gradient in graph_def.library.gradient:
+        gradient.function_name = names.get(gradient.function_name, gradient.function_name)
+        gradient.gradient_func = names.get(gradient.gradient_func, gradient.gradient_func)
+    _rename_calls(graph_def.node, names)
+    return graph_def
+
+
+def _rename_calls(nodes: Iterable[tf.compat.v1.NodeDef], names: Mapping[str, str]) -> None:
+    for node in nodes:
+        node.op = names.get(node.op, node.op)
+        for value in node.attr.values():
+            if value.HasField("func"):
+                value.func.name = names.get(value.func.name, value.func.name)
+            for function in value.list.func:
+                function.name = names.get(function.name, function.name)
 
 
 def importable(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:

@@ -34,6 +34,7 @@ class NamedTensor:
     kind: str
     tensor: str
     path: tuple[str, ...] = ()
+    scope: str = ""  # the graph's own name for it, where that is longer
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,10 +62,12 @@ def scope_layers(
         All tensors by name.
     """
     nodes = {node.name: node for node in graph.graph_def.node}
-    ordered = in_order(nodes, dependent - _label_dependent(graph, images, infos))
+    loops = _in_loops(nodes, consumers_of(nodes, set(nodes)))
+    ordered = in_order(nodes, dependent - loops - _label_dependent(graph, images, infos))
     members = [name for name in ordered if _is_activation(nodes[name], infos)]
     members += _passed_on(ordered, members, nodes)
-    scopes = _scopes(members, clean_names(members, graph.weights))
+    clean = clean_names(members, graph.weights)
+    scopes = _scopes(members, clean)
     consumers = consumers_of(nodes, dependent)
     rank = {name: position for position, name in enumerate(ordered)}
     named = [
@@ -74,6 +76,7 @@ def scope_layers(
             _kind(scope, nodes, graph.kinds.get(name)),
             f"{_exit(scope.nodes, consumers)}:0",
             _path(name, scopes),
+            _full_scope(_exit(scope.nodes, consumers), clean, name),
         )
         for name, scope in scopes.items()
     ]
@@ -99,7 +102,8 @@ def _label_dependent(
     lost = descendants(graph.graph_def, labels)
     nodes = {node.name: node for node in graph.graph_def.node}
     takers = consumers_of(nodes, set(nodes))
-    into = {name for name, node in nodes.items() if node.op == "Reshape" and takers.get(name)}
+    scopes = {name.rpartition("/")[0] for name in lost} - {""}
+    into = {name for name in nodes if name.rpartition("/")[0] in scopes and takers.get(name)}
     return lost | {name for name in into if lost.issuperset(takers[name])}
 
 
@@ -156,6 +160,26 @@ def _exit(members: Sequence[str], consumers: Mapping[str, Sequence[str]]) -> str
         if not takers or any(taker not in inside for taker in takers):
             return name
     return members[-1]
+
+
+def _full_scope(node: str, clean: Mapping[str, str], layer: str) -> str:
+    """The scope a layer has in the graph: as deep above the node as the layer's name is."""
+    below = clean[node].count("/") - layer.count("/")
+    return "/".join(node.split("/")[:-below]) if below > 0 else node
+
+
+def _in_loops(
+    nodes: Mapping[str, tf.compat.v1.NodeDef], consumers: Mapping[str, Sequence[str]]
+) -> set[str]:
+    """Nodes inside loops, computed many times in one run: no tensor of theirs can be fetched."""
+    waiting = [name for name, node in nodes.items() if node.op == "Enter"]
+    inside = set(waiting)
+    while waiting:
+        for name in consumers.get(waiting.pop(), ()):
+            if name not in inside and nodes[name].op != "Exit":
+                inside.add(name)
+                waiting.append(name)
+    return inside
 
 
 def _kind(scope: _Scope, nodes: Mapping[str, tf.compat.v1.NodeDef], known: str | None) -> str:

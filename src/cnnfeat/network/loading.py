@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from cnnfeat.errors import NetworkError
+import tensorflow as tf
+
+from cnnfeat.errors import CnnfeatError, NetworkError
 from cnnfeat.network.applications import PREFIX, load_application
 from cnnfeat.network.card import file_sha256, read_card
 from cnnfeat.network.checkpoint import checkpoint_prefix, load_checkpoint
@@ -15,6 +17,7 @@ from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.graphdef import load_graph_def
 from cnnfeat.network.hdf5_files import load_hdf5
 from cnnfeat.network.health import report_bad_weights
+from cnnfeat.network.keras_errors import first_line
 from cnnfeat.network.keras_files import load_keras
 from cnnfeat.network.network import FeedValue, Network, Origin
 from cnnfeat.network.savedmodel import load_saved_model
@@ -55,6 +58,33 @@ def load_network(
     UntrustedModelError
         If it holds code.
     """
+    try:
+        return _open(
+            spec,
+            trust=trust,
+            signature=signature,
+            input_name=input_name,
+            weights=weights,
+            feeds=feeds,
+        )
+    except CnnfeatError:
+        raise
+    except (tf.errors.OpError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise NetworkError(
+            f"{spec}: TensorFlow {tf.__version__} can't make a network of it: {first_line(error)}",
+            hint="--debug shows where",
+        ) from error
+
+
+def _open(
+    spec: str,
+    *,
+    trust: bool,
+    signature: str | None,
+    input_name: str | None,
+    weights: str | None,
+    feeds: Mapping[str, FeedValue] | None,
+) -> Network:
     if spec.startswith(PREFIX):
         graph, digest = load_application(spec.removeprefix(PREFIX), weights=weights)
         origin = Origin(spec, digest, Format.APPLICATION.value, trusted=trust)

@@ -32,6 +32,7 @@ class Names:
     layers: Sequence[str]  # "conv2", "conv2/relu", in the network's order
     tensors: Sequence[str] = ()  # "conv2/relu/Relu:0"
     aliases: Mapping[str, str] = field(default_factory=dict)  # other spelling of a tensor -> tensor
+    scopes: Mapping[str, str] = field(default_factory=dict)  # a layer's longer name -> layer
     top: Sequence[str] = ()  # the layers an index counts; (): all
 
 
@@ -68,6 +69,8 @@ def _exact(names: Names, query: str) -> Found | None:
         tensor = names.aliases.get(spelled, spelled)
         if tensor in names.tensors:
             return Found(tensor, False)
+    if query in names.scopes:
+        return Found(names.scopes[query], True)
     return None
 
 

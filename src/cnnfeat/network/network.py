@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from cnnfeat.network import lookup
 from cnnfeat.network.card import ModelCard
 from cnnfeat.network.feeding import check_placeholders, fed_tensors
 from cnnfeat.network.fitting import fit
-from cnnfeat.network.flattening import importable
+from cnnfeat.network.flattening import importable, own_functions
 from cnnfeat.network.graph import (
     FlatGraph,
     NamedTensor,
@@ -33,6 +34,7 @@ from cnnfeat.network.restoring import check_restored
 from cnnfeat.network.trust import check_operations
 from cnnfeat.records import LayerInfo, Probe, TensorInfo
 
+_LOG = logging.getLogger("cnnfeat")
 FeedValue = bool | int | float | str
 
 
@@ -79,6 +81,7 @@ class Network:
         input_name: str | None = None,
         feeds: Mapping[str, FeedValue] | None = None,
     ) -> None:
+        own_functions(graph.graph_def)
         self.origin = origin
         self.input: ImageInput = image_input(graph.inputs, name=input_name)
         self._graph = graph
@@ -100,6 +103,7 @@ class Network:
             layers=[layer.name for layer in self.layers],
             tensors=[info.name for info in self.tensors],
             aliases=graph.aliases,
+            scopes={item.scope: item.name for item in named if item.scope},
             top=[layer.name for layer in self.layers if not layer.path],
         )
 
@@ -239,6 +243,7 @@ class Network:
             resize=resize,
         )
         wanted = self._wanted(layers, pool, precision)
+        _LOG.info("images: %s", fitted)
         return GraphProbe(self._graph, fitted, wanted, batch_size=batch_size)
 
     def kernel(self, layer: LayerInfo) -> Kernel | None:
