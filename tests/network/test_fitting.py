@@ -155,6 +155,28 @@ def test_the_default_scale(layers, dtype: str, scale: str, tmp_path) -> None:
     assert load_network(str(tmp_path / "model.keras")).default_scale == scale
 
 
+@pytest.mark.parametrize(
+    ("body", "scale"),
+    [
+        (lambda x: x, "unit"),
+        (lambda x: x * 2.0 - 1.0, "unit"),
+        (lambda x: (x - 128.0) / 128.0, "raw"),
+        (lambda x: x * (1 / 255), "raw"),
+        (lambda x: tf.compat.v1.image.resize_bilinear(x, [4, 4]) / 255.0, "raw"),
+        (lambda x: tf.nn.relu(x) / 255.0, "unit"),
+    ],
+)
+def test_a_graph_that_scales_by_itself(body, scale: str, tf1, tmp_path) -> None:
+    from cnnfeat.network import load_network
+
+    def build() -> None:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 8, 8, 3], name="x")
+        tf.nn.relu(body(x), name="out")
+
+    path = tf1(build).freeze(tmp_path / "a.pb", outputs=["out"])
+    assert load_network(str(path)).default_scale == scale
+
+
 def test_what_was_chosen_is_said(seed_network, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("cnnfeat").propagate = True
     with caplog.at_level(logging.INFO, "cnnfeat"):

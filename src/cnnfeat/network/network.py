@@ -30,6 +30,7 @@ from cnnfeat.network.order import trunk
 from cnnfeat.network.pooling import check_pooling
 from cnnfeat.network.precision import check_precision
 from cnnfeat.network.probe import GraphProbe, Wanted
+from cnnfeat.network.rescaling import rescales
 from cnnfeat.network.restoring import check_restored
 from cnnfeat.network.trust import check_operations
 from cnnfeat.records import LayerInfo, Probe, TensorInfo
@@ -138,7 +139,10 @@ class Network:
         if self._graph.scale:
             return self._graph.scale
         whole = tf.dtypes.as_dtype(self.input.dtype).is_integer
-        return "raw" if whole or self._graph.rescales else "unit"
+        inside = self._graph.rescales
+        if inside is None:
+            inside = rescales(self._graph.graph_def, self.input.tensor)
+        return "raw" if whole or inside else "unit"
 
     @property
     def everything(self) -> tuple[LayerInfo, ...]:
