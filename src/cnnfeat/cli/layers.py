@@ -41,7 +41,7 @@ def layers(
 ) -> None:
     """List a network's layers: shapes, features for one image, and the tensor behind each name.
 
-    Of a long network the trunk is shown: layers that every path goes through. --match '*' shows
+    Of a long network the trunk is shown: layers that every path goes through. --match '**' shows
     all layers, --all every tensor. Any of the names goes with cnnfeat extract --layer.
     """
     start_tensorflow(settings)
@@ -55,7 +55,7 @@ def layers(
         hidden = len(network.layers) - len(chosen)
         if hidden > 0 and not (every or match or kind):
             console.say(
-                f"{hidden} more layers lie between these: --match '*' lists all, --kind conv one "
+                f"{hidden} more layers lie between these: --match '**' lists all, --kind conv one "
                 f"kind, --all every tensor"
             )
 
@@ -73,7 +73,8 @@ def _chosen(
         found = network.trunk
     if kind is None:
         return found
-    kept = tuple(layer for layer in found if kind.lower() in layer.kind.lower())
+    words = {"dense": ("dense", "matmul")}.get(kind.lower(), (kind.lower(),))
+    kept = tuple(item for item in found if any(word in item.kind.lower() for word in words))
     if not kept:
         kinds = ", ".join(sorted({layer.kind for layer in found}))
         raise LayerLookupError(f"no layer is of a kind {kind!r}", hint=f"there are: {kinds}")

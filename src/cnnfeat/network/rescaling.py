@@ -12,8 +12,9 @@ from cnnfeat.network.order import consumers_of
 
 _PASSING = {
     "Cast", "Identity", "Reshape", "ExpandDims", "Pad", "PadV2", "MirrorPad", "Transpose",
-    "Squeeze", "ResizeBilinear", "ResizeBicubic", "ResizeNearestNeighbor", "ResizeArea", "ReverseV2", "Split",
-    "StridedSlice", "ConcatV2", "PlaceholderWithDefault", "EnsureShape", "StopGradient",
+    "Squeeze", "ResizeBilinear", "ResizeBicubic", "ResizeNearestNeighbor", "ResizeArea",
+    "ReverseV2", "Split", "StridedSlice", "ConcatV2", "PlaceholderWithDefault", "EnsureShape",
+    "StopGradient",
 }  # fmt: skip
 _SMALL, _LARGE = 1 / 32, 32  # of a factor or an offset for pixels in [0, 255]
 _DEPTH = 12
