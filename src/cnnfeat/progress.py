@@ -17,9 +17,7 @@ class Task(Protocol):
 class Progress(Protocol):
     """Makes tasks. The command line has one that draws bars; `SILENT` draws nothing."""
 
-    def task(
-        self, label: str, *, total: float | None, unit: str
-    ) -> AbstractContextManager[Task]:
+    def task(self, label: str, *, total: float | None, unit: str) -> AbstractContextManager[Task]:
         """Begin a task of `total` units ("images", "bytes", "epochs")."""
 
 

@@ -116,8 +116,8 @@ def test_a_long_network_shows_its_trunk(run, deep: str) -> None:
     assert "add3" in out
     assert "conv3_a" not in out
     assert len(out.splitlines()) < 30
-    assert "more layers lie between these: --match '*'" in err
-    assert "conv3_a" in run(deep, "--match", "*")[1]
+    assert "more layers lie between these: --match '**'" in err
+    assert "conv3_a" in run(deep, "--match", "**")[1]
 
 
 def test_match_and_kind(run, deep: str) -> None:
