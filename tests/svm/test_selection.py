@@ -8,7 +8,8 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.svm import LinearSVC
 
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.svm.rows import ArrayRows, Design
+from cnnfeat.svm.design import Design
+from cnnfeat.svm.rows import ArrayRows
 from cnnfeat.svm.selection import (
     Trial,
     check_grid,

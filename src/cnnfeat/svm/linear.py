@@ -15,9 +15,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.svm.design import Design
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.rows import ArrayRows, Design, Floats, RowBlocks, SubsetRows
+from cnnfeat.svm.rows import ArrayRows, Floats, RowBlocks, SubsetRows
 
 ClassWeight: TypeAlias = Literal["balanced"] | Mapping[object, float] | None
 
@@ -132,7 +133,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             columns,
             tol=self.tol,
             max_iter=self.max_iter,
-            memory_bytes=self.memory_bytes,
+            memory_bytes=self.memory_bytes // (2 if design.held else 1),
             start=self._start(design, classes),
         )
         if not state.converged:

@@ -15,6 +15,7 @@ from sklearn.svm import LinearSVC
 
 from cnnfeat.config import SvmConfig
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.svm.design import Design
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.kernel import (
     NYSTROEM_COMPONENTS,
@@ -31,7 +32,7 @@ from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.preparation import Preparation, prepare
 from cnnfeat.svm.problems import Targets
-from cnnfeat.svm.rows import Design, MappedRows, Moments, RowBlocks, read_all
+from cnnfeat.svm.rows import MappedRows, Moments, RowBlocks, read_all
 from cnnfeat.svm.selection import Selection, check_grid, default_grid, select_cost
 
 TOLERANCE = 1e-5
@@ -164,7 +165,7 @@ def _fit_linear(
             one_against_rest(n_classes, C=C),
             tol=TOLERANCE,
             max_iter=MAX_STEPS,
-            memory_bytes=options.memory_bytes // 2,
+            memory_bytes=options.memory_bytes // (2 if design.held else 1),
             start=start,
         )
         task.advance()
@@ -201,7 +202,7 @@ def _choose_cost(
         grid=grid,
         folds=config.folds,
         seed=config.seed,
-        memory_bytes=options.memory_bytes // 2,
+        memory_bytes=options.memory_bytes // (2 if design.held else 1),
         stop_early=options.grid is None,
         progress=progress,
     )

@@ -28,10 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from cnnfeat.svm.design import Design
 from cnnfeat.svm.factors import Factor, factorize, worth_factoring
 from cnnfeat.svm.linesearch import line_minimum
 from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.rows import Design, Floats, Indices
+from cnnfeat.svm.rows import Floats, Indices
 from cnnfeat.svm.system import Active, System
 
 Doubles = NDArray[np.float64]
@@ -165,8 +166,11 @@ class _Newton:
         """Solve for the Newton directions `(n_weights, n_live)` and decrements `(n_live,)`."""
         union = _union([active[int(j)].rows for j in live], self._design.n_samples)
         row_bytes = self._design.n_weights * self._design.dtype.itemsize
-        fits = self._design.held or len(union) * row_bytes <= self._memory_bytes
+        # Three times: the rows taken before, those taken now, and a group of them.
+        room_bytes = (self._memory_bytes - self._factor_bytes(columns.positive)) // 3
+        fits = self._design.held or len(union) * row_bytes <= room_bytes
         if not fits and self._can_stream(live):
+            self._design.release()
             return self._streamed(state, columns, live, active)
         gathered = self._design.take(union)
         direction = np.zeros((self._design.n_weights, len(live)))
@@ -212,9 +216,14 @@ class _Newton:
         return [state.factors[int(k)] for k in classes]
 
     def _can_stream(self, live: Indices) -> bool:
+        """Whether there is room for a Hessian and a factor of each column."""
         d, itemsize = self._design.n_weights, self._design.dtype.itemsize
-        fits = len(live) * d * d * itemsize <= self._memory_bytes
-        return d <= DENSE_LIMIT and fits
+        return d <= DENSE_LIMIT and 2 * len(live) * d * d * itemsize <= self._memory_bytes
+
+    def _factor_bytes(self, classes: Indices) -> int:
+        """What the factors of all classes take."""
+        d, itemsize = self._design.n_weights, self._design.dtype.itemsize
+        return len(np.unique(classes)) * (d * d if d <= DENSE_LIMIT else d) * itemsize
 
     def _streamed(
         self, state: State, columns: Columns, live: Indices, active: dict[int, Active]
@@ -225,7 +234,9 @@ class _Newton:
         same = everywhere and all(
             np.array_equal(active[int(j)].costs, active[int(live[0])].costs) for j in live
         )
-        hessians = np.zeros((1 if same else len(live), d, d), self._design.dtype)
+        state.factors.clear()  # all are made anew here, and there is room for one set
+        count = 1 if same else len(live)
+        hessians = [np.zeros((d, d), self._design.dtype) for _ in range(count)]
         gradient = state.weights[:, live].copy()
         for start, block in self._design.blocks():
             for position, j in enumerate(live):
@@ -238,7 +249,8 @@ class _Newton:
                     rows *= np.sqrt(2 * here.costs)[:, None]
                     hessians[position] += rows.T @ rows
         factors = []
-        for hessian in hessians:
+        while hessians:
+            hessian = hessians.pop(0)
             hessian.flat[:: d + 1] += 1
             factors.append(factorize(hessian))
         solved = np.empty_like(gradient)

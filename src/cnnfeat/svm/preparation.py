@@ -16,7 +16,8 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.svm.rows import Design, Floats, MappedRows, Moments, RowBlocks
+from cnnfeat.svm.design import Design
+from cnnfeat.svm.rows import Floats, MappedRows, Moments, RowBlocks
 
 Doubles = NDArray[np.float64]
 

@@ -1,9 +1,4 @@
-"""Rows of features by blocks, and the design matrix the solver sees: scaled, with an intercept.
-
-A matrix that does not fit in memory is only ever read from its first row to its last. Scaling is
-never applied to a copy of it: a product with the scaled matrix is one with the raw matrix and
-scaled weights, and a rank-one correction.
-"""
+"""Rows of features, read by consecutive blocks: a matrix that need not fit in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +16,7 @@ Floats = NDArray[np.floating]
 Indices = NDArray[np.intp]
 
 CHUNK_BYTES = 16 * 2**20  # of a matrix in memory, worked on at a time: it stays in the cache
-OFFSET_LIMIT = 1e3  # means beyond so many standard deviations are subtracted before a product
+FEW = 0.1  # share of the rows up to which each is read for itself
 
 
 class RowBlocks(Protocol):
@@ -95,7 +90,9 @@ class FeatureRows:
             yield start, self._flat(block)
 
     def take(self, rows: Indices) -> Floats:
-        """Collect some rows in one sequential read."""
+        """Collect some rows: few of them one by one, many in one sequential read."""
+        if len(rows) <= FEW * self.n_samples:
+            return self._flat(self._features.take(self._split, self._layer, rows))
         taken = np.empty((len(rows), self.n_features), self.dtype)
         done = 0
         for start, block in self.blocks():
@@ -106,120 +103,6 @@ class FeatureRows:
 
     def _flat(self, block: NDArray[np.generic]) -> Floats:
         return block.reshape(len(block), -1).astype(self.dtype, copy=False)
-
-
-class Design:
-    """The matrix of a linear problem: rows, scaled, and a last column of ones.
-
-    Parameters
-    ----------
-    rows : RowBlocks
-    mean, scale : ndarray of shape (n_features,), optional
-        Each feature has `mean` subtracted and is divided by `scale`.
-    intercept : bool
-        Whether there is the column of ones.
-    """
-
-    def __init__(
-        self,
-        rows: RowBlocks,
-        *,
-        mean: Floats | None = None,
-        scale: Floats | None = None,
-        intercept: bool = True,
-    ) -> None:
-        self.rows = rows
-        self.n_samples = rows.n_samples
-        self.n_weights = rows.n_features + intercept
-        self.dtype = rows.dtype
-        self.intercept = intercept
-        self._scaled = mean is not None or scale is not None
-        d = rows.n_features
-        self._mean = np.zeros(d) if mean is None else np.asarray(mean, np.float64)
-        self._factor = 1 / (np.ones(d) if scale is None else np.asarray(scale, np.float64))
-        self._matrix: Floats | None = None
-        offset = float(np.max(np.abs(self._mean * self._factor), initial=0))
-        self._far = offset > OFFSET_LIMIT and self.dtype == np.float32
-        self._rest = self._mean - self._mean.astype(self.dtype)
-
-    def hold(self, *, room_bytes: int) -> Design:
-        """Keep the finished matrix in memory, if there is room for it."""
-        size_bytes = self.n_samples * self.n_weights * self.dtype.itemsize
-        if self._matrix is None and size_bytes <= room_bytes:
-            matrix = np.empty((self.n_samples, self.n_weights), self.dtype)
-            for start, block in self.rows.blocks():
-                self._finish(block, matrix[start : start + len(block)])
-            self._matrix = matrix
-        return self
-
-    @property
-    def held(self) -> bool:
-        """Whether the matrix is in memory."""
-        return self._matrix is not None
-
-    def product(self, weights: NDArray[np.float64]) -> Floats:
-        """Multiply by `weights` of shape (n_weights, m); the result has shape (m, n_samples)."""
-        if self._matrix is not None:
-            return self._held_product(weights.astype(self.dtype))
-        d = self.rows.n_features
-        inner = weights[:d] * self._factor[:, None]
-        constant = weights[d] if self.intercept else np.zeros(weights.shape[1])
-        # Of means taken off the rows, what rounding left; else all of them.
-        constant = constant - (self._rest if self._far else self._mean) @ inner
-        inner, constant = inner.astype(self.dtype), constant.astype(self.dtype)
-        values = np.empty((weights.shape[1], self.n_samples), self.dtype)
-        for start, block in self.rows.blocks():
-            centred = block - self._mean.astype(self.dtype) if self._far else block
-            part = centred @ inner
-            part += constant
-            values[:, start : start + len(block)] = part.T
-        return values
-
-    def take(self, rows: Indices) -> Floats:
-        """Copy some rows, scaled, with the ones; all of them are not copied where they are held."""
-        if self._matrix is not None:
-            return self._matrix if len(rows) == self.n_samples else self._matrix[rows]
-        return self._finished(self.rows.take(rows))
-
-    def blocks(self) -> Iterator[tuple[int, Floats]]:
-        """Yield all rows in order, scaled, with the ones."""
-        if self._matrix is not None:
-            step = max(64, CHUNK_BYTES // (self.n_weights * self.dtype.itemsize))
-            for start in range(0, self.n_samples, step):
-                yield start, self._matrix[start : start + step]
-            return
-        for start, block in self.rows.blocks():
-            yield start, self._finished(block)
-
-    def square_norm(self) -> float:
-        """Return the mean over the rows of their squared length."""
-        total = 0.0
-        for _, block in self.blocks():
-            total += float(np.einsum("ij,ij->i", block, block).sum(dtype=np.float64))
-        return total / max(1, self.n_samples)
-
-    def _held_product(self, weights: Floats) -> Floats:
-        values = np.empty((weights.shape[1], self.n_samples), self.dtype)
-        for start, block in self.blocks():
-            values[:, start : start + len(block)] = (block @ weights).T
-        return values
-
-    def _finished(self, block: Floats) -> Floats:
-        finished = np.empty((len(block), self.n_weights), self.dtype)
-        self._finish(block, finished)
-        return finished
-
-    def _finish(self, block: Floats, finished: Floats) -> None:
-        """Write a block, scaled and with the ones, into `finished`."""
-        d = self.rows.n_features
-        if self._scaled:
-            np.subtract(block, self._mean.astype(self.dtype), out=finished[:, :d])
-            if self._far:
-                finished[:, :d] -= self._rest.astype(self.dtype)
-            finished[:, :d] *= self._factor.astype(self.dtype)
-        else:
-            finished[:, :d] = block
-        finished[:, d:] = 1
 
 
 class SubsetRows:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.svm.design import Design
 from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.rows import Design
 
 GRID_SIZE = 9
 GRID_REACH = (-1.0, 3.0)  # powers of ten around 1 / the rows' mean squared length

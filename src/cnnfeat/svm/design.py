@@ -1,0 +1,150 @@
+"""The matrix a linear solver works on: scaled, with a column of ones, in memory or not.
+
+A matrix that does not fit in memory is only ever read from its first row to its last. Scaling is
+never applied to a copy of it: a product with the scaled matrix is one with the raw matrix and
+scaled weights, and a rank-one correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnfeat.svm.rows import CHUNK_BYTES, Floats, Indices, RowBlocks
+
+OFFSET_LIMIT = 1e3  # means beyond so many standard deviations are subtracted before a product
+
+
+class Design:
+    """The matrix of a linear problem: rows, scaled, and a last column of ones.
+
+    Parameters
+    ----------
+    rows : RowBlocks
+    mean, scale : ndarray of shape (n_features,), optional
+        Each feature has `mean` subtracted and is divided by `scale`.
+    intercept : bool
+        Whether there is the column of ones.
+    """
+
+    def __init__(
+        self,
+        rows: RowBlocks,
+        *,
+        mean: Floats | None = None,
+        scale: Floats | None = None,
+        intercept: bool = True,
+    ) -> None:
+        self.rows = rows
+        self.n_samples = rows.n_samples
+        self.n_weights = rows.n_features + intercept
+        self.dtype = rows.dtype
+        self.intercept = intercept
+        self._scaled = mean is not None or scale is not None
+        d = rows.n_features
+        self._mean = np.zeros(d) if mean is None else np.asarray(mean, np.float64)
+        self._factor = 1 / (np.ones(d) if scale is None else np.asarray(scale, np.float64))
+        self._matrix: Floats | None = None
+        self._taken: tuple[Indices, Floats] | None = None
+        offset = float(np.max(np.abs(self._mean * self._factor), initial=0))
+        self._far = offset > OFFSET_LIMIT and self.dtype == np.float32
+        self._rest = self._mean - self._mean.astype(self.dtype)
+
+    def hold(self, *, room_bytes: int) -> Design:
+        """Keep the finished matrix in memory, if there is room for it."""
+        size_bytes = self.n_samples * self.n_weights * self.dtype.itemsize
+        if self._matrix is None and size_bytes <= room_bytes:
+            matrix = np.empty((self.n_samples, self.n_weights), self.dtype)
+            for start, block in self.rows.blocks():
+                self._finish(block, matrix[start : start + len(block)])
+            self._matrix = matrix
+        return self
+
+    @property
+    def held(self) -> bool:
+        """Whether the matrix is in memory."""
+        return self._matrix is not None
+
+    def product(self, weights: NDArray[np.float64]) -> Floats:
+        """Multiply by `weights` of shape (n_weights, m); the result has shape (m, n_samples)."""
+        if self._matrix is not None:
+            return self._held_product(weights.astype(self.dtype))
+        d = self.rows.n_features
+        inner = weights[:d] * self._factor[:, None]
+        constant = weights[d] if self.intercept else np.zeros(weights.shape[1])
+        # Of means taken off the rows, what rounding left; else all of them.
+        constant = constant - (self._rest if self._far else self._mean) @ inner
+        inner, constant = inner.astype(self.dtype), constant.astype(self.dtype)
+        values = np.empty((weights.shape[1], self.n_samples), self.dtype)
+        for start, block in self.rows.blocks():
+            centred = block - self._mean.astype(self.dtype) if self._far else block
+            part = centred @ inner
+            part += constant
+            values[:, start : start + len(block)] = part.T
+        return values
+
+    def take(self, rows: Indices) -> Floats:
+        """Copy some rows, scaled, with the ones; all of them are not copied where they are held."""
+        if self._matrix is not None:
+            return self._matrix if len(rows) == self.n_samples else self._matrix[rows]
+        self._taken = (rows, self._take(rows))
+        return self._taken[1]
+
+    def release(self) -> None:
+        """Forget the rows taken last."""
+        self._taken = None
+
+    def _take(self, rows: Indices) -> Floats:
+        """Take rows, reading only those that were not among the last ones taken."""
+        if self._taken is None or not len(self._taken[0]):
+            return self._finished(self.rows.take(rows))
+        old_rows, old = self._taken
+        taken = np.empty((len(rows), self.n_weights), self.dtype)
+        places = np.searchsorted(old_rows, rows)
+        known = old_rows[np.minimum(places, len(old_rows) - 1)] == rows
+        taken[known] = old[places[known]]
+        if not known.all():
+            taken[~known] = self._finished(self.rows.take(rows[~known]))
+        return taken
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Yield all rows in order, scaled, with the ones."""
+        if self._matrix is not None:
+            step = max(64, CHUNK_BYTES // (self.n_weights * self.dtype.itemsize))
+            for start in range(0, self.n_samples, step):
+                yield start, self._matrix[start : start + step]
+            return
+        for start, block in self.rows.blocks():
+            yield start, self._finished(block)
+
+    def square_norm(self) -> float:
+        """Return the mean over the rows of their squared length."""
+        total = 0.0
+        for _, block in self.blocks():
+            total += float(np.einsum("ij,ij->i", block, block).sum(dtype=np.float64))
+        return total / max(1, self.n_samples)
+
+    def _held_product(self, weights: Floats) -> Floats:
+        values = np.empty((weights.shape[1], self.n_samples), self.dtype)
+        for start, block in self.blocks():
+            values[:, start : start + len(block)] = (block @ weights).T
+        return values
+
+    def _finished(self, block: Floats) -> Floats:
+        finished = np.empty((len(block), self.n_weights), self.dtype)
+        self._finish(block, finished)
+        return finished
+
+    def _finish(self, block: Floats, finished: Floats) -> None:
+        """Write a block, scaled and with the ones, into `finished`."""
+        d = self.rows.n_features
+        if self._scaled:
+            np.subtract(block, self._mean.astype(self.dtype), out=finished[:, :d])
+            if self._far:
+                finished[:, :d] -= self._rest.astype(self.dtype)
+            finished[:, :d] *= self._factor.astype(self.dtype)
+        else:
+            finished[:, :d] = block
+        finished[:, d:] = 1
