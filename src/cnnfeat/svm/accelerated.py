@@ -17,11 +17,27 @@ from cnnfeat.svm.rows import Floats
 
 PAYS_FROM = 512  # features; with fewer, scikit-learn's own is the faster
 CHECKED_ROWS = 200
-LEARNED = (
-    "support_", "support_vectors_", "_n_support", "dual_coef_", "intercept_", "_dual_coef_",
-    "_intercept_", "_probA", "_probB", "_gamma", "_sparse", "classes_", "class_weight_",
-    "shape_fit_", "fit_status_", "n_features_in_", "n_iter_", "_num_iter",
-)  # fmt: skip
+# What an SVC learns, and the types libsvm insists on.
+LEARNED: dict[str, type[np.generic] | None] = {
+    "support_": np.int32,
+    "support_vectors_": np.float64,
+    "_n_support": np.int32,
+    "dual_coef_": np.float64,
+    "intercept_": np.float64,
+    "_dual_coef_": np.float64,
+    "_intercept_": np.float64,
+    "_probA": np.float64,
+    "_probB": np.float64,
+    "class_weight_": np.float64,
+    "classes_": None,
+    "_gamma": None,
+    "_sparse": None,
+    "shape_fit_": None,
+    "fit_status_": None,
+    "n_features_in_": None,
+    "n_iter_": None,
+    "_num_iter": None,
+}
 
 _LOG = logging.getLogger("cnnfeat")
 
@@ -45,12 +61,16 @@ def accelerated_svc(machine: SVC, X: Floats, codes: NDArray[np.intp]) -> SVC | N
 
 def _copy(fast: object, machine: SVC, X: Floats) -> bool:
     """Copy what was learned, and check that it predicts the same."""
-    learned = {name: getattr(fast, name) for name in LEARNED if hasattr(fast, name)}
-    vars(machine).update(learned)
+    for name, dtype in LEARNED.items():
+        if hasattr(fast, name):
+            value = getattr(fast, name)
+            wanted = value if dtype is None else np.array(value, dtype, order="C")
+            setattr(machine, name, wanted)
+    vars(machine).setdefault("_effective_probability", False)
     rows = X[:: max(1, len(X) // CHECKED_ROWS)]
     same = np.array_equal(machine.predict(rows), fast.predict(rows))  # type: ignore[attr-defined]
     if not same:
         _LOG.warning("scikit-learn-intelex's machine differs from its copy: fitting again without")
-        for name in learned:
+        for name in LEARNED.keys() & vars(machine).keys():
             delattr(machine, name)
     return bool(same)
