@@ -177,6 +177,17 @@ def test_a_closed_pipe_is_no_traceback():
     assert done.stderr == ""
 
 
+def test_exit_does_not_walk_all_objects_once_more():
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0));"
+        "from cnnfeat.cli import main; main(['--version'])"
+    )
+    done = subprocess.run(
+        [PYTHON, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "True"
+
+
 def test_an_option_comes_from_flag_then_environment_then_file(tmp_path, monkeypatch):
     from cnnfeat.cli.train import train
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import Interrupted, LockedError, StorageError
-from cnnfeat.features import FeatureFile, verify_file
+from cnnfeat.features import FeatureFile, check_output, verify_file
 from cnnfeat.features.disk import OutputLock
 from cnnfeat.features.journal import Journal
 
@@ -385,6 +385,8 @@ def test_second_writer_fails_at_once_and_names_the_first(worker_command, run, ch
     began = time.monotonic()
     with pytest.raises(LockedError, match=f"being written by process {process.pid}"):
         run(tmp_path / "f.h5", overwrite=True)
+    with pytest.raises(LockedError, match=f"being written by process {process.pid}"):
+        check_output(tmp_path / "f.h5")  # asked before anything is loaded
     assert time.monotonic() - began < 2
     assert _end(process)[0] == 0
     check(tmp_path / "f.h5", WORKER_SIZES)
@@ -420,6 +422,12 @@ def test_lock_of_a_dead_process_does_not_block(worker_command, run, check, tmp_p
     assert (tmp_path / "f.h5.lock").read_text() == str(process.pid)
     run(path, overwrite=True)
     check(path, {"train": 130, "test": 40})
+
+
+def test_lock_file_of_a_dead_process_whose_number_lives_does_not_block(run, check, tmp_path):
+    (tmp_path / "f.h5.lock").write_text(str(os.getppid()))
+    run(tmp_path / "f.h5")
+    check(tmp_path / "f.h5", {"train": 130, "test": 40})
 
 
 def test_lock_is_one_even_while_it_is_removed(tmp_path):

@@ -147,6 +147,23 @@ class OutputLock:
             return pid if isinstance(error, PermissionError) else None
         return pid
 
+    def held_by(self) -> int | None:
+        """The process that holds the lock now; None where it could be taken."""
+        pid = self.holder()
+        if pid is None:
+            return None
+        try:
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return pid
+        finally:
+            os.close(handle)
+        return None
+
     def release(self) -> None:
         """Remove the lock file and let go."""
         if self._handle >= 0:

@@ -12,13 +12,19 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cnnfeat.errors import LockedError, OutputExistsError, UsageError
+from cnnfeat.errors import OutputExistsError, UsageError
 from cnnfeat.features.checksum import checksum
 from cnnfeat.features.disk import Disk, OutputLock, storage_errors
 from cnnfeat.features.format import FilePlan, describe
 from cnnfeat.features.journal import Block, Header, Journal, read_header
 from cnnfeat.features.layout import create_arrays
-from cnnfeat.features.output import OutputPaths, check_output, check_same, check_space
+from cnnfeat.features.output import (
+    OutputPaths,
+    check_output,
+    check_same,
+    check_space,
+    locked_error,
+)
 from cnnfeat.features.reader import FeatureFile
 from cnnfeat.features.writer import FeatureWriter, read_exactly
 from cnnfeat.progress import SILENT, Progress
@@ -185,11 +191,7 @@ def _locked(paths: OutputPaths) -> Iterator[None]:
     with storage_errors(paths.lock):
         free = lock.acquire()
     if not free:
-        who = _holder(lock)
-        raise LockedError(
-            f"{paths.final} is being written by process {who}",
-            hint="wait for it, stop it, or write elsewhere with -o",
-        )
+        raise locked_error(paths, _holder(lock))
     try:
         yield
     finally:

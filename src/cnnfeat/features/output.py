@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnfeat.errors import OutputExistsError, StorageError, UsageError
-from cnnfeat.features.disk import storage_errors
+from cnnfeat.errors import LockedError, OutputExistsError, StorageError, UsageError
+from cnnfeat.features.disk import OutputLock, storage_errors
 from cnnfeat.features.journal import Header, read_header
 
 _TEXT_BYTES_PER_ROW = 96  # an id in the file and in the journal, with what HDF5 adds
@@ -59,10 +59,15 @@ def check_output(path: Path, *, overwrite: bool = False, resume: bool = False) -
     OutputExistsError
         If it exists, or an interrupted run left a part of it, and neither `overwrite` nor
         `resume` says what to do.
+    LockedError
+        If another process writes it.
     StorageError
         If the folder can't be made or written to.
     """
     paths = OutputPaths.of(path)
+    writer = OutputLock(paths.lock).held_by()
+    if writer not in (None, os.getpid()):
+        raise locked_error(paths, writer)
     if paths.final.is_dir():
         raise OutputExistsError(f"{path} is a folder, not a file", hint="name a file with -o")
     if not resume and not overwrite:
@@ -74,6 +79,14 @@ def check_output(path: Path, *, overwrite: bool = False, resume: bool = False) -
             f"{path}: the folder {paths.final.parent} is not writable",
             hint="write elsewhere with -o",
         )
+
+
+def locked_error(paths: OutputPaths, process: object) -> LockedError:
+    """Say who writes an output."""
+    return LockedError(
+        f"{paths.final} is being written by process {process}",
+        hint="wait for it, stop it, or write elsewhere with -o",
+    )
 
 
 def _refuse_existing(path: Path, paths: OutputPaths) -> None:
