@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cnnfeat.errors import OutputExistsError, StorageError
-from cnnfeat.outputs import check_output, replacing, write_json
+from cnnfeat.outputs import check_output, csv_lines, replacing, write_json
 
 
 def test_a_finished_block_gives_the_final_name(tmp_path: Path):
@@ -91,3 +92,11 @@ def test_json_is_written_whole_and_refuses_nan(tmp_path: Path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "b.json", {"c": float("nan")})
     assert not (tmp_path / "b.json").exists()
+
+
+def test_csv_brings_every_text_back(tmp_path: Path):
+    rows = [["a\rb", "c\nd", 'e"f', "g,h"], ["", "plain", "\r\n", "é"]]
+    (tmp_path / "a.csv").write_text("".join(csv_lines(rows)), "utf-8", newline="")
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as lines:
+        assert list(csv.reader(lines)) == rows
+    assert list(csv_lines([("x", 1, None)])) == ["x,1,\n"]

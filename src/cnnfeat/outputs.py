@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from cnnfeat.errors import OutputExistsError, StorageError
+
+_QUOTED_ENDS = "\r\n"  # the csv module quotes a cell only for characters of its own line end
 
 
 def check_output(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> None:
@@ -95,6 +99,18 @@ def write_json(path: Path, document: object) -> None:
     with replacing(path) as temporary:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", "utf-8")
+
+
+def csv_cells(row: Sequence[object]) -> str:
+    """Write one row as CSV without its line end, quoting cells that hold one of any kind."""
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator=_QUOTED_ENDS).writerow(row)
+    return line.getvalue().removesuffix(_QUOTED_ENDS)
+
+
+def csv_lines(rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """Write rows as lines of CSV."""
+    return (csv_cells(row) + "\n" for row in rows)
 
 
 def _umask() -> int:

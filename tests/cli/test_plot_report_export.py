@@ -121,6 +121,26 @@ def test_mistakes_exit_with_their_code_and_say_what_to_do(folder, args, code, me
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    "args",
+    [("report",), ("plot", "activations", "--layer", "conv2")],
+    ids=["report", "activations"],
+)
+def test_missing_features_are_said_before_tensorflow_starts(folder, args):
+    (folder / "model.keras").touch()
+    code = (
+        "import atexit, sys; from cnnfeat.cli import main; "
+        "atexit.register(lambda: print('tensorflow' in sys.modules)); main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args, "--features", "none.h5"],
+        check=False, capture_output=True, text=True, timeout=60, cwd=folder,
+        env={**os.environ, "CNNFEAT_DIR": str(folder)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert "no feature file none.h5" in done.stderr
+
+
 def test_report_says_what_it_leaves_out(folder):
     done = cnnfeat("report", "--embedding", "pca", "--json", folder=folder)
     assert done.returncode == 0, done.stderr

@@ -33,6 +33,7 @@ from cnnfeat.errors import (
     OutputExistsError,
     UsageError,
 )
+from cnnfeat.features import write_arrays
 from cnnfeat.svm import MachineOptions, load_svm, svm_stage
 from cnnfeat.svm import stage as stage_module
 
@@ -100,6 +101,26 @@ def test_predictions_name_every_test_row(digits_file, pixels, tmp_path):
     values = np.sort(pipeline.decision_function(pixels[0][700:1000].reshape(300, 64)), axis=1)
     margins = [float(record["margin"]) for record in records]
     assert margins == pytest.approx(list(values[:, -1] - values[:, -2]), rel=1e-4, abs=1e-4)
+
+
+def test_predictions_of_odd_ids_and_classes_are_read_back(pixels, tmp_path):
+    X, y = pixels
+    kept = np.flatnonzero(y < 2)[:120]
+    ids = [f'odd\r{row}, "\n' for row in range(120)]
+    classes = ("no\rught", "one")
+    write_arrays(
+        tmp_path / "odd.h5",
+        {"train": {"whole": X[kept]}, "test": {"whole": X[kept]}},
+        labels={"train": y[kept], "test": y[kept]},
+        ids={"train": ids, "test": ids},
+        classes=classes,
+        attributes={"source": "odd"},
+    )
+    svm_stage(tmp_path / "odd.h5", tmp_path, config=FIXED)
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as lines:
+        records = list(csv.DictReader(lines))
+    assert [record["id"] for record in records] == ids
+    assert [record["label"] for record in records] == [classes[k] for k in y[kept]]
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf", "poly", "nystroem"])

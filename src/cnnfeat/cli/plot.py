@@ -165,8 +165,10 @@ def activations(canvas: Canvas, *, layer: str, image: str, split: str | None) ->
 
     Filters are weights, the same for every image. Activations are features, each image's own.
     """
+    from cnnfeat.features import FeatureFile
     from cnnfeat.report.plots import draw_activations
 
+    FeatureFile(canvas.artifacts.features).close()  # its faults are said before TensorFlow starts
     _start_tensorflow(canvas)
     draw_activations(canvas, layer, image=image, split=split)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import logging
@@ -156,11 +155,15 @@ def _write_table(predictions: Iterable[Prediction]) -> None:
 
 
 def _write_csv(predictions: Iterable[Prediction]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("id", "split", "label", "predicted", "margin"))
-    for item in predictions:
-        label = "" if item.label is None else item.label
-        writer.writerow((item.id, item.split, label, item.predicted, f"{item.margin:.6g}"))
+    from cnnfeat.outputs import csv_lines
+
+    sys.stdout.writelines(csv_lines([("id", "split", "label", "predicted", "margin")]))
+    sys.stdout.writelines(
+        csv_lines(
+            (item.id, item.split, item.label, item.predicted, f"{item.margin:.6g}")
+            for item in predictions
+        )
+    )
 
 
 def _write_json(predictions: Iterable[Prediction]) -> None:

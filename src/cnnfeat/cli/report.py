@@ -86,9 +86,11 @@ def report(
     The page holds its pictures and numbers itself: it opens from disk, and nothing leaves it.
     What is missing (no SVM yet, images that have moved) is left out, and the page says so.
     """
+    from cnnfeat.features import FeatureFile
     from cnnfeat.outputs import check_output
 
     check_output(out, overwrite=overwrite)
+    FeatureFile(features).close()  # what is wrong with it is said before TensorFlow starts
     if model.exists():
         start_tensorflow(settings)
     from cnnfeat.report.evidence import Artifacts

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import numpy as np
 
 from cnnfeat.errors import UsageError
 from cnnfeat.features.selection import Chunk, Selection
+from cnnfeat.outputs import csv_cells
 from cnnfeat.progress import Task
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 KEY_COLUMNS = ("split", "id", "label", "class")
 
-_QUOTED_ENDS = "\r\n"  # the csv module quotes a cell only for characters of its own line end
 _DIGITS = {2: 5, 4: 9, 8: 17}  # that bring a float of so many bytes back exactly
 
 
@@ -34,7 +32,7 @@ def write_csv(selection: Selection, path: Path, task: Task) -> None:
     Numbers have as many digits as bring them back exactly.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow([*KEY_COLUMNS, *_feature_names(selection)])
+        file.write(csv_cells([*KEY_COLUMNS, *_feature_names(selection)]) + "\n")
         for chunk in selection.chunks():
             columns = (number_lines(array, separator=",") for array in chunk.features)
             for key, *numbers in zip(_quoted_keys(selection, chunk), *columns, strict=True):
@@ -51,14 +49,10 @@ def _feature_names(selection: Selection) -> Iterator[str]:
 
 def _quoted_keys(selection: Selection, chunk: Chunk) -> Iterator[str]:
     """Write each row's first cells, quoted where they must be."""
-    line = io.StringIO(newline="")
-    writer = csv.writer(line, lineterminator=_QUOTED_ENDS)
     for row, name in enumerate(chunk.ids):
         label = None if chunk.labels is None else int(chunk.labels[row])
         known = "" if label is None else selection.class_name(label)
-        writer.writerow((chunk.split, name, label, known))
-        yield line.getvalue().removesuffix(_QUOTED_ENDS)
-        line.seek(line.truncate(0))
+        yield csv_cells((chunk.split, name, label, known))
 
 
 def number_lines(array: Array, *, separator: str) -> Iterator[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from cnnfeat.config import SvmConfig
 from cnnfeat.errors import Interrupted
 from cnnfeat.features import FeatureFile
-from cnnfeat.outputs import check_output, replacing, write_json
+from cnnfeat.outputs import check_output, csv_lines, replacing, write_json
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
 from cnnfeat.svm.document import layer_record, machine_metadata, result_document
@@ -250,27 +249,30 @@ def _quality(run: LayerRun) -> float:
 def _write_predictions(
     path: Path, file: FeatureFile, part: Part, run: LayerRun, classes: Sequence[str]
 ) -> None:
-    """Write a line for each scored row, reading ids a part at a time."""
-    step = 10_000
+    """Write a line for each scored row."""
     with (
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as lines,
     ):
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(("id", "label", "predicted", "margin"))
-        for start in range(0, len(part.rows), step):
-            rows = part.rows[start : start + step]
-            first = int(rows[0])
-            ids = file.ids(part.split, start=first, stop=int(rows[-1]) + 1)
-            for place, row in enumerate(rows, start=start):
-                writer.writerow(
-                    (
-                        ids[int(row) - first],
-                        classes[part.codes[place]],
-                        classes[run.predicted[place]],
-                        f"{run.margin[place]:.6g}",
-                    )
-                )
+        lines.writelines(csv_lines([("id", "label", "predicted", "margin")]))
+        lines.writelines(csv_lines(_prediction_rows(file, part, run, classes)))
+
+
+def _prediction_rows(
+    file: FeatureFile, part: Part, run: LayerRun, classes: Sequence[str], step: int = 10_000
+) -> Iterator[tuple[str, str, str, str]]:
+    """Read ids a part at a time, and put each beside what was said of its row."""
+    for start in range(0, len(part.rows), step):
+        rows = part.rows[start : start + step]
+        first = int(rows[0])
+        ids = file.ids(part.split, start=first, stop=int(rows[-1]) + 1)
+        for place, row in enumerate(rows, start=start):
+            yield (
+                ids[int(row) - first],
+                classes[part.codes[place]],
+                classes[run.predicted[place]],
+                f"{run.margin[place]:.6g}",
+            )
 
 
 def read_result(path: Path) -> Mapping[str, Json]:
