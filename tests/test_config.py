@@ -86,6 +86,8 @@ def test_tables_and_arrays_of_tables_become_records():
         ("[train]\nepochs = 1.5", "train.epochs must be a whole number", ""),
         ("[train]\nepochs = true", "train.epochs must be a whole number .* not True", ""),
         ("[train]\nlearning_rate = nan", "train.learning_rate must be more than 0", ""),
+        ("[train]\nbatch_size = 0", "at least 1 and at most 1048576, not 0", ""),
+        ("[train]\nseed = -1", "at least 0 and at most 4294967295, not -1", ""),
         ("[train]\nvalidation = 0.9", "train.validation must be more than 0 and at most 0.5", ""),
         ("[svm]\nC = -1", "svm.C must be more than 0", ""),
         ("[svm]\nC = 'aut'", "svm.C must be a number .* or 'auto', not 'aut'", "'auto'"),

@@ -41,7 +41,9 @@ def describe(path: Path) -> Artifact:
         If it is of no kind that is known here, or damaged.
     """
     if not path.exists():
-        raise MissingInputError(f"no file {path}", hint="cnnfeat --help lists what makes files")
+        raise MissingInputError(
+            f"no file {path}", hint="train, extract and svm make files: see cnnfeat --help"
+        )
     if not path.is_file():
         raise DataError(f"{path} is no regular file", hint="name a file that cnnfeat has made")
     try:

@@ -43,12 +43,16 @@ class Range:
     def __str__(self) -> str:
         ends = []
         if self.low is not None:
-            ends.append(f"at least {self.low:g}")
+            ends.append(f"at least {_digits(self.low)}")
         if self.above is not None:
-            ends.append(f"more than {self.above:g}")
+            ends.append(f"more than {_digits(self.above)}")
         if self.high is not None:
-            ends.append(f"at most {self.high:g}")
+            ends.append(f"at most {_digits(self.high)}")
         return " and ".join(ends)
+
+
+def _digits(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _within(

@@ -177,6 +177,23 @@ def test_a_closed_pipe_is_no_traceback():
     assert done.stderr == ""
 
 
+def test_a_table_into_a_closed_pipe_is_no_error_of_ours():
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [PYTHON, "-m", "cnnfeat", "data", "list"],
+            check=False,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (cnnfeat.cli.BROKEN_PIPE_EXIT_CODE, "")
+
+
 def test_exit_does_not_walk_all_objects_once_more():
     code = (
         "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0));"

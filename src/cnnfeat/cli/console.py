@@ -109,7 +109,12 @@ def progress(settings: Settings) -> Progress:
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave it to `main`; rich would exit 1."""
+            raise  # noqa: PLE0704 - rich calls this while it handles BrokenPipeError
+
+    return PipedConsole(stderr=stderr, highlight=False)
 
 
 _live: list[Console] = []

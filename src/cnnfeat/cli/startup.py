@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cnnfeat.cli.settings import Settings
+from cnnfeat.errors import Interrupted
 
 
 def start_tensorflow(settings: Settings) -> None:
@@ -24,7 +25,7 @@ def start_tensorflow(settings: Settings) -> None:
 
 @contextmanager
 def _native_stderr_hidden(*, hidden: bool) -> Iterator[None]:
-    """Send file descriptor 2 to a temporary file; if the block fails, show what came there."""
+    """Send file descriptor 2 to a temporary file; show what came there if the block fails."""
     if not hidden:
         yield
         return
@@ -34,6 +35,8 @@ def _native_stderr_hidden(*, hidden: bool) -> Iterator[None]:
         os.dup2(aside.fileno(), 2)
         try:
             yield
+        except (KeyboardInterrupt, Interrupted):
+            raise
         except BaseException:
             aside.seek(0)
             os.write(kept, aside.read())
