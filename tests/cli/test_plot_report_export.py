@@ -141,6 +141,24 @@ def test_missing_features_are_said_before_tensorflow_starts(folder, args):
     assert "no feature file none.h5" in done.stderr
 
 
+def test_moved_images_are_said_and_how_to_go_without(folder):
+    write_arrays(
+        folder / "moved.h5",
+        {"all": {"flat": np.ones((3, 2), np.float32)}},
+        attributes={"source": "/nowhere/pictures", "source_fingerprint": "0"},
+    )
+    args = ("export", "moved.h5", "--to", "projector")
+    done = cnnfeat(*args, folder=folder)
+    assert done.returncode == 3
+    assert "moved.h5 are not where they were: there is no /nowhere/pictures" in done.stderr
+    assert "--no-images" in done.stderr
+    assert cnnfeat(*args, "--no-images", folder=folder).returncode == 0
+    assert (
+        cnnfeat("plot", "top", "--unit", "0", "--features", "moved.h5", folder=folder).returncode
+        == 3
+    )
+
+
 def test_report_says_what_it_leaves_out(folder):
     done = cnnfeat("report", "--embedding", "pca", "--json", folder=folder)
     assert done.returncode == 0, done.stderr

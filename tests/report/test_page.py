@@ -278,7 +278,7 @@ def test_moved_images_are_said_to_be_missing(tmp_path):
     write_fakes(tmp_path / "run", n_classes=3, rank=3)
     result = write_report(tmp_path / "run", tmp_path / "report.html", embedding="pca")
     page = Page(tmp_path / "report.html")
-    assert "No pictures of the images: no data source '/nowhere/pictures'" in page.missing()
+    assert "are not where they were: there is no /nowhere/pictures" in page.missing()
     assert "Mistakes" in result.sections
     assert "no image" in words(page.by_id("c0-1"))
     assert len([i for i in page.all("img") if i.get("src")]) == 3  # the maps alone
@@ -304,6 +304,7 @@ def test_a_thousand_classes_are_listed_by_the_worst_pairs(tmp_path):
     assert "1,000 classes are too many for a matrix" in words(page.tree)
     assert not [t for t in page.all("table") if t.get("class") == "matrix"]
     assert len(page.by_id("scatter-data").text) > 1000
+    assert "1,000 classes" in {words(summary) for summary in page.all("summary")}
 
 
 def test_large_maps_are_thinned_and_the_page_says_so(tmp_path, rng):
@@ -319,9 +320,11 @@ def test_large_maps_are_thinned_and_the_page_says_so(tmp_path, rng):
 
 def test_unlabelled_images_are_points_without_class(tmp_path):
     write_fakes(tmp_path / "run", n_classes=2, labelled=False)
-    write_report(tmp_path / "run", tmp_path / "report.html", embedding="pca")
+    result = write_report(tmp_path / "run", tmp_path / "report.html", embedding="pca")
     page = Page(tmp_path / "report.html")
     assert page.has_id("embedding")
+    assert not page.has_id("results")  # there is none, and no empty card
+    assert "Results" not in result.sections
     assert not [u for u in page.all("ul") if u.get("class") == "legend"]
 
 

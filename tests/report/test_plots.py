@@ -148,7 +148,7 @@ def test_activations_without_the_images_say_so(run, tmp_path, caplog):
         attributes={"source": "/nowhere", "source_fingerprint": "0"},
     )
     plots.draw_activations(canvas(folder, tmp_path / "a.png"), "conv", image="3")
-    assert "drawn without the image: no data source '/nowhere'" in caplog.text
+    assert "are not where they were: there is no /nowhere" in caplog.text
 
 
 @pytest.mark.parametrize("layer", ["fc1", "FC1"])

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cnnfeat.cli import console, options
 from cnnfeat.cli.settings import Settings, artifact, pass_settings
+from cnnfeat.errors import DataError
+
+if TYPE_CHECKING:
+    from cnnfeat.progress import Progress
+    from cnnfeat.records import Source
 
 _NAMES = {
     "npz": "features.npz",
@@ -79,12 +85,7 @@ def export(
     with ExitStack() as stack:
         source = None
         if to == "projector" and images:
-            from cnnfeat.data import open_source
-            from cnnfeat.features import FeatureFile
-
-            with FeatureFile(features) as file:
-                name = str(file.attributes.get("source", ""))
-            source = stack.enter_context(open_source(name, data_dir=data_dir, progress=progress))
+            source = stack.enter_context(_open_origin(features, data_dir, progress))
         result = export_features(
             features,
             to,
@@ -108,3 +109,15 @@ def export(
         return
     for path in result.paths:
         console.show(f"{path} ({console.size_text(path.stat().st_size)})")
+
+
+def _open_origin(features: Path, data_dir: Path | None, progress: Progress) -> Source:
+    """Open the source of a feature file, or say how to go without."""
+    from cnnfeat.features import FeatureFile
+    from cnnfeat.report.evidence import open_origin
+
+    with FeatureFile(features) as file:
+        try:
+            return open_origin(file, data_dir=data_dir, progress=progress)
+        except DataError as error:
+            raise DataError(str(error), hint="--no-images goes without pictures") from error

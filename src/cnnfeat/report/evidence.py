@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnnfeat.data import open_source
-from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
+from cnnfeat.errors import CnnfeatError, DataError, MissingInputError, UsageError
 from cnnfeat.features import FeatureFile
 from cnnfeat.features.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
@@ -18,6 +18,7 @@ from cnnfeat.report.results import Predictions, SvmResult, read_predictions, rea
 if TYPE_CHECKING:
     from cnnfeat.network import Network
     from cnnfeat.network.card import ModelCard
+    from cnnfeat.records import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,30 @@ def open_pictures(
     CnnfeatError
         If it has moved or changed; the message says so.
     """
+    with open_origin(file, data_dir=data_dir, progress=progress) as source:
+        yield Pictures(file, source)
+
+
+def open_origin(
+    file: FeatureFile, *, data_dir: Path | None = None, progress: Progress = SILENT
+) -> Source:
+    """Open the source that a feature file names, whatever is in it now.
+
+    Raises
+    ------
+    DataError
+        If the file names none, or there is nothing of that name any more.
+    """
     name = str(file.attributes.get("source", ""))
     if not name or "source_fingerprint" not in file.attributes:
         raise DataError(f"{file.path} does not say where its images came from")
-    with open_source(name, data_dir=data_dir, progress=progress) as source:
-        yield Pictures(file, source)
+    try:
+        return open_source(name, data_dir=data_dir, progress=progress)
+    except UsageError as error:
+        raise DataError(
+            f"the images of {file.path} are not where they were: there is no {name}",
+            hint="put them back, or extract the features again",
+        ) from error
 
 
 def _open_svm(

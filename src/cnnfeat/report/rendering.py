@@ -42,10 +42,26 @@ class Contents:
     missing: Sequence[str]
 
     @property
+    def network_accuracy(self) -> float | None:
+        """The network's own test accuracy, 0 to 1, where it is recorded."""
+        recorded = self.evidence.file.attributes.get("network_test_accuracy")
+        if isinstance(recorded, int | float) and math.isfinite(recorded):
+            return float(recorded)
+        return self.evidence.card.test_accuracy if self.evidence.card else None
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is an accuracy or a training curve to show."""
+        card = self.evidence.card
+        return bool(
+            self.evidence.svm or self.network_accuracy is not None or (card and card.history)
+        )
+
+    @property
     def sections(self) -> list[tuple[str, str]]:
         """Its sections: (anchor, name)."""
         shown = [
-            ("results", "Results", True),
+            ("results", "Results", self.has_results),
             ("confusion", "Confusions", self.evidence.svm),
             ("errors", "Mistakes", self.evidence.predictions),
             ("filters", "Filters and features", self.exhibits),
@@ -62,7 +78,7 @@ def render(page: Contents) -> str:
     rows = confusion_rows(svm, predictions) if svm else {}
     wrong = predictions.rows[predictions.wrong].tolist() if predictions else []
     album.load([row for cell in rows.values() for row in cell] + wrong[:MISTAKES])
-    network_accuracy = _network_accuracy(evidence)
+    network_accuracy = page.network_accuracy
     bars, network_at = (
         interval_bars(svm.layers, network_accuracy=network_accuracy) if svm else ([], None)
     )
@@ -87,6 +103,7 @@ def render(page: Contents) -> str:
         style=Markup(style),
         script=Markup(script),
         contents=page.sections,
+        has_results=page.has_results,
         missing=page.missing,
         svm=svm,
         network_accuracy=network_accuracy,
@@ -137,13 +154,6 @@ def _policy(style: str, script: str) -> str:
 def _digest(text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
-
-
-def _network_accuracy(evidence: Evidence) -> float | None:
-    recorded = evidence.file.attributes.get("network_test_accuracy")
-    if isinstance(recorded, int | float) and math.isfinite(recorded):
-        return float(recorded)
-    return evidence.card.test_accuracy if evidence.card else None
 
 
 def _network_interval(evidence: Evidence, accuracy: float | None) -> tuple[float, float] | None:
