@@ -189,7 +189,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_an_absurd_size_is_refused_from_the_header(tmp_path, size, traced):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(*size))
-    with pytest.raises(ImageError, match=r"bomb\.png: .*pixels"):
+    with pytest.raises(ImageError, match=r"bomb\.png: .*[0-9] pixels.*allowed"):
         decode_image(path)
     assert traced() < 5_000_000
 
@@ -206,7 +206,7 @@ def test_max_pixels_may_be_more_than_pillow_would_allow(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     path = saved(Image.new("L", (10, 10)), tmp_path / "a.png")
     prepare_pillow(30)
-    with pytest.raises(ImageError, match=r"100 pixels\) exceeds limit of 40"):
+    with pytest.raises(ImageError, match="more than the 30 pixels allowed"):
         decode_image(path, max_pixels=30)
     prepare_pillow(100)
     assert decode_image(path, max_pixels=100).shape == (10, 10, 1)

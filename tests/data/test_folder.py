@@ -330,6 +330,16 @@ def test_a_folder_that_leads_back_to_itself_is_walked_once(tmp_path, caplog):
     assert "leads back to a folder it lies in" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["1.png", "cat/1.png", "train/cat/1.png"])
+def test_a_folder_that_leads_back_to_the_source_is_no_class(tmp_path, caplog, name):
+    put(tmp_path / "data" / name, 1)
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    with open_source(str(tmp_path / "data")) as source:
+        assert [row[0] for row in rows(source, next(iter(source.splits)))] == [name]
+    if not name.startswith("train"):
+        assert "loop leads back to a folder it lies in" in caplog.text
+
+
 def test_a_class_name_must_be_utf_8(tmp_path):
     put(tmp_path / "\udcfe" / "1.png")
     with pytest.raises(DataError, match="the name of a class must be UTF-8"):
@@ -343,6 +353,16 @@ def test_the_folder_itself_may_have_any_name(tmp_path):
         assert source.name == str(tmp_path / r"caf\xe9")
         (batch,) = source.batches("all", batch_size=5, on_error="skip")
         assert batch.skipped[0].reason == "is empty"
+
+
+def test_a_name_that_is_not_utf_8_is_said_once(tmp_path):
+    put(tmp_path / "1.png", 1)
+    put(tmp_path / "2\udcff.png", 2)
+    with open_source(str(tmp_path)) as source:
+        (batch,) = source.batches("all", batch_size=5, on_error="skip")
+    assert [(item.id, item.reason) for item in batch.skipped] == [
+        (r"2\xff.png", "the name is not UTF-8")
+    ]
 
 
 def test_other_names_may_hold_anything_utf_8(tmp_path):

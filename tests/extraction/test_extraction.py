@@ -421,7 +421,7 @@ def test_error_of_any_stage_comes_out_as_it_was(run, work, tmp_path):
                 raise NetworkError("no more")
             return super().__call__(images)
 
-    with pytest.raises(NetworkError, match="no more"):
+    with pytest.raises(NetworkError, match=r"'train/64\.png' to 'train/79\.png': no more"):
         run(tmp_path / "f.h5", probe=Broken())
     source = work.CountingSource(SIZES)
     run(tmp_path / "f.h5", source=source, resume=True)

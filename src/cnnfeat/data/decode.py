@@ -99,7 +99,10 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: {_what_it_is(path)}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}", hint="--max-pixels sets the limit") from error
+        raise ImageError(
+            f"{path}: more than the {max_pixels:,} pixels allowed",
+            hint="--max-pixels sets the limit",
+        ) from error
     except _DAMAGE as error:
         raise ImageError(f"{path}: damaged: {error or type(error).__name__}") from error
 

@@ -198,7 +198,7 @@ class _Pending:
         self.images.append(image)
 
     def skip(self, file: ImageFile, error: ImageError) -> None:
-        reason = printable(error.message.removeprefix(f"{file.path}: "))
+        reason = printable(error.message).removeprefix(f"{printable(str(file.path))}: ")
         self.skipped.append(SkippedSample(self.stop, printable(file.id), reason))
         _log.debug("left out %s: %s", printable(file.id), reason)
 

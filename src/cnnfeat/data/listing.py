@@ -62,7 +62,7 @@ def list_folder(root: Path) -> Listing:
         If there are no pictures, a class has none, or pictures lie beside class folders.
     """
     folders, _ = _scan(root)
-    splits = _find_splits(folders)
+    splits = _find_splits([folder for folder in folders if not folder.samefile(root)])
     found = {
         split: _list_split(folder, root) for split, folder in (splits or {"all": root}).items()
     }
@@ -112,10 +112,12 @@ def _find_splits(folders: Sequence[Path]) -> dict[str, Path]:
 
 def _list_split(folder: Path, root: Path) -> dict[str, list[Path]] | None:
     """Pictures by class; None where there are no class folders."""
-    folders, files = _scan(folder)
+    found, files = _scan(folder)
+    above = (_identity(root), _identity(folder))
+    folders = [sub for sub in found if not _leads_back(sub, above)]
     if not folders:
         return None
-    classes = {_utf8_name(sub): list(_walk(sub, ())) for sub in folders}
+    classes = {_utf8_name(sub): list(_walk(sub, above)) for sub in folders}
     if not any(classes.values()):
         if any(_is_candidate(path) for path in files):
             return None
@@ -154,15 +156,25 @@ def _empty(folder: Path) -> DataError:
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     """Pictures in a folder and all folders in it."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        _log.warning("%s leads back to a folder it lies in; left out", folder)
+    if _leads_back(folder, above):
         return
     folders, files = _scan(folder)
     yield from (path for path in files if _is_candidate(path))
     for sub in folders:
-        yield from _walk(sub, (*above, here))
+        yield from _walk(sub, (*above, _identity(folder)))
+
+
+def _leads_back(folder: Path, above: tuple[tuple[int, int], ...]) -> bool:
+    """Whether a folder is a link to one it lies in, which is said."""
+    if _identity(folder) not in above:
+        return False
+    _log.warning("%s leads back to a folder it lies in; left out", folder)
+    return True
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _scan(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -108,7 +108,12 @@ class Pipeline:
     def _compute(self, batch: Batch) -> tuple[Array, ...]:
         if not len(batch):
             return tuple(np.empty((0, *o.row_shape), o.dtype) for o in self._probe.outputs)
-        results = self._probe(batch.images)
+        try:
+            results = self._probe(batch.images)
+        except NetworkError as error:
+            raise NetworkError(
+                f"{batch.ids[0]!r} to {batch.ids[-1]!r}: {error.message}", hint=error.hint
+            ) from error
         for output, result in zip(self._probe.outputs, results, strict=True):
             if result.shape != (len(batch), *output.row_shape):
                 raise NetworkError(
