@@ -73,6 +73,19 @@ def test_sixteen_bits_are_scaled_by_their_own_range() -> None:
     np.testing.assert_allclose(value.ravel(), [0, 1 / 255, 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("given", ["float32", "float64", "uint16"])
+def test_values_an_integer_input_would_cut_or_wrap_are_refused(given: str) -> None:
+    with pytest.raises(NetworkError, match=f"images of {given} don't fit .* uint8"):
+        fit(
+            take((None, 8, 8, 1), tf.uint8),
+            image_shape=(8, 8, 1),
+            image_dtype=given,
+            scale=None,
+            default_scale="raw",
+            resize=None,
+        )
+
+
 def test_float_images_count_as_scaled() -> None:
     images = np.array([0, 0.25, 1], np.float32).reshape(3, 1, 1, 1)
     np.testing.assert_allclose(
@@ -175,6 +188,20 @@ def test_a_graph_that_scales_by_itself(body, scale: str, tf1, tmp_path) -> None:
 
     path = tf1(build).freeze(tmp_path / "a.pb", outputs=["out"])
     assert load_network(str(path)).default_scale == scale
+
+
+@pytest.mark.filterwarnings("ignore")  # Keras 2's own
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_a_keras_model_that_scales_by_arithmetic(ending: str, tmp_path) -> None:
+    from cnnfeat.network import load_network
+
+    tf_keras = pytest.importorskip("tf_keras")
+    layers = keras if ending == "keras" else tf_keras
+    image = layers.Input((6, 6, 1))
+    out = layers.layers.GlobalAveragePooling2D()(image / 127.5 - 1.0)
+    path = tmp_path / f"model.{ending}"
+    layers.Model(image, out).save(path)
+    assert load_network(str(path)).default_scale == "raw"
 
 
 def test_what_was_chosen_is_said(seed_network, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,6 +31,9 @@ def onnx() -> bytes:
 FOREIGN = [
     (b"\x1c\x00\x00\x00TFL3" + bytes(64), "a TensorFlow Lite model", "SavedModel"),
     (onnx(), "an ONNX model", "onnx2tf"),
+    (b"\x08\x0a\x3a\x10" + bytes(128), "an ONNX model", "onnx2tf"),
+    (b"\x08" + bytes(7) + b'{"a": 1}', "a safetensors file", "model.save"),
+    (b"\x08\xbd\xef\x91\xd2\x05\x10\x01", "no model this program knows", "models are"),
     (zipped("archive/data.pkl", "archive/data/0"), "a PyTorch file", "ONNX"),
     (pickle.dumps({"a": 1}), "a Python pickle", "nothing is unpickled"),
     (pickle.dumps([1, 2], protocol=0), "a Python pickle", "nothing is unpickled"),

@@ -76,6 +76,32 @@ def test_what_only_keras_2_reads(images, tmp_path: Path, agree, monkeypatch) -> 
     assert "pip install 'cnnfeat[legacy]'" in caught.value.hint
 
 
+@pytest.mark.parametrize("ending", ["h5", "keras"])
+def test_a_function_that_changed_its_meaning(ending: str, images, tmp_path, agree, monkeypatch):
+    """Keras 3 reads the file, and computes something else."""
+    image = tf_keras.Input((12, 12, 1), name="picture")
+    x = tf_keras.layers.Conv2D(3, 3, activation="hard_sigmoid", name="conv1")(image)
+    model = tf_keras.Model(image, x)
+    path = tmp_path / f"model.{ending}"
+    model.save(path)
+    agree(load_network(str(path)), images, {"conv1": model(images)})
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    with pytest.raises(NetworkError, match="hard_sigmoid is another function in Keras 3"):
+        load_network(str(path))
+
+
+@pytest.mark.parametrize("kind", ["h5", "tf"])
+def test_a_cropping_is_a_layer(kind: str, images, tmp_path: Path, agree) -> None:
+    image = tf_keras.Input((12, 12, 1), name="picture")
+    x = tf_keras.layers.Cropping2D(2, name="crop")(image)
+    x = tf.ensure_shape(x, [None, 8, 8, 1])
+    model = tf_keras.Model(image, tf_keras.layers.Conv2D(2, 3, name="conv1")(x))
+    path = tmp_path / ("model.h5" if kind == "h5" else "saved")
+    model.save(path, save_format=kind)
+    cropped = images[:, 2:-2, 2:-2]
+    agree(load_network(str(path)), images, {"crop": cropped, "conv1": model(images)})
+
+
 @pytest.mark.parametrize("kind", ["h5", "tf"])
 def test_nested_and_shared(kind: str, images, tmp_path: Path, agree) -> None:
     layers = tf_keras.layers

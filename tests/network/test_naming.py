@@ -34,6 +34,19 @@ def test_keras_3_numbers_go_where_the_weights_say_so() -> None:
     assert cleaned(names, weights) == ["conv/BiasAdd", "conv_1/BiasAdd", "norm/batchnorm/add_1"]
 
 
+def test_keras_3_numbers_go_where_scopes_inside_a_layer_have_none() -> None:
+    names = [
+        "StatefulPartitionedCall/net_1/flip_1/stateless_random_uniform/Mul",
+        "StatefulPartitionedCall/net_1/conv_1/BiasAdd",
+        "StatefulPartitionedCall/net_1/mlp_1/Gelu/mul",
+    ]
+    assert cleaned(names, ["conv/kernel", "mlp/kernel"]) == [
+        "flip/stateless_random_uniform/Mul",
+        "conv/BiasAdd",
+        "mlp/Gelu/mul",
+    ]
+
+
 def test_numbers_stay_where_they_are_the_authors() -> None:
     names = [
         "StatefulPartitionedCall/model_2/conv2d_4/BiasAdd",

@@ -185,3 +185,14 @@ def test_the_digest_is_over_all_files(tmp_path: Path) -> None:
     module.b.assign(module.b + 1)
     tf.saved_model.save(module, tmp_path, signatures=module.__call__)
     assert load_network(str(tmp_path)).sha256 != before
+
+
+def test_a_second_input_is_fed_by_its_name_in_the_signature(images, tmp_path: Path, agree) -> None:
+    image, more = keras.Input(images.shape[1:], name="image"), keras.Input((2,), name="more")
+    flat = keras.layers.Flatten(name="flat")(image)
+    out = keras.layers.Dense(2, name="head")(keras.layers.Concatenate(name="both")([flat, more]))
+    model = keras.Model({"image": image, "more": more}, out)
+    model.export(tmp_path / "two", verbose=False)
+    network = load_network(str(tmp_path / "two"), feeds={"more": 0.5})
+    value = model({"image": images, "more": np.full((len(images), 2), 0.5)})
+    agree(network, images, {"head": value})

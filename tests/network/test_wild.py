@@ -132,6 +132,94 @@ def test_a_server_of_examples(named: str | None, tf1, photos, tmp_path: Path, ag
     agree(load_network(str(folder), input_name=named), photos, {"conv1": value})
 
 
+def test_a_signature_of_examples_beside_one_of_images(tf1, photos, tmp_path: Path, agree) -> None:
+    def build() -> None:
+        serialized = v1.placeholder(tf.string, [None], name="tf_example")
+        feature = v1.io.FixedLenFeature([20, 24, 3], tf.float32)
+        parsed = v1.io.parse_example(serialized, {"x": feature})["x"]
+        convolution(tf.identity(parsed, name="x"), "conv1")
+
+    graph = tf1(build)
+    value = graph.session.run("conv1/Relu:0", {"x:0": photos})
+    info = v1.saved_model.build_tensor_info
+    with graph.graph.as_default():
+        tensors = graph.graph.get_tensor_by_name
+        outputs = {"scores": info(tensors("conv1/Relu:0"))}
+        signatures = {
+            name: v1.saved_model.build_signature_def({"in": info(tensors(tensor))}, outputs)
+            for name, tensor in {"serving_default": "tf_example:0", "images": "x:0"}.items()
+        }
+        builder = v1.saved_model.Builder(str(tmp_path / "served"))
+        builder.add_meta_graph_and_variables(graph.session, ["serve"], signatures)
+        builder.save()
+    network = load_network(str(tmp_path / "served"))
+    assert [layer.name for layer in network.layers] == ["in", "conv1"]
+    agree(network, photos, {"conv1": value})
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_norm_and_dropout_behind_a_switch(old: bool, tf1, photos, tmp_path: Path, agree) -> None:
+    """A layer is what leaves the switch, not what lies on one of its sides."""
+
+    def build() -> None:
+        x = v1.placeholder(tf.float32, [None, 20, 24, 3], name="x")
+        training = v1.placeholder(tf.bool, [], name="is_training")
+        h = convolution(x, "conv1")
+        with v1.variable_scope("norm"):
+            scale = v1.get_variable("gamma", [4])
+            means = tf.constant([0.1, 0.2, 0.3, 0.4])
+
+            def normed(is_training: bool) -> tf.Tensor:
+                known = {} if is_training else {"mean": means, "variance": means}
+                norm = v1.nn.fused_batch_norm
+                return norm(h, scale, means, is_training=is_training, **known)[0]
+
+            h = v1.cond(training, lambda: normed(True), lambda: normed(False))
+        with v1.variable_scope("drop"):
+            h = v1.cond(training, lambda: tf.nn.dropout(h, rate=0.5), lambda: tf.identity(h))
+        v1.train.GradientDescentOptimizer(0.1).minimize(tf.reduce_mean(h))
+
+    if old:
+        v1.disable_control_flow_v2()
+    try:
+        graph = tf1(build)
+    finally:
+        v1.enable_control_flow_v2()
+    dropped = [op.name for op in graph.graph.get_operations() if op.name.startswith("drop/cond")]
+    ends = ["drop/cond/Merge" if old else "drop/cond/Identity"]
+    assert ends[0] in dropped
+    (value,) = graph.run(ends, {"x": photos, "is_training": False})
+    path = graph.checkpoint(tmp_path)
+    network = load_network(str(path), feeds={"is_training": "false"})
+    agree(network, photos, {"norm": value, "drop": value})
+
+
+def test_weights_called_otherwise_than_their_graph(tf1, photos, tmp_path: Path, agree) -> None:
+    graph = tf1(
+        lambda: convolution(v1.placeholder(tf.float32, [None, 20, 24, 3], name="x"), "conv1")
+    )
+    prefix = graph.checkpoint(tmp_path)
+    (value,) = graph.run(["conv1/Relu"], {"x": photos})
+    meta = prefix.with_name(f"{prefix.name}.meta").rename(tmp_path / "model-2018.meta")
+    for given in (tmp_path, prefix, meta):
+        agree(load_network(str(given)), photos, {"conv1": value})
+    (tmp_path / "checkpoint").unlink()
+    agree(load_network(str(tmp_path)), photos, {"conv1": value})
+
+
+def test_a_graph_that_is_told_how_many_images_come(tf1, photos, tmp_path: Path, agree) -> None:
+    def build() -> None:
+        x = v1.placeholder(tf.float32, [None, 20, 24, 3], name="x")
+        n = v1.placeholder(tf.int32, [], name="batch_size")
+        tf.reshape(convolution(x, "conv1"), [n, 480], name="flat")
+
+    graph = tf1(build)
+    (value,) = graph.run(["flat"], {"x": photos, "batch_size": 3})
+    path = graph.freeze(tmp_path / "a.pb", outputs=["flat"])
+    for stated in ("3", "2"):
+        agree(load_network(str(path), feeds={"batch_size": stated}), photos, {"flat": value})
+
+
 def test_files_whose_functions_have_the_same_names(tf1, photos, tmp_path: Path, agree) -> None:
     """TensorFlow keeps one function a name in a process."""
     networks = []

@@ -60,19 +60,35 @@ def checkpoint_prefix(path: Path) -> Path:
         If there is no checkpoint.
     """
     if not path.is_dir():
-        return path.with_name(_PARTS.sub("", path.name))
+        prefix = path.with_name(_PARTS.sub("", path.name))
+        if _exists(prefix) or not path.is_file():
+            return prefix
+        indexes = list(path.parent.glob("*.index"))  # named otherwise than their graph
+        return indexes[0].with_suffix("") if len(indexes) == 1 else prefix
     stated = _stated(path / "checkpoint")
     found = sorted(
         {_PARTS.sub("", file.name) for file in path.iterdir() if file.name.endswith(".meta")},
-        key=lambda name: [
-            int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)
-        ],
+        key=_numbered,
     )
     if stated and _exists(path / stated):
         return path / stated
     if not found:
         raise NetworkError(f"{path}: a folder with no checkpoint whose graph (.meta) is there")
-    return path / found[-1]
+    whole = [name for name in found if _exists(path / name)]
+    weights = sorted({_PARTS.sub("", file.name) for file in path.glob("*.index")}, key=_numbered)
+    return path / (whole or weights or found)[-1]
+
+
+def _numbered(name: str) -> list[tuple[bool, int, str]]:
+    """Sort `model.ckpt-1000` after `model.ckpt-200`."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def _only_graph(folder: Path) -> Path | None:
+    """The one graph of a folder, where it goes by another name than the weights."""
+    graphs = list(folder.glob("*.meta"))
+    return graphs[0] if len(graphs) == 1 else None
 
 
 def _stated(path: Path) -> str:
@@ -93,6 +109,8 @@ def _exists(prefix: Path) -> bool:
 
 def _meta_graph(prefix: Path) -> meta_graph_pb2.MetaGraphDef:
     path = prefix.with_name(f"{prefix.name}.meta")
+    if not path.is_file():
+        path = _only_graph(prefix.parent) or path
     if path.is_file():
         return read_message(path, meta_graph_pb2.MetaGraphDef)
     for name in ("graph.pbtxt", "graph.pb"):

@@ -31,22 +31,36 @@ class Feed:
 
 
 def fed_tensors(
-    feeds: Mapping[str, bool | float | str], tensors: Mapping[str, TensorInfo]
+    feeds: Mapping[str, bool | float | str],
+    tensors: Mapping[str, TensorInfo],
+    *,
+    named: Mapping[str, str],
 ) -> dict[str, Feed]:
     """Turn `{"keep_prob": "1.0"}` into values of the tensors' own types.
+
+    Parameters
+    ----------
+    feeds : mapping
+        Values by name.
+    tensors : mapping
+        All tensors by name.
+    named : mapping
+        Tensors by the names a signature gives them.
 
     Raises
     ------
     NetworkError
         If there is no such tensor, or the value is not of its type.
     """
-    return dict(_fed(name, value, tensors) for name, value in feeds.items())
+    return dict(
+        _fed(name, value, tensors, spelled=named.get(name, name)) for name, value in feeds.items()
+    )
 
 
 def _fed(
-    name: str, value: bool | float | str, tensors: Mapping[str, TensorInfo]
+    name: str, value: bool | float | str, tensors: Mapping[str, TensorInfo], *, spelled: str
 ) -> tuple[str, Feed]:
-    full = name if name in tensors else f"{name}:0"
+    full = spelled if spelled in tensors else f"{spelled}:0"
     if full not in tensors:
         endings = [tensor for tensor in tensors if tensor.endswith(f"/{full}")]
         if len(endings) != 1:

@@ -83,8 +83,10 @@ def fit(
     Raises
     ------
     NetworkError
-        With both shapes, if they can't; or if `scale` is unknown or doesn't go with the channels.
+        With both shapes, if they can't; if their values don't fit the input's type; or if `scale`
+        is unknown or doesn't go with the channels.
     """
+    _check_values(to, image_dtype)
     channels = _channels(to, image_shape[2])
     size = resize or image_shape[:2]
     if to.layout == "flat" and resize is None:
@@ -102,6 +104,16 @@ def fit(
         scale=_scale(scale, default_scale, to, channels),
         size=resize,
     )
+
+
+def _check_values(to: ImageInput, image_dtype: str) -> None:
+    """Refuse pixels that an integer input would cut to 0 or wrap."""
+    takes, given = tf.dtypes.as_dtype(to.dtype), tf.dtypes.as_dtype(image_dtype)
+    if takes.is_integer and (given.is_floating or (given == tf.uint16 and takes.size == 1)):
+        raise NetworkError(
+            f"images of {image_dtype} don't fit the network's input {to.name!r}, which takes {to}",
+            hint="give them as whole numbers from 0 to 255, such as uint8",
+        )
 
 
 def _channels(to: ImageInput, given: int) -> int:

@@ -125,6 +125,12 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
         raise _foreign(
             path, "a Python pickle", "nothing is unpickled here: save the model as .keras"
         )
+    if head[8:9] == b"{" and head[5:8] == b"\0\0\0":
+        raise _foreign(
+            path,
+            "a safetensors file, weights without their network",
+            "put them in a Keras model and save that: model.save('model.keras')",
+        )
     if _is_onnx(head):
         raise _foreign(path, "an ONNX model", "convert it to a SavedModel (onnx2tf)")
     if (
@@ -161,10 +167,10 @@ def _is_pickle(head: bytes) -> bool:
 
 
 def _is_onnx(head: bytes) -> bool:
-    """ONNX begins with its version (field 1) and then names its producer (field 2)."""
+    """ONNX begins with its version (field 1); its producer (2), notes or graph (7) follow."""
     return (
         head[:1] == b"\x08"
-        and (head[2:3] == b"\x12" or b"onnx" in head[:256].lower())
+        and (head[2:3] in (b"\x12", b"\x3a", b"\x42") or b"onnx" in head[:256].lower())
         and (b"meta_graphs" not in head)
         and not _is_saved_model(head)
     )

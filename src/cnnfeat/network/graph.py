@@ -97,19 +97,21 @@ def ancestors(
     return seen
 
 
-def descendants(graph_def: tf.compat.v1.GraphDef, tensors: Iterable[str]) -> set[str]:
-    """Names of all nodes whose values depend on `tensors`."""
+def descendants(
+    graph_def: tf.compat.v1.GraphDef, tensors: Iterable[str], *, stop: Iterable[str] = ()
+) -> set[str]:
+    """Names of all nodes whose values depend on `tensors`; not through the nodes in `stop`."""
     consumers: dict[str, list[str]] = {}
     for node in graph_def.node:
         for entry in node.input:
             if not entry.startswith("^"):
                 consumers.setdefault(tensor_of(entry), []).append(node.name)
                 consumers.setdefault(node_of(entry) + "/*", []).append(node.name)
-    seen: set[str] = set()
+    stops, seen = set(stop), set[str]()
     waiting = [name for tensor in tensors for name in consumers.get(tensor_of(tensor), ())]
     while waiting:
         name = waiting.pop()
-        if name not in seen:
+        if name not in seen and name not in stops:
             seen.add(name)
             waiting.extend(consumers.get(f"{name}/*", ()))
     return seen

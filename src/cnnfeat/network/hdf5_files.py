@@ -35,6 +35,8 @@ def load_hdf5(path: Path) -> FlatGraph:
     config, version = _configuration(path)
     keras_trust.check_config(config, path=path)
     try:
+        if not version.startswith("3"):
+            keras_trust.check_meanings(json.dumps(config))
         with keras_trust.regular_name(path, ".h5") as named:
             model = keras.saving.load_model(str(named), compile=False, safe_mode=True)
         return trace_keras(model)

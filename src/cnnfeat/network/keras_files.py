@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def load_keras(path: Path) -> FlatGraph:
     """
     config = keras_trust.check_archive(path)
     try:
+        if keras_trust.is_keras_2(path):
+            keras_trust.check_meanings(json.dumps(config))
         with keras_trust.regular_name(path, ".keras") as named:
             model = keras.saving.load_model(named, compile=False, safe_mode=True)
         return trace_keras(model, config)

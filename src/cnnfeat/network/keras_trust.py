@@ -38,6 +38,10 @@ _KERAS_2_FUNCTIONS = (
     "unstack", "strided_slice", "slice", "tile", "pad", "gather", "where", "zeros_like",
     "ones_like", "identity", "clip_by_value", "reverse", "broadcast_to", "fill", "rank",
     "stop_gradient", "convert_to_tensor", "one_hot", "sigmoid", "tanh", "nest", "debugging.assert",
+    "ensure_shape", "repeat", "tensordot", "einsum", "sort", "argsort", "range", "eye", "roll",
+    "norm", "meshgrid", "gather_nd", "tensor_scatter_nd_update", "sequence_mask", "signal",
+    "space_to_batch", "batch_to_space", "saturate_cast", "bitcast", "zeros", "ones",
+    "random.normal", "random.uniform",
 )  # fmt: skip
 
 
@@ -206,6 +210,21 @@ def is_keras_2(path: Path) -> bool:
             return False
         text = archive.read("metadata.json").decode("utf-8", "replace")
     return '"keras_version": "2' in text
+
+
+def check_meanings(text: str) -> None:
+    """Raise where a configuration of Keras 2 means something else to Keras 3.
+
+    Keras 2's `hard_sigmoid`, the gate of old recurrent layers, is 0.2 x + 0.5; Keras 3's is
+    x / 6 + 0.5.
+
+    Raises
+    ------
+    ValueError
+        Saying what.
+    """
+    if '"hard_sigmoid"' in text:
+        raise ValueError("hard_sigmoid is another function in Keras 3")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import tensorflow as tf
 
-from cnnfeat.network.graph import FlatGraph, NamedTensor, descendants
+from cnnfeat.network.graph import FlatGraph, NamedTensor, descendants, node_of
 from cnnfeat.network.inputs import ImageInput
 from cnnfeat.network.naming import INTERNAL, clean_names, is_call, uncalled
 from cnnfeat.network.order import consumers_of, in_order
@@ -19,7 +19,7 @@ from cnnfeat.records import TensorInfo
 
 _MINOR = {
     "Shape", "ShapeN", "Pack", "StridedSlice", "Slice", "Const", "Identity", "IdentityN", "NoOp",
-    "Assert", "Size", "Rank", "Range", "Fill", "Cast", "Switch", "Merge", "Enter", "Exit",
+    "Assert", "Size", "Rank", "Range", "Fill", "Cast", "Switch", "Enter", "Exit",
     "LoopCond", "NextIteration", "ReadVariableOp", "StopGradient", "Placeholder",
     "TensorArrayV3", "TensorArrayReadV3", "TensorArrayWriteV3", "TensorArrayScatterV3",
     "TensorArrayGatherV3",
@@ -65,7 +65,7 @@ def scope_layers(
     loops = _in_loops(nodes, consumers_of(nodes, set(nodes)))
     ordered = in_order(nodes, dependent - loops - _label_dependent(graph, images, infos))
     members = [name for name in ordered if _is_activation(nodes[name], infos)]
-    members += _passed_on(ordered, members, nodes)
+    members += _passed_on(ordered, members, nodes, infos)
     clean = clean_names(members, graph.weights)
     scopes = _scopes(members, clean)
     consumers = consumers_of(nodes, dependent)
@@ -99,7 +99,7 @@ def _label_dependent(
         and info.name.partition(":")[0] not in graph.weights
         and (info.shape or graph.signed)
     ]
-    lost = descendants(graph.graph_def, labels)
+    lost = descendants(graph.graph_def, labels, stop=[node_of(images.tensor)])
     nodes = {node.name: node for node in graph.graph_def.node}
     takers = consumers_of(nodes, set(nodes))
     scopes = {name.rpartition("/")[0] for name in lost} - {""}
@@ -120,14 +120,27 @@ def _is_activation(node: tf.compat.v1.NodeDef, infos: Mapping[str, TensorInfo]) 
 
 
 def _passed_on(
-    ordered: Iterable[str], members: Iterable[str], nodes: Mapping[str, tf.compat.v1.NodeDef]
+    ordered: Iterable[str],
+    members: Iterable[str],
+    nodes: Mapping[str, tf.compat.v1.NodeDef],
+    infos: Mapping[str, TensorInfo],
 ) -> list[str]:
-    """Identities alone in their scope: what is left of a dropout in use."""
+    """Identities and slices alone in their scope: what is left of a dropout, and a cropping."""
     filled = {name.rsplit("/", 1)[0] for name in members if "/" in name}
+
+    def stays(name: str) -> bool:
+        info = infos.get(f"{name}:0")
+        if info is None or info.shape == ():
+            return False
+        if nodes[name].op == "Identity":
+            return True
+        floating = tf.dtypes.as_dtype(info.dtype).is_floating
+        return nodes[name].op == "StridedSlice" and floating and len(info.shape or ()) >= 2
+
     return [
         name
         for name in ordered
-        if nodes[name].op == "Identity"
+        if stays(name)
         and not name.startswith("Func/")
         and "/" in uncalled(name)
         and name.rsplit("/", 1)[0] not in filled

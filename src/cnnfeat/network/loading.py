@@ -105,8 +105,7 @@ def _load(kind: Format, path: Path, *, signature: str | None, input_name: str | 
     if kind is Format.KERAS:
         return load_keras(path)
     if kind is Format.SAVED_MODEL:
-        folder = path if path.is_dir() else path.parent
-        return load_saved_model(folder, signature=signature, input_name=input_name)
+        return load_saved_model(path, signature=signature, input_name=input_name)
     if kind is Format.CHECKPOINT:
         return load_checkpoint(path, input_name=input_name)
     if kind is Format.GRAPH_DEF:

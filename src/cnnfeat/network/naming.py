@@ -57,15 +57,17 @@ def is_call(scope: str) -> bool:
 
 
 def _suffixed(names: Iterable[str], weights: Iterable[str]) -> bool:
-    """Whether every layer's scope has got a number at its end, as Keras 3 exports them.
+    """Whether the layers' scopes have got a number at their end, as Keras 3 exports them.
 
-    Then `conv2_1` is no layer's name, but `conv2` is the name its weights have.
+    Then `conv2_1` is no layer's name, but `conv2` is the name its weights have. Scopes inside a
+    layer, such as `Gelu`, get none.
     """
     scopes = {part for name in names for part in name.split("/")[:-1]} - INTERNAL
-    if not scopes or not all(_NUMBERED.fullmatch(scope) for scope in scopes):
-        return False
+    numbered = {scope for scope in scopes if _NUMBERED.fullmatch(scope)}
     own = {weight.split("/")[-2] for weight in weights if "/" in weight}
-    stripped = {scope.rsplit("_", 1)[0] for scope in scopes}
+    if own & (scopes - numbered):
+        return False
+    stripped = {scope.rsplit("_", 1)[0] for scope in numbered}
     return len(own & stripped) > len(own & scopes)
 
 
@@ -80,7 +82,8 @@ def _without_suffixes(clean: Mapping[str, str]) -> dict[str, str]:
         for part in parts:
             old = f"{old}/{part}"
             if old not in chosen:
-                own = part if part in INTERNAL else part.rsplit("_", 1)[0]
+                bare = part in INTERNAL or not _NUMBERED.fullmatch(part)
+                own = part if bare else part.rsplit("_", 1)[0]
                 base = f"{new}/{own}"
                 taken[base] = taken.get(base, 0) + 1
                 chosen[old] = base if taken[base] == 1 else f"{base}@{taken[base]}"

@@ -139,9 +139,7 @@ class Network:
         if self._graph.scale:
             return self._graph.scale
         whole = tf.dtypes.as_dtype(self.input.dtype).is_integer
-        inside = self._graph.rescales
-        if inside is None:
-            inside = rescales(self._graph.graph_def, self.input.tensor)
+        inside = self._graph.rescales or rescales(self._graph.graph_def, self.input.tensor)
         return "raw" if whole or inside else "unit"
 
     @property
@@ -257,7 +255,8 @@ class Network:
     def _wanted(self, layers: Sequence[LayerInfo], pool: str, precision: str) -> Wanted:
         if not layers:
             raise NetworkError("no layer was asked for", hint="--layer NAME")
-        feeds = fed_tensors(self._feeds, self._all)
+        named = {item.name: item.tensor for item in self._graph.inputs}
+        feeds = fed_tensors(self._feeds, self._all, named=named)
         needed = ancestors(
             self._nodes,
             [layer.tensor.name for layer in layers],

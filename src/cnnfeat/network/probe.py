@@ -7,6 +7,7 @@ images and before the pooling; everything runs as one TensorFlow function.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class GraphProbe:
         self.target: ImageTarget = fit.target
         self._graph = graph  # holds the weights
         self._wanted = wanted
-        self._chunk = fit.input.batch
+        self._chunk = fit.input.batch or _stated_batch(wanted.feeds)
         self._limit = max(1, batch_size)  # images at a time; less once memory has run out
         self._functions: dict[tuple[int, ...], _Run] = {}
         self.outputs: tuple[ProbeOutput, ...] = self._try_out()
@@ -229,6 +230,17 @@ class GraphProbe:
             f"{self._fit.input.name!r} takes {self._fit.input}: {reason}",
             hint="--resize HxW brings images to another size",
         )
+
+
+def _stated_batch(feeds: Mapping[str, Feed]) -> int | None:
+    """How many images a graph takes whose placeholder `batch_size` was fed."""
+    for name, feed in feeds.items():
+        if (
+            re.fullmatch(r"(.*/)?batch_?size:0", name, re.IGNORECASE)
+            and feed.value.dtype.is_integer
+        ):
+            return max(1, int(feed.value))
+    return None
 
 
 def channels_first(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> bool:

@@ -56,7 +56,7 @@ def kind_of(path: Path) -> Kind | None:
         head = file.read(4096)
     if is_text(head):
         return _kind_of_text(head.decode("utf-8", "replace"))
-    if head[:1] == b"\x08":
+    if head[:3] == b"\x08\x01\x12":  # its schema's version, then a meta graph
         return Kind.SAVED_MODEL
     if head[:1] not in (b"\x0a", b"\x12", b"\x22") or path.stat().st_size >= LIMIT_BYTES:
         return None

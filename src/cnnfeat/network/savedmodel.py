@@ -37,14 +37,14 @@ _INTERNAL = {"__saved_model_init_op", "__saved_model_train_op"}
 
 
 def load_saved_model(
-    folder: Path, *, signature: str | None = None, input_name: str | None = None
+    path: Path, *, signature: str | None = None, input_name: str | None = None
 ) -> FlatGraph:
     """Load a SavedModel.
 
     Parameters
     ----------
-    folder : Path
-        With `saved_model.pb` or `saved_model.pbtxt` in it.
+    path : Path
+        A folder with `saved_model.pb` or `saved_model.pbtxt` in it, or that file.
     signature : str, optional
         Which signature; needed where several could take images.
     input_name : str, optional
@@ -55,7 +55,8 @@ def load_saved_model(
     NetworkError
         If it is damaged, or no signature fits.
     """
-    meta = _meta_graph(folder)
+    folder = path if path.is_dir() else path.parent
+    meta = _meta_graph(path)
     prefix = folder / "variables" / "variables"
     checkpoint = Checkpoint(prefix) if prefix.with_suffix(".index").is_file() else None
     if signature is None and not set(meta.signature_def) - _INTERNAL:
@@ -80,9 +81,10 @@ def load_saved_model(
     )
 
 
-def _meta_graph(folder: Path) -> meta_graph_pb2.MetaGraphDef:
-    binary, text = folder / "saved_model.pb", folder / "saved_model.pbtxt"
-    path = binary if binary.is_file() else text
+def _meta_graph(path: Path) -> meta_graph_pb2.MetaGraphDef:
+    if path.is_dir():
+        binary, text = path / "saved_model.pb", path / "saved_model.pbtxt"
+        path = binary if binary.is_file() else text
     metas = read_message(path, saved_model_pb2.SavedModel).meta_graphs
     if not metas:
         raise NetworkError(f"{path}: a SavedModel without a graph")

@@ -61,7 +61,7 @@ _PURE = re.compile(
             r"FakeParam|Bucketize|Eig|Inplace(Add|Sub|Update)|ToBool|EncodePng|EncodeJpeg\w*",
             r"StringFormat|ReduceJoin|Unicode\w+|Fingerprint|DecodeWebP|DecodePaddedRaw",
             r"I?FFTND|(Banded|Tridiagonal)\w*Solve|TridiagonalMatMul|ApproxTopK|DenseTo\w*Set\w*",
-            r"Ragged\w*|Assert|CheckNumerics\w*|Unbatch|Unravel\w*|DebugGradient\w*|CompareAndBitpack",
+            r"Optional(None|FromValue|GetValue|HasValue)|Ragged\w*|Assert|CheckNumerics\w*|Unbatch|Unravel\w*|DebugGradient\w*|CompareAndBitpack",
         )
     )
 )
