@@ -51,6 +51,12 @@ def factorize(matrix: Floats) -> Factor:
         ridge = added
 
 
+def iteration_time(rows: int, *, features: int, columns: int) -> float:
+    """Estimate the seconds of one iteration over gathered float32 rows."""
+    entries = rows * features
+    return CALL_S + max(4 * entries * columns / NARROW_FLOPS, 4 * entries / BYTES)
+
+
 def worth_factoring(
     iterations: int, *, rows: int, features: int, shared_rows: int, columns: int, classes: int
 ) -> bool:
@@ -69,8 +75,7 @@ def worth_factoring(
     columns, classes : int
         How many share an iteration.
     """
+    iteration_s = iteration_time(shared_rows, features=features, columns=columns)
     factoring_s = CALL_S + (rows * features**2 + features**3 / 3) / PRODUCT_FLOPS
-    entries = shared_rows * features
-    iteration_s = CALL_S + max(4 * entries * columns / NARROW_FLOPS, 4 * entries / BYTES)
     solving_s = 8 * features**2 / BYTES  # with the factor, read twice
     return iterations > 1 and iterations * (iteration_s / classes + solving_s) > factoring_s

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
+from sklearn.kernel_approximation import Nystroem
 from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
@@ -32,10 +33,11 @@ from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.preparation import Preparation, prepare
 from cnnfeat.svm.problems import Targets
-from cnnfeat.svm.rows import MappedRows, Moments, RowBlocks, read_all
+from cnnfeat.svm.rows import MappedRows, Moments, RowBlocks, SubsetRows, read_all
 from cnnfeat.svm.selection import Selection, check_grid, default_grid, select_cost
 
 TOLERANCE = 1e-5
+SELECTION_VALUES = 50_000_000  # features times rows that C is chosen on
 MAX_STEPS = 500
 SCORING_VALUES = 2**22  # features converted to decision values at a time
 
@@ -138,26 +140,28 @@ def _fit_linear(
     progress: Progress,
 ) -> Machine:
     steps = prepared.steps()
-    gamma = None
+    mapping = None
     if config.kernel == "nystroem":
-        some = rows.take(subsample(codes, SELECTION_ROWS, seed=config.seed))
+        some = prepared.apply(rows.take(subsample(codes, SELECTION_ROWS, seed=config.seed)))
         mapping = fit_nystroem(
-            prepared.apply(some),
-            gamma=config.gamma,
-            n_components=NYSTROEM_COMPONENTS,
-            seed=config.seed,
+            some, gamma=config.gamma, n_components=NYSTROEM_COMPONENTS, seed=config.seed
         )
-        gamma = float(mapping.gamma)
-        width = len(mapping.components_)
-        mapped = MappedRows(prepared.rows(rows), mapping.transform, n_features=width)
-        design = Design(mapped)
         steps.append(("nystroem", mapping))
-    else:
-        design = prepared.design(rows)
-    design.hold(room_bytes=options.memory_bytes // 2)
-    C, selection, start = _choose_cost(
-        design, codes, n_classes=n_classes, config=config, options=options, progress=progress
-    )
+    C, selection, weights = config.C, None, None
+    if C == "auto":
+        selection, weights = _choose_cost(
+            rows,
+            codes,
+            prepared=prepared,
+            mapping=mapping,
+            n_classes=n_classes,
+            config=config,
+            options=options,
+            progress=progress,
+        )
+        C = selection.chosen.C
+    design = _design(rows, prepared, mapping).hold(room_bytes=options.memory_bytes // 2)
+    start = None if weights is None else State(weights, design.product(weights))
     with progress.task("training", total=1, unit="machines") as task:
         state = solve(
             design,
@@ -175,7 +179,7 @@ def _fit_linear(
     return Machine(
         pipeline=_pipeline([*steps, ("svm", linear)]),
         C=C,
-        gamma=gamma,
+        gamma=None if mapping is None else float(mapping.gamma),
         selection=selection,
         n_support=None,
         steps=state.steps,
@@ -183,17 +187,34 @@ def _fit_linear(
     )
 
 
+def _design(rows: RowBlocks, prepared: Preparation, mapping: Nystroem | None) -> Design:
+    """The matrix the linear machine works on."""
+    if mapping is None:
+        return prepared.design(rows)
+    width = len(mapping.components_)
+    return Design(MappedRows(prepared.rows(rows), mapping.transform, n_features=width))
+
+
 def _choose_cost(
-    design: Design,
+    rows: RowBlocks,
     codes: NDArray[np.intp],
     *,
+    prepared: Preparation,
+    mapping: Nystroem | None,
     n_classes: int,
     config: SvmConfig,
     options: MachineOptions,
     progress: Progress,
-) -> tuple[float, Selection | None, State | None]:
-    if config.C != "auto":
-        return config.C, None, None
+) -> tuple[Selection, NDArray[np.float64]]:
+    """Choose C on the training rows, or on a sample of them where they are large."""
+    width = prepared.n_outputs if mapping is None else len(mapping.components_)
+    room = min(SELECTION_VALUES, options.memory_bytes // (4 * rows.dtype.itemsize))
+    chosen = subsample(codes, max(1, room // width), seed=config.seed)
+    if len(chosen) < rows.n_samples:
+        keep = np.zeros(rows.n_samples, np.bool_)
+        keep[chosen] = True
+        rows, codes = SubsetRows(rows, keep), codes[chosen]
+    design = _design(rows, prepared, mapping).hold(room_bytes=options.memory_bytes // 2)
     grid = check_grid(options.grid or default_grid(design.square_norm()))
     selection, start = select_cost(
         design,
@@ -207,7 +228,7 @@ def _choose_cost(
         progress=progress,
     )
     _say_choice(selection, grid)
-    return selection.chosen.C, selection, start
+    return selection, start.weights
 
 
 def _say_choice(selection: Selection, grid: Sequence[float]) -> None:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cnnfeat.svm.design import Design
-from cnnfeat.svm.factors import Factor, factorize, worth_factoring
+from cnnfeat.svm.factors import BYTES, Factor, factorize, iteration_time, worth_factoring
 from cnnfeat.svm.linesearch import line_minimum
 from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import Floats, Indices
@@ -42,6 +42,7 @@ STAGE_TOLERANCE = 0.1
 STAGE_STEPS = 3
 DENSE_LIMIT = 4096  # features up to which Hessians are formed
 THREADS_PAY = 5e8  # rows x weights x columns from which more than one thread gains
+USUAL_ITERATIONS = 8  # of conjugate gradients
 REACH = 2.0  # step lengths looked at first
 
 
@@ -175,8 +176,8 @@ class _Newton:
         gathered = self._design.take(union)
         direction = np.zeros((self._design.n_weights, len(live)))
         decrement = np.zeros(len(live))
-        for group in _groups(columns, live, active, len(union)):
-            rows = _union([active[int(j)].rows for j in live[group]], self._design.n_samples)
+        groups = _groups(columns, live, active, union, features=self._design.n_weights)
+        for group, rows in groups:
             part = gathered if len(rows) == len(union) else gathered[np.searchsorted(union, rows)]
             system = System(part, rows, [active[int(j)] for j in live[group]])
             gradient = state.weights[:, live[group]] - system.pull()
@@ -193,26 +194,27 @@ class _Newton:
     ) -> list[Factor]:
         """Pick each column's preconditioner, and make anew those that have gone stale."""
         classes = columns.positive[live]
-        shared: Factor | None = None
-        for k in np.unique(classes):
+        present = np.unique(classes)
+        for k in present:
             member = int(np.flatnonzero(classes == k)[0])
             rows = len(system.active[member].rows)
-            known = state.factors.get(int(k))
-            if shared is not None and known is None:
-                state.factors[int(k)] = shared
-            elif self._design.n_weights > DENSE_LIMIT:
+            if int(k) not in state.factors and self._design.n_weights > DENSE_LIMIT:
                 state.factors[int(k)] = system.diagonal(member)
-            elif known is None or worth_factoring(
+            elif int(k) not in state.factors:
+                factor = factorize(system.hessian(member))
+                # While most rows are active in all classes, one serves them all.
+                alike = 2 * rows >= self._design.n_samples
+                for other in np.unique(columns.positive) if alike else [k]:
+                    state.factors.setdefault(int(other), factor)
+            elif self._design.n_weights <= DENSE_LIMIT and worth_factoring(
                 self._stale.get(int(k), 0),
                 rows=rows,
                 features=self._design.n_weights,
                 shared_rows=system.n_rows,
                 columns=len(live),
-                classes=len(np.unique(classes)),
+                classes=len(present),
             ):
                 state.factors[int(k)] = factorize(system.hessian(member))
-                if known is None and rows == self._design.n_samples:
-                    shared = state.factors[int(k)]
         return [state.factors[int(k)] for k in classes]
 
     def _can_stream(self, live: Indices) -> bool:
@@ -319,15 +321,26 @@ def _union(rows: list[Indices], n_samples: int) -> Indices:
 
 
 def _groups(
-    columns: Columns, live: Indices, active: dict[int, Active], n_union: int
-) -> list[Indices]:
-    """Positions in `live` to be solved together.
+    columns: Columns, live: Indices, active: dict[int, Active], union: Indices, *, features: int
+) -> list[tuple[Indices, Indices]]:
+    """Positions in `live` to be solved together, with the rows active in any of them.
 
-    All of them where their active rows overlap enough for one product to be cheaper, else those
-    of one class, whose folds share nearly all rows.
+    All of them, or those of one class, whose folds share nearly all rows: whichever needs less
+    time for an iteration, and for gathering rows again for each class.
     """
-    total = sum(len(active[int(j)].rows) for j in live)
-    if total >= 2 * n_union and len(live) <= 64:
-        return [np.arange(len(live))]
     classes = columns.positive[live]
-    return [np.flatnonzero(classes == k) for k in np.unique(classes)]
+    together = [(np.arange(len(live)), union)]
+    if len(np.unique(classes)) == 1:
+        return together
+    apart = []
+    seconds = 0.0
+    for k in np.unique(classes):
+        places = np.flatnonzero(classes == k)
+        rows = _union(
+            [active[int(j)].rows for j in live[places]], 1 + int(union[-1]) if len(union) else 0
+        )
+        apart.append((places, rows))
+        iteration_s = iteration_time(len(rows), features=features, columns=len(places))
+        seconds += iteration_s + 8 * len(rows) * features / BYTES / USUAL_ITERATIONS
+    whole_s = iteration_time(len(union), features=features, columns=len(live))
+    return together if whole_s <= seconds else apart
