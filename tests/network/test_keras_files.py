@@ -217,6 +217,19 @@ def test_mixed_precision_is_returned_as_float32(tmp_path: Path) -> None:
     np.testing.assert_array_equal(probe(x)[0], np.asarray(model(x)).astype(np.float32))
 
 
+def test_operations_in_hdf5(tmp_path: Path, agree) -> None:
+    """Keras 3 itself can't read what it wrote here; one of them is called as a layer is."""
+    image = keras.Input((8, 8, 3))
+    scaled = image / 0.5 - 1.0
+    x = keras.layers.Conv2D(3, 3, padding="same", name="conv")(scaled)
+    model = keras.Model(image, keras.layers.Add(name="sum")([x, image]))
+    model.save(tmp_path / "model.h5")
+    images = np.random.default_rng(0).random((3, 8, 8, 3), dtype=np.float32)
+    network = load_network(str(tmp_path / "model.h5"))
+    conv = model.get_layer("conv")(images / 0.5 - 1.0)
+    agree(network, images, {"subtract": images / 0.5 - 1.0, "conv": conv, "sum": model(images)})
+
+
 def test_the_ending_doesnt_matter(seed_file: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd.bin"
     odd.write_bytes(seed_file.read_bytes())

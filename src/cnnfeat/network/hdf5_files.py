@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -37,7 +37,10 @@ def load_hdf5(path: Path) -> FlatGraph:
     try:
         if not version.startswith("3"):
             keras_trust.check_meanings(json.dumps(config))
-        with keras_trust.regular_name(path, ".h5") as named:
+        with (
+            keras_trust.regular_name(path, ".h5") as named,
+            keras.saving.custom_object_scope(_operations(config)),
+        ):
             model = keras.saving.load_model(str(named), compile=False, safe_mode=True)
         return trace_keras(model)
     except KERAS_ERRORS as error:
@@ -47,6 +50,38 @@ def load_hdf5(path: Path) -> FlatGraph:
             ) from error
         _LOG.debug("%s: Keras 3 can't read it: %s", path, first_line(error))
         return load_legacy(path, ".h5", reason=error)
+
+
+def _operations(config: object) -> dict[str, type]:
+    """Keras's own operations (`x / 2`) in a model: Keras 3 writes them and doesn't find them again.
+
+    Some have the name of a layer (`Subtract`), but no layer is without the key `trainable`.
+    """
+    known = {kind.__name__: kind for kind in _kinds(keras.Operation)}
+    used: dict[str, bool] = {}
+    waiting: list[object] = [config]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            name, inner = item.get("class_name"), item.get("config")
+            if isinstance(inner, Mapping) and name in known:
+                used[str(name)] = used.get(str(name), True) and "trainable" not in inner
+        waiting.extend(_inside(item))
+    return {name: known[name] for name, always in used.items() if always}
+
+
+def _kinds(parent: type) -> Iterator[type]:
+    children: list[type] = parent.__subclasses__()
+    for kind in children:
+        if kind.__module__.startswith("keras.src.ops."):
+            yield kind
+            yield from _kinds(kind)
+
+
+def _inside(item: object) -> list[object]:
+    if isinstance(item, Mapping):
+        return list(item.values())
+    return item if isinstance(item, list) else []
 
 
 def _configuration(path: Path) -> tuple[Mapping[str, object], str]:
