@@ -184,7 +184,10 @@ def test_ctrl_c_ends_within_two_seconds(tmp_path: Path):
         [sys.executable, "-m", "cnnfeat", "svm", "wide.h5", "-o", "out"],
         cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(12)
+    assert process.stderr is not None
+    while "rows of 1,500 features" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(1.5)  # into the search
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
