@@ -121,9 +121,9 @@ class ExtractConfig:
     layer: tuple[str, ...] = ("conv2",)
     split: tuple[str, ...] = ()  # (): all of them
     dtype: Literal["float32", "float16"] = "float32"
-    batch_size: int | Literal["auto"] = field(
-        default=512, metadata={"range": Range(low=1, high=1_048_576)}
-    )
+    batch_size: int | Literal["auto"] | None = field(
+        default=None, metadata={"range": Range(low=1, high=1_048_576)}
+    )  # None: 512, fewer if the images are large
     pool: Literal["none", "avg", "max", "flatten"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
 

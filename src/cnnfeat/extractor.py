@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cnnfeat.extraction import LARGEST_BATCH, choose_splits, extract
+from cnnfeat.extraction import LARGEST_BATCH, choose_splits, default_batch_size, extract
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import ExtractResult, OnError, Probe, Provenance, Source
 
@@ -35,7 +35,7 @@ def extract_features(
     options: ProbeOptions = ProbeOptions(),
     splits: Sequence[str] = (),
     limit: int | None = None,
-    batch_size: int | Literal["auto"] = 512,
+    batch_size: int | Literal["auto"] | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
     resume: bool = False,
@@ -53,7 +53,9 @@ def extract_features(
         From `cnnfeat.data.open_source`.
     layers : sequence of str
         Names, tensor names, patterns; see `Network.find`.
-    out, splits, limit, batch_size, dtype, overwrite, resume, on_error, should_stop, progress
+    batch_size : int or "auto", optional
+        Images at a time; "auto" tries a few sizes; by default 512, fewer if they are large.
+    out, splits, limit, dtype, overwrite, resume, on_error, should_stop, progress
         As in `cnnfeat.extraction.extract`.
     options : ProbeOptions
         How activations are computed.
@@ -67,6 +69,9 @@ def extract_features(
     """
     found = network.find(layers)
     first = source.splits[choose_splits(source, splits)[0]]
+    if batch_size is None:
+        height, width = options.resize or first.image_shape[:2]
+        batch_size = default_batch_size((height, width, first.image_shape[2]))
     probe = network.probe(
         found,
         image_shape=first.image_shape,
@@ -104,6 +109,7 @@ def provenance_of(network: Network, source: Source, *, probe: Probe, precision: 
         network_format=network.format,
         source=source.name,
         source_kind=source.kind,
+        source_labels=source.labels_from,
         source_fingerprint=fingerprint.digest,
         source_fingerprint_method=fingerprint.method,
         preprocessing=probe.preprocessing,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
+from cnnfeat.extraction import default_batch_size
 from cnnfeat.features import FeatureFile
 from cnnfeat.records import OnError, Probe, SkippedSample, Source
 from cnnfeat.svm.machine import decide_block
@@ -82,7 +83,7 @@ def predict_images(
     source: Source,
     *,
     splits: Sequence[str] = (),
-    batch_size: int = BATCH_ROWS,
+    batch_size: int | None = None,
     on_error: OnError = "raise",
     skipped: list[SkippedSample] | None = None,
 ) -> Iterator[Prediction]:
@@ -98,8 +99,8 @@ def predict_images(
         From `cnnfeat.data.open_source`.
     splits : sequence of str
         Only these; by default all of them.
-    batch_size : int
-        Pictures at a time.
+    batch_size : int, optional
+        Pictures at a time; by default 512, fewer if they are large.
     on_error : {"raise", "skip"}
         Whether a picture that can't be read ends it or is left out.
     skipped : list, optional
@@ -113,16 +114,15 @@ def predict_images(
     check_network(saved, network)
     for split in _asked(splits, tuple(source.splits)):
         info = source.splits[split]
+        size = batch_size or default_batch_size(info.image_shape)
         probe = probe_of(
             saved.metadata,
             network,
             image_shape=info.image_shape,
             image_dtype=info.dtype,
-            batch_size=batch_size,
+            batch_size=size,
         )
-        batches = source.batches(
-            split, batch_size=batch_size, target=probe.target, on_error=on_error
-        )
+        batches = source.batches(split, batch_size=size, target=probe.target, on_error=on_error)
         for batch in batches:
             if skipped is not None:
                 skipped.extend(batch.skipped)

@@ -79,6 +79,7 @@ class Source(Protocol):
 
     name: str  # what a person would type again: "mnist", or an absolute path
     kind: str  # "mnist", "idx", "npz", "folder" ...
+    labels_from: str  # where labels lie if that was said apart: ":/y", "/data/y.npy"; else ""
     classes: tuple[str, ...]  # class names, label k is classes[k]; () where there are no labels
     splits: Mapping[str, SplitInfo]  # "train" and "test", or "all"
 
@@ -193,6 +194,7 @@ class Provenance:
     precision: str  # "float32" or "bfloat16"
     tensorflow: str  # version
     network_test_accuracy: float | None = None
+    source_labels: str = ""  # where its labels lie, if that was said apart
     network_source: str = ""  # what the network was trained on, where that is known
 
 

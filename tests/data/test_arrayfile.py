@@ -385,3 +385,18 @@ def test_bad_rows_and_splits_are_refused(tmp_path, x):
         with pytest.raises(UsageError, match="all has rows 0 to 22"):
             next(source.batches("all", batch_size=2, start=-1))
         assert not list(source.batches("all", batch_size=2, start=23))
+
+
+def test_where_labels_lie_is_known_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    np.save(tmp_path / "x.npy", np.zeros((3, 4, 4), np.uint8))
+    np.save(tmp_path / "y.npy", np.array([0, 1, 0]))
+    with open_source(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy")) as source:
+        assert source.labels_from == str(tmp_path / "y.npy")
+        digest = source.fingerprint().digest
+    monkeypatch.chdir(tmp_path)
+    with open_source("x.npy", labels="y.npy") as source:
+        assert source.labels_from == str(tmp_path / "y.npy")
+        assert source.fingerprint().digest == digest
+    with open_source("x.npy") as source:
+        assert source.labels_from == ""
+        assert source.fingerprint().digest != digest

@@ -63,7 +63,11 @@ class _Size(click.ParamType[tuple[int, int]]):
 @options.data_dir
 @options.setting(ExtractConfig, "split", help="Only this split; may be repeated.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many of each split.")
-@options.setting(ExtractConfig, "batch_size", help="Images at a time; auto tries a few sizes.")
+@options.setting(
+    ExtractConfig,
+    "batch_size",
+    help="Images at a time; auto tries a few sizes.  [default: 512, fewer if they are large]",
+)
 @options.setting(ExtractConfig, "dtype", help="How activations are stored.")
 @options.setting(ExtractConfig, "precision", help="How the network computes.")
 @options.setting(ExtractConfig, "pool", help="What is done over an activation's image axes.")
@@ -99,7 +103,7 @@ def extract(
     data_dir: Path | None,
     split: tuple[str, ...],
     limit: int | None,
-    batch_size: int | Literal["auto"],
+    batch_size: int | Literal["auto"] | None,
     dtype: str,
     precision: str,
     pool: str,

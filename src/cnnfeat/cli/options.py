@@ -134,7 +134,7 @@ def data_dir(command: F) -> F:
         "--data-dir",
         type=click.Path(path_type=Path),
         envvar=["CNNFEAT_DATA_DIR"],
-        help="Where data sets lie or are put; else $CNNFEAT_DATA_DIR, then the user cache.",
+        help="Where data sets are looked for first; then $CNNFEAT_DATA_DIR, then the user cache.",
     )(command)
 
 

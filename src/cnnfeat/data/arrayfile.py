@@ -94,10 +94,11 @@ def open_array_source(path: Path, *, member: str | None, labels: str | None) -> 
             for split, (_, label_name) in chosen.items()
             if label_name is not None and labels is None
         }
+        labels_from = _absolute(labels) if labels else ""
         if labels is not None:
             raw_labels[next(iter(chosen))] = _read_labels(labels, path)
-            used[f"labels {labels}"] = (
-                split_member(labels)[0] if not labels.startswith(":") else path
+            used[f"labels {labels_from}"] = (
+                path if labels.startswith(":") else split_member(labels)[0]
             )
         indices, classes = index_labels(raw_labels, name=str(path))
         images = {split: file.rows(name) for split, (name, _) in chosen.items()}
@@ -115,7 +116,13 @@ def open_array_source(path: Path, *, member: str | None, labels: str | None) -> 
             classes=classes,
             states=lambda: file_states(used),
             close=[stack.pop_all().close],
+            labels_from=labels_from,
         )
+
+
+def _absolute(labels: str) -> str:
+    """Say where labels lie so that it holds from any folder."""
+    return labels if labels.startswith(":") else str(Path(labels).absolute())
 
 
 def _opener(path: Path) -> Callable[[Path], ArrayFile] | None:

@@ -70,6 +70,8 @@ class ArraySource:
         Makes the states of the files behind the arrays; called when first needed.
     close : sequence of callable
         Called on leaving the context.
+    labels_from : str
+        As in `records.Source`.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class ArraySource:
         classes: Sequence[str],
         states: Callable[[], FileStates],
         close: Sequence[Callable[[], None]] = (),
+        labels_from: str = "",
     ) -> None:
         self.name = name
+        self.labels_from = labels_from
         self.kind = kind
         self.classes = tuple(classes)
         self.splits: Mapping[str, SplitInfo] = {

@@ -68,6 +68,7 @@ class ImageFileSource:
         max_pixels: int,
     ) -> None:
         self.name = name
+        self.labels_from = ""
         self.kind = kind
         self.classes = listing.classes
         self._files = listing.splits

@@ -1,7 +1,8 @@
 """Batches × probe -> feature file. Knows neither TensorFlow nor HDF5."""
 
 from cnnfeat.extraction.batch_size import LARGEST as LARGEST_BATCH
+from cnnfeat.extraction.batch_size import default_batch_size
 from cnnfeat.extraction.planning import choose_splits
 from cnnfeat.extraction.running import extract
 
-__all__ = ["LARGEST_BATCH", "choose_splits", "extract"]
+__all__ = ["LARGEST_BATCH", "choose_splits", "default_batch_size", "extract"]

@@ -157,7 +157,7 @@ def _announce(plan: FilePlan, out: Path) -> None:
             for column in split.columns
         )
         _log.info("%s: %s", split.name, arrays)
-    _log.info("%s will take %s bytes", out, f"{plan.size_bytes:,}")
+    _log.info("%s will take about %s bytes", out, f"{plan.size_bytes:,}")
 
 
 def _batch_size(

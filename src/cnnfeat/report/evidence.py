@@ -131,7 +131,8 @@ def open_origin(
     if not name or "source_fingerprint" not in file.attributes:
         raise DataError(f"{file.path} does not say where its images came from")
     try:
-        return open_source(name, data_dir=data_dir, progress=progress)
+        labels = str(file.attributes.get("source_labels", "")) or None
+        return open_source(name, data_dir=data_dir, labels=labels, progress=progress)
     except UsageError as error:
         raise DataError(
             f"the images of {file.path} are not where they were: there is no {name}",
