@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnfeat.data.fingerprint import FileStates
+from cnnfeat.data.fingerprint import FileStates, Fingerprinted
 from cnnfeat.data.fitting import fit_images
 from cnnfeat.data.rows import Rows
 from cnnfeat.data.splits import check_range, find_split
 from cnnfeat.errors import DataError
 from cnnfeat.records import (
     Batch,
-    Fingerprint,
     ImageTarget,
     OnError,
     SplitInfo,
@@ -57,7 +55,7 @@ class ArraySplit:
         return as_pixels(block, first_row=start)
 
 
-class ArraySource:
+class ArraySource(Fingerprinted):
     """A source made of arrays.
 
     Parameters
@@ -100,20 +98,8 @@ class ArraySource:
             for split, array in arrays.items()
         }
         self._arrays = arrays
-        self._states = functools.cache(states)
+        super().__init__(states)
         self._close = close
-
-    def fingerprint(self) -> Fingerprint:
-        """See `records.Source`."""
-        return self._states().fingerprint()
-
-    def state(self) -> bytes:
-        """See `records.Source`."""
-        return self._states().pack()
-
-    def changed_since(self, state: bytes) -> str | None:
-        """See `records.Source`."""
-        return self._states().changed_since(state)
 
     def labels(self, split: str) -> Labels | None:
         """See `records.Source`."""

@@ -6,8 +6,9 @@ bytes a file, they say later which file has changed since.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,25 @@ class FileStates:
         if before:
             return f"{len(before)} of {len(records)} files are gone"
         return None if packed == self.pack() else "the order of files has changed"
+
+
+class Fingerprinted:
+    """The part of a source that tells it from others: the states of its files, made when needed."""
+
+    def __init__(self, states: Callable[[], FileStates]) -> None:
+        self._states = functools.cache(states)
+
+    def fingerprint(self) -> Fingerprint:
+        """See `records.Source`."""
+        return self._states().fingerprint()
+
+    def state(self) -> bytes:
+        """See `records.Source`."""
+        return self._states().pack()
+
+    def changed_since(self, state: bytes) -> str | None:
+        """See `records.Source`."""
+        return self._states().changed_since(state)
 
 
 def file_states(files: Mapping[str, Path], *, always_contents: Iterable[str] = ()) -> FileStates:

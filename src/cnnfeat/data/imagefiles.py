@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnfeat.data.decode import decode_image, prepare_pillow
-from cnnfeat.data.fingerprint import FileStates
+from cnnfeat.data.fingerprint import FileStates, Fingerprinted
 from cnnfeat.data.fitting import fit_depth, fit_images
 from cnnfeat.data.listing import ImageFile, Listing
 from cnnfeat.data.regular import printable
@@ -23,7 +23,6 @@ from cnnfeat.data.splits import check_range, find_split
 from cnnfeat.errors import DataError, ImageError
 from cnnfeat.records import (
     Batch,
-    Fingerprint,
     ImageTarget,
     OnError,
     SkippedSample,
@@ -40,7 +39,7 @@ _MAX_CHUNK = 16  # images a thread decodes before it is asked again
 _log = logging.getLogger("cnnfeat")
 
 
-class ImageFileSource:
+class ImageFileSource(Fingerprinted):
     """A source made of picture files.
 
     Pixels of a split are brought to the depth of its first picture: 8-bit pictures among 16-bit
@@ -73,22 +72,10 @@ class ImageFileSource:
         self.classes = listing.classes
         self._files = listing.splits
         self._max_pixels = max_pixels
-        self._states = functools.cache(states)
+        super().__init__(states)
         self.splits: Mapping[str, SplitInfo] = {
             split: self._describe(split, files) for split, files in self._files.items()
         }
-
-    def fingerprint(self) -> Fingerprint:
-        """See `records.Source`."""
-        return self._states().fingerprint()
-
-    def state(self) -> bytes:
-        """See `records.Source`."""
-        return self._states().pack()
-
-    def changed_since(self, state: bytes) -> str | None:
-        """See `records.Source`."""
-        return self._states().changed_since(state)
 
     def labels(self, split: str) -> Labels | None:
         """See `records.Source`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -273,11 +272,6 @@ def _prediction_rows(
                 classes[run.predicted[place]],
                 f"{run.margin[place]:.6g}",
             )
-
-
-def read_result(path: Path) -> Mapping[str, Json]:
-    """Read an svm.json."""
-    return cast("Mapping[str, Json]", json.loads(path.read_text("utf-8")))
 
 
 __all__ = ["OUTPUTS", "LayerRun", "SvmResult", "layer_record", "svm_stage"]
