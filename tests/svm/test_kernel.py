@@ -147,3 +147,15 @@ def test_waiting_can_be_interrupted_and_errors_come_through():
     started = time.monotonic()
     assert kernel.interruptible(lambda: 7) == 7
     assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("name", ["rbf", "poly"])
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+def test_decisions_by_matrix_products_are_libsvms(monkeypatch, pixels, name, n_classes):
+    X, y = pixels[0].reshape(-1, 64) / 16, pixels[1]
+    kept = y < n_classes
+    machine = kernel.fit_svc(X[kept][:400], y[kept][:400], kernel=name, C=10.0, gamma=0.02)
+    monkeypatch.setattr(kernel, "KERNEL_VALUES", 10_000)  # several blocks
+    theirs = machine.decision_function(X[kept])
+    np.testing.assert_allclose(kernel.decide_svc(machine, X[kept]), theirs, atol=1e-9)
+    np.testing.assert_array_equal(kernel.predict_svc(machine, X[kept]), machine.predict(X[kept]))

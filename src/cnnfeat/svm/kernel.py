@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from itertools import combinations
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.kernel_approximation import Nystroem
+from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 from sklearn.svm import SVC
 
 from cnnfeat.progress import SILENT, Progress
@@ -24,6 +26,7 @@ SELECTION_ROWS = 6_000  # rows that C and gamma are chosen on
 KERNEL_GRID = (1.0, 10.0, 100.0)
 GAMMA_FACTORS = (0.25, 1.0, 4.0)
 NYSTROEM_COMPONENTS = 1_000
+KERNEL_VALUES = 2**23  # kernel values in memory at a time, 64 MiB
 POLY_DEGREE, POLY_CONSTANT = 3, 1.0
 # scikit-learn's SVC on two cores: about n^1.6 rows times features, fitted to measured runs
 _FIT_S = 1.1e-8
@@ -68,7 +71,9 @@ def fit_svc(
         coef0=POLY_CONSTANT if kernel == "poly" else 0.0,
         cache_size=1_000,
     )
-    return interruptible(lambda: accelerated_svc(machine, X, codes) or machine.fit(X, codes))
+    fitted = interruptible(lambda: accelerated_svc(machine, X, codes) or machine.fit(X, codes))
+    # Where two classes have as many votes, `predict` shall say what `decision_function` says.
+    return fitted.set_params(break_ties=True)
 
 
 def select_kernel(
@@ -105,9 +110,78 @@ def select_kernel(
     return choose(trials, folds=folds, seed=seed, n_samples=len(rows))
 
 
+def decide_svc(machine: SVC, X: Floats) -> NDArray[np.float64]:
+    """Compute what `machine.decision_function` does, through matrix products.
+
+    libsvm takes rows one at a time; here a block's kernel values are one product, in float64, and
+    the decisions of all pairs of classes another.
+
+    Parameters
+    ----------
+    machine : SVC
+        Fitted, with the kernel "rbf" or "poly".
+    X : ndarray of shape (n_samples, n_features)
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+        For each class its votes among the pairs, and less than one third for how clear they were.
+    """
+    n_classes = len(machine.classes_)
+    weights = _pair_weights(machine)
+    step = max(1, KERNEL_VALUES // max(1, len(machine.support_vectors_)))
+    values = np.empty((len(X), weights.shape[1]))
+    for start in range(0, len(X), step):
+        values[start : start + step] = _kernel(machine, X[start : start + step]) @ weights
+    values += machine.intercept_
+    if n_classes == 2:
+        return values[:, 0]
+    votes = np.zeros((len(X), n_classes))
+    clearness = np.zeros((len(X), n_classes))
+    for pair, (i, j) in enumerate(combinations(range(n_classes), 2)):
+        first = values[:, pair] >= 0
+        votes[first, i] += 1
+        votes[~first, j] += 1
+        clearness[:, i] += values[:, pair]
+        clearness[:, j] -= values[:, pair]
+    return votes + clearness / (3 * (np.abs(clearness) + 1))
+
+
 def predict_svc(machine: SVC, X: Floats) -> NDArray[np.intp]:
-    """Predict, interruptibly."""
-    return interruptible(lambda: machine.predict(X))
+    """Predict the class of each row of `X`, (n_samples,)."""
+    values = decide_svc(machine, X)
+    places = values.argmax(axis=1) if values.ndim == 2 else (values > 0).astype(np.intp)
+    return cast("NDArray[np.intp]", machine.classes_[places])
+
+
+def _kernel(machine: SVC, X: Floats) -> NDArray[np.float64]:
+    """Kernel values of rows and support vectors, (n_samples, n_support)."""
+    gamma, vectors = machine._gamma, machine.support_vectors_
+    X = X.astype(np.float64)
+    if machine.kernel == "rbf":
+        return cast("NDArray[np.float64]", rbf_kernel(X, vectors, gamma=gamma))
+    kernel = polynomial_kernel(
+        X, vectors, degree=machine.degree, gamma=gamma, coef0=machine.coef0
+    )
+    return cast("NDArray[np.float64]", kernel)
+
+
+def _pair_weights(machine: SVC) -> NDArray[np.float64]:
+    """A column of weights of the support vectors for each pair of classes, as libsvm orders them.
+
+    `dual_coef_` keeps, for a vector of class i against class j, the weight in row j, or j - 1 where
+    j is the later class (user guide of scikit-learn, "Support vector machines", multi-class).
+    """
+    ends = np.cumsum(machine.n_support_)
+    members = [slice(end - n, end) for end, n in zip(ends, machine.n_support_, strict=True)]
+    n_classes, coefficients = len(machine.classes_), machine.dual_coef_
+    if n_classes == 2:
+        return cast("NDArray[np.float64]", coefficients.T)
+    weights = np.zeros((coefficients.shape[1], n_classes * (n_classes - 1) // 2))
+    for pair, (i, j) in enumerate(combinations(range(n_classes), 2)):
+        weights[members[i], pair] = coefficients[j - 1, members[i]]
+        weights[members[j], pair] = coefficients[i, members[j]]
+    return weights
 
 
 def fit_nystroem(

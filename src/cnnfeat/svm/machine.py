@@ -21,9 +21,9 @@ from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.kernel import (
     NYSTROEM_COMPONENTS,
     SELECTION_ROWS,
+    decide_svc,
     fit_nystroem,
     fit_svc,
-    interruptible,
     scale_gamma,
     select_kernel,
     subsample,
@@ -125,7 +125,8 @@ def decide_block(
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Predict a few rows: codes and margins."""
     if hasattr(pipeline[-1], "support_vectors_"):
-        return margins(interruptible(lambda: pipeline.decision_function(block)))
+        prepared = pipeline[:-1].transform(block) if len(pipeline) > 1 else block
+        return margins(decide_svc(pipeline[-1], prepared))
     return margins(pipeline.decision_function(block))
 
 
