@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.svm.rows import CHUNK_BYTES, Floats, Indices, RowBlocks
+from cnnfeat.svm.rows import CHUNK_BYTES, ArrayRows, Floats, Indices, RowBlocks
 
 OFFSET_LIMIT = 1e3  # means beyond so many standard deviations are subtracted before a product
 
@@ -47,13 +47,17 @@ class Design:
         self._mean = np.zeros(d) if mean is None else np.asarray(mean, np.float64)
         self._factor = 1 / (np.ones(d) if scale is None else np.asarray(scale, np.float64))
         self._matrix: Floats | None = None
+        self._ready = False  # the rows are in memory and need no scaling
         self._taken: tuple[Indices, Floats] | None = None
         offset = float(np.max(np.abs(self._mean * self._factor), initial=0))
         self._far = offset > OFFSET_LIMIT and self.dtype == np.float32
         self._rest = self._mean - self._mean.astype(self.dtype)
 
     def hold(self, *, room_bytes: int) -> Design:
-        """Keep the finished matrix in memory, if there is room for it."""
+        """Keep the finished matrix in memory, if there is room for it and there is need."""
+        self._ready = isinstance(self.rows, ArrayRows) and not self._scaled
+        if self._ready:
+            return self
         size_bytes = self.n_samples * self.n_weights * self.dtype.itemsize
         if self._matrix is None and size_bytes <= room_bytes:
             matrix = np.empty((self.n_samples, self.n_weights), self.dtype)
@@ -65,7 +69,7 @@ class Design:
     @property
     def held(self) -> bool:
         """Whether the matrix is in memory."""
-        return self._matrix is not None
+        return self._ready or self._matrix is not None
 
     def product(self, weights: NDArray[np.float64]) -> Floats:
         """Multiply by `weights` of shape (n_weights, m); the result has shape (m, n_samples)."""
@@ -89,6 +93,8 @@ class Design:
         """Copy some rows, scaled, with the ones; all of them are not copied where they are held."""
         if self._matrix is not None:
             return self._matrix if len(rows) == self.n_samples else self._matrix[rows]
+        if self._ready:
+            return self._finished(self.rows.take(rows))
         self._taken = (rows, self._take(rows))
         return self._taken[1]
 
@@ -121,8 +127,8 @@ class Design:
 
     def square_norm(self) -> float:
         """Return the mean over the rows of their squared length."""
-        total = 0.0
-        for _, block in self.blocks():
+        total = float(self.n_samples) if self._ready and self.intercept else 0.0
+        for _, block in self.rows.blocks() if self._ready else self.blocks():
             total += float(np.einsum("ij,ij->i", block, block).sum(dtype=np.float64))
         return total / max(1, self.n_samples)
 

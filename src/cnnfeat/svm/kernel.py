@@ -144,7 +144,8 @@ def decide_svc(machine: SVC, X: Floats) -> NDArray[np.float64]:
         votes[~first, j] += 1
         clearness[:, i] += values[:, pair]
         clearness[:, j] -= values[:, pair]
-    return votes + clearness / (3 * (np.abs(clearness) + 1))
+    decisions: NDArray[np.float64] = votes + clearness / (3 * (np.abs(clearness) + 1))
+    return decisions
 
 
 def predict_svc(machine: SVC, X: Floats) -> NDArray[np.intp]:
@@ -160,9 +161,7 @@ def _kernel(machine: SVC, X: Floats) -> NDArray[np.float64]:
     X = X.astype(np.float64)
     if machine.kernel == "rbf":
         return cast("NDArray[np.float64]", rbf_kernel(X, vectors, gamma=gamma))
-    kernel = polynomial_kernel(
-        X, vectors, degree=machine.degree, gamma=gamma, coef0=machine.coef0
-    )
+    kernel = polynomial_kernel(X, vectors, degree=machine.degree, gamma=gamma, coef0=machine.coef0)
     return cast("NDArray[np.float64]", kernel)
 
 

@@ -76,7 +76,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         C: float = 1.0,
         class_weight: ClassWeight = None,
         fit_intercept: bool = True,
-        tol: float = 1e-5,
+        tol: float = 1e-6,
         max_iter: int = 500,
         warm_start: bool = False,
         memory_bytes: int = MEMORY_BYTES,

@@ -5,9 +5,48 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.svm.rows import Floats
+
 Doubles = NDArray[np.float64]
 
 STEPS = 50
+REACH = 2.0  # step lengths looked at first
+
+
+def step_length(
+    *, slack: Floats, slope: Floats, costs: Doubles, w: Doubles, step: Doubles
+) -> float:
+    """Find the best step length of one column, looking only at rows that can matter up to it.
+
+    Parameters
+    ----------
+    slack : ndarray of shape (n_samples,)
+        What each row lacks now.
+    slope : ndarray of shape (n_samples,)
+        What it gains along the whole step.
+    costs : ndarray of shape (n_samples,)
+        Its cost.
+    w, step : ndarray of shape (n_weights,)
+        The weights, and the step.
+
+    Returns
+    -------
+    float
+        0 where the step does not descend.
+    """
+    reach = REACH
+    while True:
+        rows = np.flatnonzero((slack > 0) | (slack > reach * slope))
+        length = line_minimum(
+            slack=slack[rows].astype(np.float64),
+            slope=slope[rows].astype(np.float64),
+            costs=costs[rows],
+            linear=float(np.einsum("i,i->", w, step)),
+            quadratic=float(np.einsum("i,i->", step, step)),
+        )
+        if length <= reach:
+            return length
+        reach *= 8
 
 
 def line_minimum(

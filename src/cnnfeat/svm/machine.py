@@ -36,7 +36,7 @@ from cnnfeat.svm.problems import Targets
 from cnnfeat.svm.rows import MappedRows, Moments, RowBlocks, SubsetRows, read_all
 from cnnfeat.svm.selection import Selection, check_grid, default_grid, select_cost
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
 SELECTION_VALUES = 50_000_000  # features times rows that C is chosen on
 MAX_STEPS = 500
 SCORING_VALUES = 2**22  # features converted to decision values at a time

@@ -12,16 +12,21 @@ in finitely many steps:
     S. S. Keerthi and D. DeCoste, "A modified finite Newton method for fast solution of large
     scale linear SVMs", Journal of Machine Learning Research 6 (2005) 341-361.
 
-What is added here: full passes are one matrix product for all columns; the rows that are active in
-any column are gathered once a step; conjugate gradients are preconditioned with a Cholesky factor
-of the class's own Hessian at an earlier step, made anew when it has gone stale and pays; the
-first one, with all rows active, is the same for all columns. A large C is reached over smaller
-ones, where few steps go wrong. Where active rows don't fit in the memory allowed, Hessians are
-summed block by block and nothing is gathered.
+What is added here: full passes are one matrix product for all columns, and between two of them
+each class takes its steps on the rows that are active or nearly so, the classes side by side. The
+way there is a descent of the whole objective, and the least it can be is known: that of the rows
+looked at. The first step, with all rows active, is shared: one factor, of a sample of the rows,
+serves all classes. Later each class keeps its own Hessian, to which rows are added and taken away
+as they become active or cease to be, and its Cholesky factor preconditions conjugate gradients.
+Where those rows don't fit in the memory allowed, Hessians are summed block by block instead.
 """
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,21 +34,22 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cnnfeat.svm.design import Design
-from cnnfeat.svm.factors import BYTES, Factor, factorize, iteration_time, worth_factoring
-from cnnfeat.svm.linesearch import line_minimum
+from cnnfeat.svm.factors import Curvature, Factor, LossHessian
+from cnnfeat.svm.linesearch import step_length
 from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import Floats, Indices
-from cnnfeat.svm.system import Active, System
+from cnnfeat.svm.streaming import streamed_step
+from cnnfeat.svm.subproblem import DENSE_LIMIT, Descent, Subproblem, descend
 
 Doubles = NDArray[np.float64]
 
-CONTINUATION = 3.0  # C grows by this from stage to stage
+CONTINUATION = 10.0  # C grows by this from stage to stage
 STAGE_TOLERANCE = 0.1
-STAGE_STEPS = 3
-DENSE_LIMIT = 4096  # features up to which Hessians are formed
+STAGE_STEPS = 4
+NEAR = 0.1  # rows whose margin is less than 1 + NEAR are looked at between two full passes
+STEPS_BETWEEN = 3  # full passes, once
+SETTLED = 0.1  # of the objective, or less, is lost on the other rows
 THREADS_PAY = 5e8  # rows x weights x columns from which more than one thread gains
-USUAL_ITERATIONS = 8  # of conjugate gradients
-REACH = 2.0  # step lengths looked at first
 
 
 @dataclass(slots=True)
@@ -52,7 +58,8 @@ class State:
 
     weights: Doubles  # (n_weights, m)
     decision: Floats  # (m, n_samples)
-    factors: dict[int, Factor] = field(default_factory=dict)  # by class
+    curvatures: dict[int, Curvature] = field(default_factory=dict)  # by class
+    common: Factor | None = None
     steps: int = 0
     converged: bool = True
     objective: Doubles = field(default_factory=lambda: np.zeros(0))  # (m,)
@@ -79,7 +86,8 @@ def solve(
     columns : Columns
         The problems.
     tol : float
-        A column is done when the Newton decrement promises less than this part of its objective.
+        A column is done when its Newton step, and the rows left aside, promise less than this part
+        of its objective.
     max_iter : int
         Newton steps allowed, for each C on the way as well.
     memory_bytes : int
@@ -99,7 +107,10 @@ def solve(
     newton = _Newton(design, targets, memory_bytes=memory_bytes)
     state.steps = 0
     small = design.n_samples * design.n_weights * len(columns) < THREADS_PAY
+    newton.n_threads = 1 if small else os.cpu_count() or 1
     with threadpool_limits(1 if small else None, user_api="blas"):
+        if start is None:
+            newton.begin(state, columns.scaled(stages[0]))
         for stage in stages:
             last = stage == 1.0
             newton.run(
@@ -115,199 +126,244 @@ def _stages(design: Design, columns: Columns) -> list[float]:
     """Factors of C on the way to it; the last one is 1."""
     largest = max(columns.C_positive.max(), columns.C_negative.max())
     easy = 2 / max(design.square_norm(), np.finfo(np.float64).tiny)
-    count = max(0, int(np.ceil(np.log(largest / easy) / np.log(CONTINUATION))))
+    count = max(0, int(np.floor(np.log(largest / easy) / np.log(CONTINUATION))))
     return [CONTINUATION**-k for k in range(min(count, 20), -1, -1)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The live columns of one class, and the rows looked at."""
+
+    positive: int
+    places: Indices  # among the live columns
+    columns: Indices
+    rows: Indices
 
 
 class _Newton:
     def __init__(self, design: Design, targets: Targets, *, memory_bytes: int) -> None:
         self._design, self._targets = design, targets
         self._memory_bytes = memory_bytes
-        self._stale: dict[int, int] = {}  # by class: CG iterations its factor needed last
+        self._stopped = threading.Event()
+        self.n_threads = 1
+
+    def begin(self, state: State, columns: Columns) -> None:
+        """Take the first step, from weights that are zero, with one Hessian for all columns."""
+        live = np.arange(len(columns))
+        state.objective = np.full(len(columns), np.nan)
+        curvature, pull = self._first_losses(columns)
+        state.common, right = self._shared(curvature.mean(axis=1), pull)
+        direction = state.common.solve(np.asfortranarray(right)).astype(np.float64)
+        self._search(state, columns, live, direction)
+        state.steps += 1
+
+    def _first_losses(self, columns: Columns) -> tuple[Floats, Floats]:
+        """Second and minus first derivatives of the losses at zero, (n_samples, m)."""
+        rows = np.arange(self._design.n_samples)
+        curvature = np.empty((len(rows), len(columns)), self._design.dtype)
+        pull = np.empty_like(curvature)
+        for j in range(len(columns)):
+            curvature[:, j] = 2 * columns.costs(j, self._targets, rows)
+            pull[:, j] = curvature[:, j] * columns.signs(j, self._targets, rows)
+        return curvature, pull
+
+    def _shared(self, curvature: Floats, pull: Floats) -> tuple[Factor, Doubles]:
+        """A factor of the Hessian with all rows active, and the right-hand sides (n_weights, m)."""
+        design, d = self._design, self._design.n_weights
+        dense = d <= DENSE_LIMIT
+        loss, diagonal = LossHessian(d if dense else 1, design.dtype), np.ones(d)
+        right = np.zeros((d, pull.shape[1]))
+        for start, block in design.blocks():
+            part = slice(start, start + len(block))
+            right += block.T @ pull[part]
+            if dense:
+                loss.add(block, curvature[part].astype(np.float64))
+            else:
+                diagonal += np.einsum("ij,ij,i->j", block, block, curvature[part])
+        factor = loss.factor(1.0) if dense else Factor(diagonal=diagonal.astype(design.dtype))
+        return factor, right
 
     def run(self, state: State, columns: Columns, *, tol: float, max_iter: int) -> None:
         """Take Newton steps until all columns are done, changing `state`."""
         live = np.arange(len(columns))
         state.objective = np.full(len(columns), np.nan)
-        state.converged = True
-        for _ in range(max_iter):
-            active = self._activity(state, columns, live)
-            direction, decrement = self._direction(state, columns, live, active)
-            moved = self._search(state, columns, live, direction)
-            state.steps += 1
-            promise = decrement / np.maximum(state.objective[live], np.finfo(float).tiny)
-            live = live[moved & (promise > tol)]
-            if not len(live):
-                break
-        else:
-            state.converged = False
-        self._activity(state, columns, np.arange(len(columns)))
+        steps, between = 0, 1
+        while len(live) and steps < max_iter:
+            groups = self._groups(state, columns, live)
+            threads = self._threads(groups, state)
+            if threads or not self._can_stream(live):
+                most = min(between, max_iter - steps)
+                direction, done, taken = self._improved(
+                    state, columns, live, groups, tol=tol, max_steps=most, threads=threads or 1
+                )
+            else:
+                groups, taken = [], 1
+                self._design.release()
+                state.curvatures.clear()
+                direction, promise = streamed_step(
+                    self._design, self._targets, columns, live,
+                    weights=state.weights, decision=state.decision,
+                )  # fmt: skip
+                done = promise <= tol
+            moved, aside = self._search(state, columns, live, direction, groups)
+            steps += taken
+            # While rows left aside matter, it is early for more than one step without them.
+            between = STEPS_BETWEEN if aside.max() < SETTLED else 1
+            live = live[moved & ~(done & (aside <= tol))]
+        state.steps += steps
+        state.converged = not len(live)
 
-    def _activity(self, state: State, columns: Columns, live: Indices) -> dict[int, Active]:
-        """Find the active rows of each live column, and its objective."""
-        found = {}
-        dtype = self._design.dtype
-        for j in live:
-            slack = columns.slack(j, self._targets, state.decision[j])
-            rows = np.flatnonzero(slack > 0)
-            costs = columns.costs(j, self._targets, rows)
-            if not costs.all():
-                rows, costs = rows[costs > 0], costs[costs > 0]
-            rest = slack[rows].astype(np.float64)
-            loss = float(np.einsum("i,i,i->", costs, rest, rest))
-            norm = float(np.einsum("i,i->", state.weights[:, j], state.weights[:, j]))
-            state.objective[j] = 0.5 * norm + loss
-            pull = costs * rest * columns.signs(j, self._targets, rows)
-            found[int(j)] = Active(rows, pull.astype(dtype), costs.astype(dtype))
-        return found
-
-    def _direction(
-        self, state: State, columns: Columns, live: Indices, active: dict[int, Active]
-    ) -> tuple[Doubles, Doubles]:
-        """Solve for the Newton directions `(n_weights, n_live)` and decrements `(n_live,)`."""
-        union = _union([active[int(j)].rows for j in live], self._design.n_samples)
-        row_bytes = self._design.n_weights * self._design.dtype.itemsize
-        # Three times: the rows taken before, those taken now, and a group of them.
-        room_bytes = (self._memory_bytes - self._factor_bytes(columns.positive)) // 3
-        fits = self._design.held or len(union) * row_bytes <= room_bytes
-        if not fits and self._can_stream(live):
-            self._design.release()
-            return self._streamed(state, columns, live, active)
-        gathered = self._design.take(union)
-        direction = np.zeros((self._design.n_weights, len(live)))
-        decrement = np.zeros(len(live))
-        groups = _groups(columns, live, active, union, features=self._design.n_weights)
-        for group, rows in groups:
-            part = gathered if len(rows) == len(union) else gathered[np.searchsorted(union, rows)]
-            system = System(part, rows, [active[int(j)] for j in live[group]])
-            gradient = state.weights[:, live[group]] - system.pull()
-            factors = self._factors(state, columns, live[group], system)
-            solved, iterations = system.solve(-gradient, factors)
-            for j, needed in zip(live[group], iterations, strict=True):
-                self._stale[int(columns.positive[j])] = int(needed)
-            direction[:, group] = solved
-            decrement[group] = -np.einsum("ij,ij->j", gradient, solved)
-        return direction, decrement
-
-    def _factors(
-        self, state: State, columns: Columns, live: Indices, system: System
-    ) -> list[Factor]:
-        """Pick each column's preconditioner, and make anew those that have gone stale."""
+    def _groups(self, state: State, columns: Columns, live: Indices) -> list[_Group]:
+        """Pick for each class the rows that are active or nearly so in any of its columns."""
+        groups = []
         classes = columns.positive[live]
-        present = np.unique(classes)
-        for k in present:
-            member = int(np.flatnonzero(classes == k)[0])
-            rows = len(system.active[member].rows)
-            if int(k) not in state.factors and self._design.n_weights > DENSE_LIMIT:
-                state.factors[int(k)] = system.diagonal(member)
-            elif int(k) not in state.factors:
-                factor = factorize(system.hessian(member))
-                # While most rows are active in all classes, one serves them all.
-                alike = 2 * rows >= self._design.n_samples
-                for other in np.unique(columns.positive) if alike else [k]:
-                    state.factors.setdefault(int(other), factor)
-            elif self._design.n_weights <= DENSE_LIMIT and worth_factoring(
-                self._stale.get(int(k), 0),
-                rows=rows,
-                features=self._design.n_weights,
-                shared_rows=system.n_rows,
-                columns=len(live),
-                classes=len(present),
-            ):
-                state.factors[int(k)] = factorize(system.hessian(member))
-        return [state.factors[int(k)] for k in classes]
+        for k in np.unique(classes):
+            places = np.flatnonzero(classes == k)
+            near = np.zeros(self._design.n_samples, np.bool_)
+            for j in live[places]:
+                rows = np.flatnonzero(columns.slack(j, self._targets, state.decision[j]) > -NEAR)
+                near[rows[columns.costs(j, self._targets, rows) > 0]] = True
+            if int(k) in state.curvatures:
+                near[state.curvatures[int(k)].rows] = True
+            groups.append(_Group(int(k), places, live[places], np.flatnonzero(near)))
+        return groups
+
+    def _threads(self, groups: list[_Group], state: State) -> int:
+        """How many classes can be worked on side by side within the memory allowed; perhaps 0."""
+        d, itemsize = self._design.n_weights, self._design.dtype.itemsize
+        square = d * d * itemsize if d <= DENSE_LIMIT else 0
+        known = len(state.curvatures.keys() | {group.positive for group in groups})
+        room = self._memory_bytes - square * (1 + 2 * known)
+        if not self._design.held:  # rows of the round before, of this one, and none twice
+            union = _union([group.rows for group in groups], self._design.n_samples)
+            room -= 2 * len(union) * d * itemsize
+        most = max(len(group.rows) for group in groups)
+        each = max(1, most * d * itemsize + 2 * square)
+        return max(0, min(self.n_threads, len(groups), room // each))
+
+    def _improved(
+        self,
+        state: State,
+        columns: Columns,
+        live: Indices,
+        groups: list[_Group],
+        *,
+        tol: float,
+        max_steps: int,
+        threads: int,
+    ) -> tuple[Doubles, NDArray[np.bool_], int]:
+        """Let each class take steps on its rows.
+
+        Returns
+        -------
+        direction : ndarray of shape (n_weights, n_live)
+        done : ndarray of shape (n_live,)
+            Whether the minimum over the rows looked at was reached.
+        steps : int
+        """
+        union = _union([group.rows for group in groups], self._design.n_samples)
+        gathered = None if self._design.held else self._design.take(union)
+
+        def work(group: _Group) -> Descent:
+            if gathered is None:
+                matrix = self._design.take(group.rows)
+            else:
+                matrix = gathered[np.searchsorted(union, group.rows)]
+            return descend(
+                self._subproblem(columns, group, matrix),
+                state.weights[:, group.columns],
+                state.decision[np.ix_(group.columns, group.rows)],
+                curvature=state.curvatures.setdefault(group.positive, Curvature()),
+                common=state.common,
+                tol=tol,
+                max_steps=max_steps,
+                check=self._check,
+            )
+
+        direction = np.zeros((self._design.n_weights, len(live)))
+        done = np.zeros(len(live), np.bool_)
+        steps = 0
+        for group, descent in zip(groups, self._side_by_side(work, groups, threads), strict=True):
+            direction[:, group.places] = descent.weights - state.weights[:, group.columns]
+            done[group.places] = descent.converged
+            steps = max(steps, descent.steps)
+        return direction, done, steps
+
+    def _subproblem(self, columns: Columns, group: _Group, matrix: Floats) -> Subproblem:
+        first = int(group.columns[0])
+        scale = float(max(columns.C_positive[first], columns.C_negative[first]))
+        costs = [columns.costs(int(j), self._targets, group.rows) for j in group.columns]
+        return Subproblem(
+            matrix=matrix,
+            rows=group.rows,
+            signs=columns.signs(first, self._targets, group.rows).astype(matrix.dtype),
+            costs=np.array(costs).T / scale,
+            scale=scale,
+        )
+
+    def _side_by_side(
+        self, work: Callable[[_Group], Descent], groups: list[_Group], threads: int
+    ) -> list[Descent]:
+        """Work on the classes, `threads` at a time, each with matrix products on one thread."""
+        if threads == 1:
+            return [work(group) for group in groups]
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+            try:
+                return list(pool.map(work, groups))
+            except BaseException:  # Ctrl-C among them: the other threads shall end soon
+                self._stopped.set()
+                raise
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
 
     def _can_stream(self, live: Indices) -> bool:
         """Whether there is room for a Hessian and a factor of each column."""
         d, itemsize = self._design.n_weights, self._design.dtype.itemsize
         return d <= DENSE_LIMIT and 2 * len(live) * d * d * itemsize <= self._memory_bytes
 
-    def _factor_bytes(self, classes: Indices) -> int:
-        """What the factors of all classes take."""
-        d, itemsize = self._design.n_weights, self._design.dtype.itemsize
-        return len(np.unique(classes)) * (d * d if d <= DENSE_LIMIT else d) * itemsize
-
-    def _streamed(
-        self, state: State, columns: Columns, live: Indices, active: dict[int, Active]
-    ) -> tuple[Doubles, Doubles]:
-        """The same in one pass over the rows, with every column's Hessian in memory."""
-        d = self._design.n_weights
-        everywhere = all(len(active[int(j)].rows) == self._design.n_samples for j in live)
-        same = everywhere and all(
-            np.array_equal(active[int(j)].costs, active[int(live[0])].costs) for j in live
-        )
-        state.factors.clear()  # all are made anew here, and there is room for one set
-        count = 1 if same else len(live)
-        hessians = [np.zeros((d, d), self._design.dtype) for _ in range(count)]
-        gradient = state.weights[:, live].copy()
-        for start, block in self._design.blocks():
-            for position, j in enumerate(live):
-                here = active[int(j)].between(start, start + len(block))
-                if not len(here.rows):
-                    continue
-                rows = block[here.rows - start]
-                gradient[:, position] -= 2 * (rows.T @ here.pull)
-                if position < len(hessians):
-                    rows *= np.sqrt(2 * here.costs)[:, None]
-                    hessians[position] += rows.T @ rows
-        factors = []
-        while hessians:
-            hessian = hessians.pop(0)
-            hessian.flat[:: d + 1] += 1
-            factors.append(factorize(hessian))
-        solved = np.empty_like(gradient)
-        for position, j in enumerate(live):
-            factor = factors[position if len(factors) > 1 else 0]
-            state.factors[int(columns.positive[j])] = factor
-            solved[:, position] = factor.solve(-gradient[:, position : position + 1])[:, 0]
-        return solved, -np.einsum("ij,ij->j", gradient, solved)
-
     def _search(
-        self, state: State, columns: Columns, live: Indices, direction: Doubles
-    ) -> NDArray[np.bool_]:
-        """Move each live column to the minimum along its direction; tell which ones moved."""
-        along = self._design.product(direction)
-        moved = np.zeros(len(live), np.bool_)
-        for position, j in enumerate(live):
-            length = self._length(
-                columns,
-                int(j),
-                decision=state.decision[j],
-                along=along[position],
-                w=state.weights[:, j],
-                step=direction[:, position],
-            )
-            state.weights[:, j] += length * direction[:, position]
-            state.decision[j] += length * along[position]
-            moved[position] = length > 0
-        return moved
-
-    def _length(
         self,
+        state: State,
         columns: Columns,
-        j: int,
-        *,
-        decision: Floats,
-        along: Floats,
-        w: Doubles,
-        step: Doubles,
-    ) -> float:
-        """Find the best step length of one column among the rows that can matter up to it."""
-        slack = columns.slack(j, self._targets, decision)
-        slope = columns.signed(j, self._targets, along)
-        reach = REACH
-        while True:
-            rows = np.flatnonzero((slack > 0) | (slack > reach * slope))
-            length = line_minimum(
-                slack=slack[rows].astype(np.float64),
-                slope=slope[rows].astype(np.float64),
-                costs=columns.costs(j, self._targets, rows),
-                linear=float(np.einsum("i,i->", w, step)),
-                quadratic=float(np.einsum("i,i->", step, step)),
+        live: Indices,
+        direction: Doubles,
+        groups: Sequence[_Group] = (),
+    ) -> tuple[NDArray[np.bool_], Doubles]:
+        """Move each live column to the minimum along its direction.
+
+        Returns
+        -------
+        moved : ndarray of shape (n_live,)
+        aside : ndarray of shape (n_live,)
+            The loss, at the whole step, of the rows that `groups` left aside, as a part of the
+            objective: what the minimum over the rows looked at can be too low by.
+        """
+        along = self._design.product(direction)
+        moved, aside = np.zeros(len(live), np.bool_), np.zeros(len(live))
+        looked_at = {int(j): group.rows for group in groups for j in group.columns}
+        everything = np.arange(self._design.n_samples)
+        for place, j in enumerate(live):
+            slack = columns.slack(j, self._targets, state.decision[j])
+            slope = columns.signed(j, self._targets, along[place])
+            costs = columns.costs(j, self._targets, everything)
+            step = direction[:, place]
+            length = step_length(
+                slack=slack, slope=slope, costs=costs, w=state.weights[:, j], step=step
             )
-            if length <= reach:
-                return length
-            reach *= 8
+            state.weights[:, j] += length * step
+            state.decision[j] += along.dtype.type(length) * along[place]
+            moved[place] = length > 0
+            loss = costs * np.maximum(slack - along.dtype.type(length) * slope, 0) ** 2
+            norm = float(np.einsum("i,i->", state.weights[:, j], state.weights[:, j]))
+            state.objective[j] = 0.5 * norm + float(loss.sum())
+            if int(j) in looked_at:
+                rest = costs * np.maximum(slack - slope, 0) ** 2
+                rest[looked_at[int(j)]] = 0
+                tiny = np.finfo(np.float64).tiny
+                aside[place] = rest.sum() / max(state.objective[j], tiny)
+        return moved, aside
 
 
 def _union(rows: list[Indices], n_samples: int) -> Indices:
@@ -318,29 +374,3 @@ def _union(rows: list[Indices], n_samples: int) -> Indices:
     for some in rows:
         marked[some] = True
     return np.flatnonzero(marked)
-
-
-def _groups(
-    columns: Columns, live: Indices, active: dict[int, Active], union: Indices, *, features: int
-) -> list[tuple[Indices, Indices]]:
-    """Positions in `live` to be solved together, with the rows active in any of them.
-
-    All of them, or those of one class, whose folds share nearly all rows: whichever needs less
-    time for an iteration, and for gathering rows again for each class.
-    """
-    classes = columns.positive[live]
-    together = [(np.arange(len(live)), union)]
-    if len(np.unique(classes)) == 1:
-        return together
-    apart = []
-    seconds = 0.0
-    for k in np.unique(classes):
-        places = np.flatnonzero(classes == k)
-        rows = _union(
-            [active[int(j)].rows for j in live[places]], 1 + int(union[-1]) if len(union) else 0
-        )
-        apart.append((places, rows))
-        iteration_s = iteration_time(len(rows), features=features, columns=len(places))
-        seconds += iteration_s + 8 * len(rows) * features / BYTES / USUAL_ITERATIONS
-    whole_s = iteration_time(len(union), features=features, columns=len(live))
-    return together if whole_s <= seconds else apart

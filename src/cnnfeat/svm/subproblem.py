@@ -1,0 +1,176 @@
+"""Newton steps of one class on some of the rows: those that can matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnfeat.svm.factors import (
+    MOST_EXPECTED,
+    ROWS_AN_ITERATION,
+    Curvature,
+    Factor,
+    iteration_time,
+    renewal_time,
+)
+from cnnfeat.svm.linesearch import step_length
+from cnnfeat.svm.rows import Floats, Indices
+from cnnfeat.svm.system import conjugate_gradients, diagonal_factor, transposed_product
+
+Doubles = NDArray[np.float64]
+
+DENSE_LIMIT = 4096  # features up to which Hessians are formed
+FAR = 0.05  # part of the objective that a step takes away, above which rough directions will do
+TOLERANCES = (1e-3, 0.3)  # of conjugate gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Subproblem:
+    """Some rows, and the columns of one class: itself, or one for each fold left out."""
+
+    matrix: Floats  # (n_rows, n_weights)
+    rows: Indices  # (n_rows,) what the rows are called, ascending
+    signs: Floats  # (n_rows,) +1 or -1
+    costs: Doubles  # (n_rows, m) at C = 1; 0 in the fold left out
+    scale: float  # the C
+
+
+@dataclass(slots=True)
+class Descent:
+    """Where the steps led."""
+
+    weights: Doubles  # (n_weights, m)
+    objective: Doubles  # (m,), over the subproblem's rows
+    converged: NDArray[np.bool_]  # (m,)
+    steps: int
+
+
+def descend(
+    problem: Subproblem,
+    weights: Doubles,
+    decision: Floats,
+    *,
+    curvature: Curvature,
+    common: Factor | None,
+    tol: float,
+    max_steps: int,
+    check: Callable[[], None],
+) -> Descent:
+    """Take Newton steps until all columns are done, or `max_steps`.
+
+    Parameters
+    ----------
+    problem : Subproblem
+        The rows and the columns.
+    weights : ndarray of shape (n_weights, m)
+        Where to start.
+    decision : ndarray of shape (m, n_rows)
+        The rows' decision values there.
+    curvature : Curvature
+        The class's own; renewed when that pays.
+    common : Factor or None
+        A factor to begin with.
+    tol : float
+        A column is done when a step promises less than this part of its objective.
+    max_steps : int
+        Steps allowed.
+    check : callable
+        Called before each step; it may raise.
+    """
+    weights, decision = weights.copy(), decision.copy()
+    costs = problem.scale * problem.costs
+    rest, objective = _losses(problem, costs, weights, decision)
+    converged = np.zeros(weights.shape[1], np.bool_)
+    steps = 0
+    while steps < max_steps and not converged.all():
+        check()
+        live = np.flatnonzero(~converged)
+        direction, along, decrement = _newton(
+            problem, costs[:, live], weights[:, live], rest[live],
+            curvature=curvature, common=common,
+        )  # fmt: skip
+        for place, j in enumerate(live):
+            length = step_length(
+                slack=1 - problem.signs * decision[j],
+                slope=problem.signs * along[:, place],
+                costs=costs[:, j],
+                w=weights[:, j],
+                step=direction[:, place],
+            )
+            weights[:, j] += length * direction[:, place]
+            decision[j] += decision.dtype.type(length) * along[:, place]
+            converged[j] = length == 0
+        rest, objective = _losses(problem, costs, weights, decision)
+        tiny = np.finfo(np.float64).tiny
+        promise = decrement / np.maximum(objective[live], tiny)
+        converged[live] |= promise <= tol
+        curvature.promise = float(promise.max())
+        steps += 1
+    return Descent(weights, objective, converged, steps)
+
+
+def _losses(
+    problem: Subproblem, costs: Doubles, weights: Doubles, decision: Floats
+) -> tuple[Floats, Doubles]:
+    """What each row lacks in each column, (m, n_rows), and the objectives (m,)."""
+    rest = np.maximum(1 - problem.signs * decision, 0)
+    loss = np.einsum("ij,ji,ji->j", costs, rest, rest, dtype=np.float64)
+    return rest, 0.5 * np.einsum("ij,ij->j", weights, weights) + loss
+
+
+def _newton(
+    problem: Subproblem,
+    costs: Doubles,
+    weights: Doubles,
+    rest: Floats,
+    *,
+    curvature: Curvature,
+    common: Factor | None,
+) -> tuple[Doubles, Floats, Doubles]:
+    """Solve for the directions; the rows' values along them, and the decrements."""
+    matrix = problem.matrix
+    costs = np.where(rest.T > 0, 2 * costs, 0)
+    active = np.flatnonzero(costs.any(axis=1))
+    # The active rows alone stay in the cache while conjugate gradients go over them.
+    compact = matrix[active]
+    costs = costs[active].astype(matrix.dtype)
+    gradient = weights - transposed_product(
+        compact, costs * (rest[:, active] * problem.signs[active]).T
+    )
+    factor = _preconditioner(problem, rest, curvature, common)
+    # The nearer the end, the more exact: else many last steps gain little.
+    tolerance = float(np.clip(np.sqrt(curvature.promise), *TOLERANCES))
+    direction, iterations = conjugate_gradients(
+        compact, costs, -gradient, factor=factor, tolerance=tolerance
+    )
+    along = matrix @ direction.astype(matrix.dtype)
+    curvature.iterations = iterations
+    return direction, along, -np.einsum("ij,ij->j", gradient, direction)
+
+
+def _preconditioner(
+    problem: Subproblem, rest: Floats, curvature: Curvature, common: Factor | None
+) -> Factor:
+    """Choose between the factor at hand and a new one, whichever ends sooner.
+
+    The class's own is first made when the end is near enough that others will be built on it.
+    """
+    d = problem.matrix.shape[1]
+    # Of all folds: each column's own Hessian lacks a fold of it.
+    active = 2 * problem.costs.max(axis=1) * (rest > 0).any(axis=0)
+    if d > DENSE_LIMIT:
+        return diagonal_factor(problem.matrix, problem.scale * active)
+    if curvature.factor is None and common is not None and curvature.promise > FAR:
+        return common
+    if curvature.factor is not None:
+        changed = curvature.changes(problem.rows, active)
+        expected = max(curvature.iterations, min(1 + changed / ROWS_AN_ITERATION, MOST_EXPECTED))
+        saved_s = (expected - 1) * iteration_time(len(active), features=d, columns=len(rest))
+        if saved_s <= renewal_time(changed, features=d) or curvature.fits(
+            problem.rows, active, problem.scale
+        ):
+            return curvature.factor
+    return curvature.renew(problem.matrix, problem.rows, active, problem.scale)
