@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.svm.rows import CHUNK_BYTES, ArrayRows, Floats, Indices, RowBlocks
+from cnnfeat.svm.rows import CHUNK_BYTES, FEW, ArrayRows, Floats, Indices, RowBlocks
 
 OFFSET_LIMIT = 1e3  # means beyond so many standard deviations are subtracted before a product
 
@@ -102,17 +102,33 @@ class Design:
         """Forget the rows taken last."""
         self._taken = None
 
+    @property
+    def taken_bytes(self) -> int:
+        """What the rows taken last take."""
+        return 0 if self._taken is None else self._taken[1].nbytes
+
     def _take(self, rows: Indices) -> Floats:
         """Take rows, reading only those that were not among the last ones taken."""
-        if self._taken is None or not len(self._taken[0]):
-            return self._finished(self.rows.take(rows))
-        old_rows, old = self._taken
         taken = np.empty((len(rows), self.n_weights), self.dtype)
-        places = np.searchsorted(old_rows, rows)
-        known = old_rows[np.minimum(places, len(old_rows) - 1)] == rows
-        taken[known] = old[places[known]]
-        if not known.all():
-            taken[~known] = self._finished(self.rows.take(rows[~known]))
+        unknown = np.arange(len(rows))
+        if self._taken is not None and len(self._taken[0]):
+            old_rows, old = self._taken
+            places = np.searchsorted(old_rows, rows)
+            known = old_rows[np.minimum(places, len(old_rows) - 1)] == rows
+            unknown = np.flatnonzero(~known)
+            step = max(1, CHUNK_BYTES // (self.n_weights * self.dtype.itemsize))
+            for start in range(0, len(rows), step):  # without a second copy of them all
+                here = start + np.flatnonzero(known[start : start + step])
+                taken[here] = old[places[here]]
+        if len(unknown) <= FEW * self.n_samples:
+            taken[unknown] = self._finished(self.rows.take(rows[unknown]))
+            return taken
+        done = 0
+        for start, block in self.rows.blocks():
+            stop = int(np.searchsorted(rows[unknown], start + len(block)))
+            here = unknown[done:stop]
+            taken[here] = self._finished(block[rows[here] - start])
+            done = stop
         return taken
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:

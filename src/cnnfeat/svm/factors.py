@@ -109,6 +109,10 @@ class Curvature:
         self._scale = 0.0
         self._loss: LossHessian | None = None
 
+    def keep_factor_only(self) -> None:
+        """Let go of the sum: half the memory, and the next factor is made from nothing."""
+        self._loss = None
+
     def fits(self, rows: Indices, costs: Doubles, scale: float) -> bool:
         """Whether the factor is of just these rows, costs and scale."""
         return (
@@ -130,6 +134,7 @@ class Curvature:
         Parameters
         ----------
         matrix : ndarray of shape (n_rows, n_weights)
+            The rows that are looked at.
         rows : ndarray of shape (n_rows,)
             What the rows are called, ascending.
         costs : ndarray of shape (n_rows,)
@@ -137,11 +142,12 @@ class Curvature:
         scale : float
             The C.
         """
-        if self._loss is None:
-            self._loss = LossHessian(matrix.shape[1], matrix.dtype)
         difference = costs - self._counted(rows)
         absent = not np.isin(self.rows, rows, assume_unique=True).all()
-        if absent or np.count_nonzero(difference) >= np.count_nonzero(costs):
+        anew = self._loss is None or absent
+        if self._loss is None:
+            self._loss = LossHessian(matrix.shape[1], matrix.dtype)
+        if anew or np.count_nonzero(difference) >= np.count_nonzero(costs):
             self._loss.clear()
             difference = costs
         places = np.flatnonzero(difference)

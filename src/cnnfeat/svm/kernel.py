@@ -121,6 +121,7 @@ def decide_svc(machine: SVC, X: Floats) -> NDArray[np.float64]:
     machine : SVC
         Fitted, with the kernel "rbf" or "poly".
     X : ndarray of shape (n_samples, n_features)
+        Prepared as the training rows were.
 
     Returns
     -------

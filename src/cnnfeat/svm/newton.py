@@ -39,7 +39,7 @@ from cnnfeat.svm.linesearch import step_length
 from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import Floats, Indices
 from cnnfeat.svm.streaming import streamed_step
-from cnnfeat.svm.subproblem import DENSE_LIMIT, Descent, Subproblem, descend
+from cnnfeat.svm.subproblem import DENSE_LIMIT, Descent, Subproblem, descend, starts_far
 
 Doubles = NDArray[np.float64]
 
@@ -49,6 +49,7 @@ STAGE_STEPS = 4
 NEAR = 0.1  # rows whose margin is less than 1 + NEAR are looked at between two full passes
 STEPS_BETWEEN = 3  # full passes, once
 SETTLED = 0.1  # of the objective, or less, is lost on the other rows
+USABLE = 0.75  # of the memory allowed: the rest is lost between arrays that come and go
 THREADS_PAY = 5e8  # rows x weights x columns from which more than one thread gains
 
 
@@ -189,10 +190,13 @@ class _Newton:
         state.objective = np.full(len(columns), np.nan)
         steps, between = 0, 1
         while len(live) and steps < max_iter:
-            groups = self._groups(state, columns, live)
-            threads = self._threads(groups, state)
+            most = min(between, max_iter - steps)
+            for near in (NEAR, 0.0):
+                groups = self._groups(state, columns, live, near=near)
+                threads = self._threads(state, groups, max_steps=most)
+                if threads:
+                    break
             if threads or not self._can_stream(live):
-                most = min(between, max_iter - steps)
                 direction, done, taken = self._improved(
                     state, columns, live, groups, tol=tol, max_steps=most, threads=threads or 1
                 )
@@ -213,32 +217,45 @@ class _Newton:
         state.steps += steps
         state.converged = not len(live)
 
-    def _groups(self, state: State, columns: Columns, live: Indices) -> list[_Group]:
-        """Pick for each class the rows that are active or nearly so in any of its columns."""
+    def _groups(
+        self, state: State, columns: Columns, live: Indices, *, near: float
+    ) -> list[_Group]:
+        """Pick for each class the rows that are active, or nearly so, in any of its columns."""
         groups = []
         classes = columns.positive[live]
         for k in np.unique(classes):
             places = np.flatnonzero(classes == k)
-            near = np.zeros(self._design.n_samples, np.bool_)
+            picked = np.zeros(self._design.n_samples, np.bool_)
             for j in live[places]:
-                rows = np.flatnonzero(columns.slack(j, self._targets, state.decision[j]) > -NEAR)
-                near[rows[columns.costs(j, self._targets, rows) > 0]] = True
+                rows = np.flatnonzero(columns.slack(j, self._targets, state.decision[j]) > -near)
+                picked[rows[columns.costs(j, self._targets, rows) > 0]] = True
             if int(k) in state.curvatures:
-                near[state.curvatures[int(k)].rows] = True
-            groups.append(_Group(int(k), places, live[places], np.flatnonzero(near)))
+                picked[state.curvatures[int(k)].rows] = True
+            groups.append(_Group(int(k), places, live[places], np.flatnonzero(picked)))
         return groups
 
-    def _threads(self, groups: list[_Group], state: State) -> int:
+    def _threads(self, state: State, groups: list[_Group], *, max_steps: int) -> int:
         """How many classes can be worked on side by side within the memory allowed; perhaps 0."""
-        d, itemsize = self._design.n_weights, self._design.dtype.itemsize
-        square = d * d * itemsize if d <= DENSE_LIMIT else 0
-        known = len(state.curvatures.keys() | {group.positive for group in groups})
-        room = self._memory_bytes - square * (1 + 2 * known)
-        if not self._design.held:  # rows of the round before, of this one, and none twice
-            union = _union([group.rows for group in groups], self._design.n_samples)
-            room -= 2 * len(union) * d * itemsize
+        design, d = self._design, self._design.n_weights
+        square = d * d * design.dtype.itemsize if d <= DENSE_LIMIT else 0
+        row_bytes = d * design.dtype.itemsize
+        owners = {k for k, curvature in state.curvatures.items() if curvature.factor}
+        owners |= {
+            group.positive
+            for group in groups
+            if max_steps > 1 or not starts_far(state.curvatures.get(group.positive))
+        }
+        kept = 2 if design.held else 1  # a Hessian and a factor, or the factor alone
+        room = int(USABLE * self._memory_bytes) - square * (1 + kept * len(owners))
         most = max(len(group.rows) for group in groups)
-        each = max(1, most * d * itemsize + 2 * square)
+        # The rows looked at, the active ones among them, and a Hessian about to be factorised.
+        each = max(1, 2 * most * row_bytes + 3 * square)
+        if not design.held:
+            union = _union([group.rows for group in groups], design.n_samples)
+            room -= len(union) * row_bytes + design.taken_bytes
+            if room < each:
+                room += design.taken_bytes
+                design.release()
         return max(0, min(self.n_threads, len(groups), room // each))
 
     def _improved(
@@ -269,16 +286,20 @@ class _Newton:
                 matrix = self._design.take(group.rows)
             else:
                 matrix = gathered[np.searchsorted(union, group.rows)]
-            return descend(
+            curvature = state.curvatures.setdefault(group.positive, Curvature())
+            descent = descend(
                 self._subproblem(columns, group, matrix),
                 state.weights[:, group.columns],
                 state.decision[np.ix_(group.columns, group.rows)],
-                curvature=state.curvatures.setdefault(group.positive, Curvature()),
+                curvature=curvature,
                 common=state.common,
                 tol=tol,
                 max_steps=max_steps,
                 check=self._check,
             )
+            if gathered is not None:  # memory is short
+                curvature.keep_factor_only()
+            return descent
 
         direction = np.zeros((self._design.n_weights, len(live)))
         done = np.zeros(len(live), np.bool_)

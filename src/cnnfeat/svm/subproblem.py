@@ -112,6 +112,11 @@ def descend(
     return Descent(weights, objective, converged, steps)
 
 
+def starts_far(curvature: Curvature | None) -> bool:
+    """Whether a class has no factor of its own, and is still too far from the end for one."""
+    return curvature is None or (curvature.factor is None and curvature.promise > FAR)
+
+
 def _losses(
     problem: Subproblem, costs: Doubles, weights: Doubles, decision: Floats
 ) -> tuple[Floats, Doubles]:
@@ -163,7 +168,7 @@ def _preconditioner(
     active = 2 * problem.costs.max(axis=1) * (rest > 0).any(axis=0)
     if d > DENSE_LIMIT:
         return diagonal_factor(problem.matrix, problem.scale * active)
-    if curvature.factor is None and common is not None and curvature.promise > FAR:
+    if common is not None and starts_far(curvature):
         return common
     if curvature.factor is not None:
         changed = curvature.changes(problem.rows, active)
