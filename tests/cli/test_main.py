@@ -46,6 +46,22 @@ def test_help_loads_nothing_heavy():
     assert not HEAVY & set(done.stderr.split())
 
 
+@pytest.mark.parametrize(("given", "taken"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
+def test_onednn_is_asked_for_unless_the_environment_says_otherwise(given, taken):
+    code = (
+        "import os, sys, cnnfeat.cli\n"
+        "try: cnnfeat.cli.main(['--version'])\n"
+        "except SystemExit: pass\n"
+        "print(os.environ['TF_ENABLE_ONEDNN_OPTS'], file=sys.stderr)"
+    )
+    free = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+    done = subprocess.run(
+        [PYTHON, "-c", code],
+        check=True, capture_output=True, text=True, timeout=60, env={**free, **given},
+    )  # fmt: skip
+    assert done.stderr.split() == [taken]
+
+
 def test_help_starts_about_as_fast_as_click():
     def elapsed_s(*command: str) -> float:
         started = perf_counter()

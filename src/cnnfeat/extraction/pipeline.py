@@ -16,7 +16,8 @@ IN_FLIGHT = 2  # calls of the probe at one time
 UNWRITTEN_BYTES = 64 << 20  # of batches computed, or being computed, and not yet written
 FEWEST_UNWRITTEN, MOST_UNWRITTEN = IN_FLIGHT + 1, 8  # batches, whatever their size
 
-Write = Callable[[Batch, tuple[Array, ...]], None]
+Job = tuple[str, Batch]  # a split's name, and some of its samples
+Write = Callable[[str, Batch, tuple[Array, ...]], None]
 
 
 class Pipeline:
@@ -48,18 +49,16 @@ class Pipeline:
         for stage in (self._reader, self._prober, self._writer):
             stage.shutdown(wait=True)
 
-    def run(
-        self, batches: Iterator[Batch], write: Write, *, should_stop: Callable[[], bool]
-    ) -> bool:
+    def run(self, jobs: Iterator[Job], write: Write, *, should_stop: Callable[[], bool]) -> bool:
         """Compute and write all batches, in order.
 
         Parameters
         ----------
-        batches : iterator of Batch
+        jobs : iterator of tuple of str and Batch
             Advanced in a thread of its own.
         write : callable
-            Called with each batch and its activations in another thread, one at a time. After an
-            error it is not called again.
+            Called with each split's name, batch and its activations in another thread, one at a
+            time. After an error it is not called again.
         should_stop : callable
             Asked before each batch.
 
@@ -77,33 +76,33 @@ class Pipeline:
         """
         writes: deque[Future[None]] = deque()
         try:
-            complete = self._feed(batches, write, writes, should_stop=should_stop)
+            complete = self._feed(jobs, write, writes, should_stop=should_stop)
         finally:
             _settle(writes)
         return complete
 
     def _feed(
         self,
-        batches: Iterator[Batch],
+        jobs: Iterator[Job],
         write: Write,
         writes: deque[Future[None]],
         *,
         should_stop: Callable[[], bool],
     ) -> bool:
-        reads = deque(self._read(batches) for _ in range(READ_AHEAD))
-        while (batch := reads.popleft().result()) is not None:
+        reads = deque(self._read(jobs) for _ in range(READ_AHEAD))
+        while (job := reads.popleft().result()) is not None:
             if should_stop():
                 _drop(writes)
                 return False
-            reads.append(self._read(batches))
+            reads.append(self._read(jobs))
             if len(writes) >= self._most_unwritten:
                 writes.popleft().result()
-            computed = self._prober.submit(self._compute, batch)
-            writes.append(self._writer.submit(self._write, write, batch, computed))
+            computed = self._prober.submit(self._compute, job[1])
+            writes.append(self._writer.submit(self._write, write, job, computed))
         return True
 
-    def _read(self, batches: Iterator[Batch]) -> Future[Batch | None]:
-        return self._reader.submit(next, batches, None)
+    def _read(self, jobs: Iterator[Job]) -> Future[Job | None]:
+        return self._reader.submit(next, jobs, None)
 
     def _compute(self, batch: Batch) -> tuple[Array, ...]:
         if not len(batch):
@@ -124,11 +123,11 @@ class Pipeline:
                 )
         return results
 
-    def _write(self, write: Write, batch: Batch, computed: Future[tuple[Array, ...]]) -> None:
+    def _write(self, write: Write, job: Job, computed: Future[tuple[Array, ...]]) -> None:
         if self._failed:
             return
         try:
-            write(batch, computed.result())
+            write(*job, computed.result())
         except BaseException:
             self._failed = True
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnfeat.errors import DataError, Interrupted
 from cnnfeat.extraction.batch_size import pick_batch_size
-from cnnfeat.extraction.pipeline import Pipeline
+from cnnfeat.extraction.pipeline import Job, Pipeline
 from cnnfeat.extraction.planning import check_options, choose_splits, make_plan
 from cnnfeat.features import (
     Disk,
@@ -25,7 +25,7 @@ from cnnfeat.features import (
     open_writer,
     unfinished_header,
 )
-from cnnfeat.progress import SILENT, Progress, Task
+from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import (
     Array,
     Batch,
@@ -207,31 +207,33 @@ def _run(
         Pipeline(probe, batch_bytes=batch_size * row_bytes) as pipeline,
     ):
         task.advance(writer.n_done)
-        for split in plan.splits:
-            start = writer.position(split.name)
-            if start == split.n_rows:
-                continue
-            batches = source.batches(
-                split.name,
-                batch_size=batch_size,
-                start=start,
-                stop=split.n_rows,
-                target=probe.target,
-                on_error=on_error,
-            )
-            write = _writing(writer, split.name, task)
-            if not pipeline.run(iter(batches), write, should_stop=should_stop):
-                raise _interrupted(writer)
+
+        def write(split: str, batch: Batch, arrays: tuple[Array, ...]) -> None:
+            writer.append(split, batch, arrays)
+            task.advance(batch.stop - batch.start)
+
+        jobs = _jobs(writer, source, probe, batch_size=batch_size, on_error=on_error)
+        if not pipeline.run(jobs, write, should_stop=should_stop):
+            raise _interrupted(writer)
 
 
-def _writing(
-    writer: FeatureWriter, split: str, task: Task
-) -> Callable[[Batch, tuple[Array, ...]], None]:
-    def write(batch: Batch, arrays: tuple[Array, ...]) -> None:
-        writer.append(split, batch, arrays)
-        task.advance(batch.stop - batch.start)
-
-    return write
+def _jobs(
+    writer: FeatureWriter, source: Source, probe: Probe, *, batch_size: int, on_error: OnError
+) -> Iterator[Job]:
+    """Yield what is not done yet, split by split."""
+    left = {split.name: writer.position(split.name) for split in writer.plan.splits}
+    for split in writer.plan.splits:
+        if left[split.name] == split.n_rows:
+            continue
+        for batch in source.batches(
+            split.name,
+            batch_size=batch_size,
+            start=left[split.name],
+            stop=split.n_rows,
+            target=probe.target,
+            on_error=on_error,
+        ):
+            yield split.name, batch
 
 
 def _interrupted(writer: FeatureWriter) -> Interrupted:

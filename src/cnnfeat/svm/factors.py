@@ -19,6 +19,7 @@ BYTES = 5e9  # a second, read from memory
 CALL_S = 1e-4  # of overhead
 ROWS_AN_ITERATION = 20  # changed rows that cost conjugate gradients one more, as a rule of thumb
 MOST_EXPECTED = 20  # iterations, however many rows have changed
+DENSE_LIMIT = 4096  # features up to which Hessians are formed
 ADDED_ROWS = 2048  # rows copied at a time
 
 

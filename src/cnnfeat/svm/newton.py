@@ -34,12 +34,14 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cnnfeat.svm.design import Design
-from cnnfeat.svm.factors import Curvature, Factor, LossHessian
+from cnnfeat.svm.factors import DENSE_LIMIT, Curvature, Factor
+from cnnfeat.svm.first_step import first_step
+from cnnfeat.svm.groups import Group, pick_groups, union_of
 from cnnfeat.svm.linesearch import step_length
 from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import Floats, Indices
 from cnnfeat.svm.streaming import streamed_step
-from cnnfeat.svm.subproblem import DENSE_LIMIT, Descent, Subproblem, descend, starts_far
+from cnnfeat.svm.subproblem import Descent, Subproblem, descend, starts_far
 
 Doubles = NDArray[np.float64]
 
@@ -131,16 +133,6 @@ def _stages(design: Design, columns: Columns) -> list[float]:
     return [CONTINUATION**-k for k in range(min(count, 20), -1, -1)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """The live columns of one class, and the rows looked at."""
-
-    positive: int
-    places: Indices  # among the live columns
-    columns: Indices
-    rows: Indices
-
-
 class _Newton:
     def __init__(self, design: Design, targets: Targets, *, memory_bytes: int) -> None:
         self._design, self._targets = design, targets
@@ -150,39 +142,10 @@ class _Newton:
 
     def begin(self, state: State, columns: Columns) -> None:
         """Take the first step, from weights that are zero, with one Hessian for all columns."""
-        live = np.arange(len(columns))
         state.objective = np.full(len(columns), np.nan)
-        curvature, pull = self._first_losses(columns)
-        state.common, right = self._shared(curvature.mean(axis=1), pull)
-        direction = state.common.solve(np.asfortranarray(right)).astype(np.float64)
-        self._search(state, columns, live, direction)
+        state.common, direction = first_step(self._design, self._targets, columns)
+        self._search(state, columns, np.arange(len(columns)), direction)
         state.steps += 1
-
-    def _first_losses(self, columns: Columns) -> tuple[Floats, Floats]:
-        """Second and minus first derivatives of the losses at zero, (n_samples, m)."""
-        rows = np.arange(self._design.n_samples)
-        curvature = np.empty((len(rows), len(columns)), self._design.dtype)
-        pull = np.empty_like(curvature)
-        for j in range(len(columns)):
-            curvature[:, j] = 2 * columns.costs(j, self._targets, rows)
-            pull[:, j] = curvature[:, j] * columns.signs(j, self._targets, rows)
-        return curvature, pull
-
-    def _shared(self, curvature: Floats, pull: Floats) -> tuple[Factor, Doubles]:
-        """A factor of the Hessian with all rows active, and the right-hand sides (n_weights, m)."""
-        design, d = self._design, self._design.n_weights
-        dense = d <= DENSE_LIMIT
-        loss, diagonal = LossHessian(d if dense else 1, design.dtype), np.ones(d)
-        right = np.zeros((d, pull.shape[1]))
-        for start, block in design.blocks():
-            part = slice(start, start + len(block))
-            right += block.T @ pull[part]
-            if dense:
-                loss.add(block, curvature[part].astype(np.float64))
-            else:
-                diagonal += np.einsum("ij,ij,i->j", block, block, curvature[part])
-        factor = loss.factor(1.0) if dense else Factor(diagonal=diagonal.astype(design.dtype))
-        return factor, right
 
     def run(self, state: State, columns: Columns, *, tol: float, max_iter: int) -> None:
         """Take Newton steps until all columns are done, changing `state`."""
@@ -192,7 +155,10 @@ class _Newton:
         while len(live) and steps < max_iter:
             most = min(between, max_iter - steps)
             for near in (NEAR, 0.0):
-                groups = self._groups(state, columns, live, near=near)
+                groups = pick_groups(
+                    columns, self._targets, live,
+                    decision=state.decision, curvatures=state.curvatures, near=near,
+                )  # fmt: skip
                 threads = self._threads(state, groups, max_steps=most)
                 if threads:
                     break
@@ -217,25 +183,11 @@ class _Newton:
         state.steps += steps
         state.converged = not len(live)
 
-    def _groups(
-        self, state: State, columns: Columns, live: Indices, *, near: float
-    ) -> list[_Group]:
-        """Pick for each class the rows that are active, or nearly so, in any of its columns."""
-        groups = []
-        classes = columns.positive[live]
-        for k in np.unique(classes):
-            places = np.flatnonzero(classes == k)
-            picked = np.zeros(self._design.n_samples, np.bool_)
-            for j in live[places]:
-                rows = np.flatnonzero(columns.slack(j, self._targets, state.decision[j]) > -near)
-                picked[rows[columns.costs(j, self._targets, rows) > 0]] = True
-            if int(k) in state.curvatures:
-                picked[state.curvatures[int(k)].rows] = True
-            groups.append(_Group(int(k), places, live[places], np.flatnonzero(picked)))
-        return groups
+    def _threads(self, state: State, groups: list[Group], *, max_steps: int) -> int:
+        """How many classes can be worked on side by side within the memory allowed; perhaps 0.
 
-    def _threads(self, state: State, groups: list[_Group], *, max_steps: int) -> int:
-        """How many classes can be worked on side by side within the memory allowed; perhaps 0."""
+        Rows taken in the round before are let go of where both do not fit.
+        """
         design, d = self._design, self._design.n_weights
         square = d * d * design.dtype.itemsize if d <= DENSE_LIMIT else 0
         row_bytes = d * design.dtype.itemsize
@@ -251,7 +203,7 @@ class _Newton:
         # The rows looked at, the active ones among them, and a Hessian about to be factorised.
         each = max(1, 2 * most * row_bytes + 3 * square)
         if not design.held:
-            union = _union([group.rows for group in groups], design.n_samples)
+            union = union_of(groups, design.n_samples)
             room -= len(union) * row_bytes + design.taken_bytes
             if room < each:
                 room += design.taken_bytes
@@ -263,7 +215,7 @@ class _Newton:
         state: State,
         columns: Columns,
         live: Indices,
-        groups: list[_Group],
+        groups: list[Group],
         *,
         tol: float,
         max_steps: int,
@@ -278,10 +230,10 @@ class _Newton:
             Whether the minimum over the rows looked at was reached.
         steps : int
         """
-        union = _union([group.rows for group in groups], self._design.n_samples)
+        union = union_of(groups, self._design.n_samples)
         gathered = None if self._design.held else self._design.take(union)
 
-        def work(group: _Group) -> Descent:
+        def work(group: Group) -> Descent:
             if gathered is None:
                 matrix = self._design.take(group.rows)
             else:
@@ -310,7 +262,7 @@ class _Newton:
             steps = max(steps, descent.steps)
         return direction, done, steps
 
-    def _subproblem(self, columns: Columns, group: _Group, matrix: Floats) -> Subproblem:
+    def _subproblem(self, columns: Columns, group: Group, matrix: Floats) -> Subproblem:
         first = int(group.columns[0])
         scale = float(max(columns.C_positive[first], columns.C_negative[first]))
         costs = [columns.costs(int(j), self._targets, group.rows) for j in group.columns]
@@ -323,7 +275,7 @@ class _Newton:
         )
 
     def _side_by_side(
-        self, work: Callable[[_Group], Descent], groups: list[_Group], threads: int
+        self, work: Callable[[Group], Descent], groups: list[Group], threads: int
     ) -> list[Descent]:
         """Work on the classes, `threads` at a time, each with matrix products on one thread."""
         if threads == 1:
@@ -350,7 +302,7 @@ class _Newton:
         columns: Columns,
         live: Indices,
         direction: Doubles,
-        groups: Sequence[_Group] = (),
+        groups: Sequence[Group] = (),
     ) -> tuple[NDArray[np.bool_], Doubles]:
         """Move each live column to the minimum along its direction.
 
@@ -385,13 +337,3 @@ class _Newton:
                 tiny = np.finfo(np.float64).tiny
                 aside[place] = rest.sum() / max(state.objective[j], tiny)
         return moved, aside
-
-
-def _union(rows: list[Indices], n_samples: int) -> Indices:
-    """All rows that are in any list, ascending."""
-    if len(rows) == 1:
-        return rows[0]
-    marked = np.zeros(n_samples, np.bool_)
-    for some in rows:
-        marked[some] = True
-    return np.flatnonzero(marked)

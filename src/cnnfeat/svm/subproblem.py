@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.svm.factors import (
+    DENSE_LIMIT,
     MOST_EXPECTED,
     ROWS_AN_ITERATION,
     Curvature,
@@ -22,7 +23,6 @@ from cnnfeat.svm.system import conjugate_gradients, diagonal_factor, transposed_
 
 Doubles = NDArray[np.float64]
 
-DENSE_LIMIT = 4096  # features up to which Hessians are formed
 FAR = 0.05  # part of the objective that a step takes away, above which rough directions will do
 TOLERANCES = (1e-3, 0.3)  # of conjugate gradients
 
