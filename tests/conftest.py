@@ -12,6 +12,7 @@ import pytest
 _DATA_DIR = os.environ.get("CNNFEAT_DATA_DIR")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the command line does
 
 
 @pytest.fixture(autouse=True)

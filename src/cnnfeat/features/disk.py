@@ -62,6 +62,11 @@ class Disk:
         """Bring a file's bytes to the medium."""
         os.fsync(handle)
 
+    def forget(self, handle: int) -> None:
+        """Let the system drop what it caches of a file and has brought to the medium."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def sync_folder(self, folder: Path) -> None:
         """Bring a folder's names to the medium."""
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -23,6 +23,7 @@ from cnnfeat.features.output import OutputPaths
 from cnnfeat.records import Array, Batch
 
 SYNC_BYTES = 16 << 20  # written between two syncs
+CACHED_BYTES = 2 << 30  # a larger file is not kept in the system's cache: it would take all of it
 
 
 @dataclass(slots=True)
@@ -124,6 +125,8 @@ class FeatureWriter:
         """Bring all finished blocks to the medium: rows first, then the journal."""
         with storage_errors(self.paths.final):
             self.disk.sync(self.handle)
+            if self.plan.size_bytes > CACHED_BYTES:
+                self.disk.forget(self.handle)
             self.journal.sync()
         self._unsynced = 0
 
