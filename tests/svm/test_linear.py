@@ -18,6 +18,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm import LinearSVM
+from cnnfeat.svm.design import Design
+from cnnfeat.svm.newton import solve
+from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import ArrayRows
 
 EXPECTED_FAILURES: dict[str, str] = {}  # check: reason; none is needed
@@ -228,6 +231,33 @@ def test_without_room_for_active_rows_the_answer_is_the_same(digits):
         ArrayRows(X, rows_per_block=100), y
     )
     np.testing.assert_allclose(squeezed.objective_, whole.objective_, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_folds_along_a_path_of_C_reach_their_minima(seed):
+    random = np.random.default_rng(seed)
+    n, d, n_classes, n_folds = int(random.integers(60, 200)), int(random.integers(2, 20)), 3, 3
+    X = random.standard_normal((n, d)) * 10 ** random.uniform(-2, 1, d)
+    y, folds = np.arange(n) % n_classes, random.integers(0, n_folds, n)
+    columns = Columns(
+        positive=np.tile(np.arange(n_classes), n_folds),
+        C_positive=np.ones(n_classes * n_folds),
+        C_negative=np.full(n_classes * n_folds, 0.5),
+        held_out=np.repeat(np.arange(n_folds), n_classes),
+    )
+    state = None
+    for C in (1e-3, 0.1, 10.0):
+        state = solve(
+            Design(ArrayRows(X)), Targets(y, folds=folds), columns.scaled(C),
+            tol=1e-6, max_iter=500, memory_bytes=2**24, start=state,
+        )  # fmt: skip
+        assert state.converged
+        for j in range(0, len(columns), 4):
+            signs = np.where(y == columns.positive[j], 1.0, -1.0)
+            costs = C * np.where(signs > 0, 1.0, 0.5) * (folds != columns.held_out[j])
+            expected, _ = minimum(X, signs, costs=costs)
+            w = state.weights[:, j]
+            assert objective(X, signs, w[:-1], w[-1], costs=costs) <= expected * (1 + 3e-6)
 
 
 def test_warm_start_reaches_the_same_minimum_in_fewer_steps(digits):

@@ -63,9 +63,13 @@ class Disk:
         os.fsync(handle)
 
     def forget(self, handle: int) -> None:
-        """Let the system drop what it caches of a file and has brought to the medium."""
+        """Let the system drop what it caches of a file and has brought to the medium.
+
+        A word of advice: where there is none to give it to, nothing is lost.
+        """
         if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def sync_folder(self, folder: Path) -> None:
         """Bring a folder's names to the medium."""

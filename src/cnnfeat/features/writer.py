@@ -125,9 +125,9 @@ class FeatureWriter:
         """Bring all finished blocks to the medium: rows first, then the journal."""
         with storage_errors(self.paths.final):
             self.disk.sync(self.handle)
-            if self.plan.size_bytes > CACHED_BYTES:
-                self.disk.forget(self.handle)
             self.journal.sync()
+        if self.plan.size_bytes > CACHED_BYTES:
+            self.disk.forget(self.handle)
         self._unsynced = 0
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,13 +124,22 @@ class Curvature:
         )
 
     def changes(self, rows: Indices, costs: Doubles) -> int:
-        """How many rows would be added or taken away to bring the sum up to date."""
-        active = int(np.count_nonzero(costs))
-        if self._loss is None:
-            return active
-        return min(active, int(np.count_nonzero(costs != self._counted(rows))))
+        """How many rows have another cost than the factor has for them."""
+        return int(np.count_nonzero(costs != self._counted(rows)))
 
-    def renew(self, matrix: Floats, rows: Indices, costs: Doubles, scale: float) -> Factor:
+    def rows_to_add(self, changed: int, active: int) -> int:
+        """How many rows a new factor takes: those that changed, or all where that is less."""
+        return active if self._loss is None else min(active, changed)
+
+    def renew(
+        self,
+        matrix: Floats,
+        rows: Indices,
+        costs: Doubles,
+        scale: float,
+        *,
+        check: Callable[[], None],
+    ) -> Factor:
         """Make the factor one of the rows with a cost.
 
         Parameters
@@ -142,6 +152,8 @@ class Curvature:
             At C = 1; 0 for rows that are not active.
         scale : float
             The C.
+        check : callable
+            Called now and then; it may raise.
         """
         difference = costs - self._counted(rows)
         absent = not np.isin(self.rows, rows, assume_unique=True).all()
@@ -153,6 +165,7 @@ class Curvature:
             difference = costs
         places = np.flatnonzero(difference)
         for start in range(0, len(places), ADDED_ROWS):
+            check()
             part = places[start : start + ADDED_ROWS]
             self._loss.add(matrix[part], difference[part])
         kept = np.flatnonzero(costs)

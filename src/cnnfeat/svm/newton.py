@@ -15,10 +15,10 @@ in finitely many steps:
 What is added here: full passes are one matrix product for all columns, and between two of them
 each class takes its steps on the rows that are active or nearly so, the classes side by side. The
 way there is a descent of the whole objective, and the least it can be is known: that of the rows
-looked at. The first step, with all rows active, is shared: one factor, of a sample of the rows,
-serves all classes. Later each class keeps its own Hessian, to which rows are added and taken away
-as they become active or cease to be, and its Cholesky factor preconditions conjugate gradients.
-Where those rows don't fit in the memory allowed, Hessians are summed block by block instead.
+looked at. The first step, with all rows active, is shared: one Hessian serves all classes. Later
+each class has its own, to which rows are added and taken away as they become active or cease to be
+(where memory is short it is made anew), and its Cholesky factor preconditions conjugate gradients.
+Where the rows looked at don't fit in the memory allowed, Hessians are summed block by block.
 """
 
 from __future__ import annotations
@@ -195,7 +195,9 @@ class _Newton:
         owners |= {
             group.positive
             for group in groups
-            if max_steps > 1 or not starts_far(state.curvatures.get(group.positive))
+            if max_steps > 1
+            or state.common is None
+            or not starts_far(state.curvatures.get(group.positive))
         }
         kept = 2 if design.held else 1  # a Hessian and a factor, or the factor alone
         room = int(USABLE * self._memory_bytes) - square * (1 + kept * len(owners))

@@ -88,9 +88,11 @@ def descend(
     while steps < max_steps and not converged.all():
         check()
         live = np.flatnonzero(~converged)
+        # The nearer the end, the more exact: else many last steps gain little.
+        tolerance = float(np.clip(np.sqrt(curvature.promise), *TOLERANCES))
         direction, along, decrement = _newton(
             problem, costs[:, live], weights[:, live], rest[live],
-            curvature=curvature, common=common,
+            curvature=curvature, common=common, tolerance=tolerance, check=check,
         )  # fmt: skip
         for place, j in enumerate(live):
             length = step_length(
@@ -106,8 +108,12 @@ def descend(
         rest, objective = _losses(problem, costs, weights, decision)
         tiny = np.finfo(np.float64).tiny
         promise = decrement / np.maximum(objective[live], tiny)
-        converged[live] |= promise <= tol
+        enough = promise <= tol
         curvature.promise = float(promise.max())
+        if tolerance <= TOLERANCES[0]:
+            converged[live] |= enough
+        elif enough.all():  # a rough direction promises too little: look once more
+            curvature.promise = 0.0
         steps += 1
     return Descent(weights, objective, converged, steps)
 
@@ -134,6 +140,8 @@ def _newton(
     *,
     curvature: Curvature,
     common: Factor | None,
+    tolerance: float,
+    check: Callable[[], None],
 ) -> tuple[Doubles, Floats, Doubles]:
     """Solve for the directions; the rows' values along them, and the decrements."""
     matrix = problem.matrix
@@ -145,11 +153,9 @@ def _newton(
     gradient = weights - transposed_product(
         compact, costs * (rest[:, active] * problem.signs[active]).T
     )
-    factor = _preconditioner(problem, rest, curvature, common)
-    # The nearer the end, the more exact: else many last steps gain little.
-    tolerance = float(np.clip(np.sqrt(curvature.promise), *TOLERANCES))
+    factor = _preconditioner(problem, rest, curvature, common, check)
     direction, iterations = conjugate_gradients(
-        compact, costs, -gradient, factor=factor, tolerance=tolerance
+        compact, costs, -gradient, factor=factor, tolerance=tolerance, check=check
     )
     along = matrix @ direction.astype(matrix.dtype)
     curvature.iterations = iterations
@@ -157,7 +163,11 @@ def _newton(
 
 
 def _preconditioner(
-    problem: Subproblem, rest: Floats, curvature: Curvature, common: Factor | None
+    problem: Subproblem,
+    rest: Floats,
+    curvature: Curvature,
+    common: Factor | None,
+    check: Callable[[], None],
 ) -> Factor:
     """Choose between the factor at hand and a new one, whichever ends sooner.
 
@@ -173,9 +183,11 @@ def _preconditioner(
     if curvature.factor is not None:
         changed = curvature.changes(problem.rows, active)
         expected = max(curvature.iterations, min(1 + changed / ROWS_AN_ITERATION, MOST_EXPECTED))
-        saved_s = (expected - 1) * iteration_time(len(active), features=d, columns=len(rest))
-        if saved_s <= renewal_time(changed, features=d) or curvature.fits(
+        n_active = int(np.count_nonzero(active))
+        saved_s = (expected - 1) * iteration_time(n_active, features=d, columns=len(rest))
+        added = curvature.rows_to_add(changed, n_active)
+        if saved_s <= renewal_time(added, features=d) or curvature.fits(
             problem.rows, active, problem.scale
         ):
             return curvature.factor
-    return curvature.renew(problem.matrix, problem.rows, active, problem.scale)
+    return curvature.renew(problem.matrix, problem.rows, active, problem.scale, check=check)

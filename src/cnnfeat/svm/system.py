@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from cnnfeat.svm.rows import CHUNK_BYTES, Floats
 
 Doubles = NDArray[np.float64]
 
-CG_TOLERANCE = 0.1  # of the residual, in the preconditioner's norm, unless told otherwise
 CG_LIMIT = 60
 
 
@@ -22,7 +21,8 @@ def conjugate_gradients(
     right: Doubles,
     *,
     factor: Factor,
-    tolerance: float = CG_TOLERANCE,
+    tolerance: float,
+    check: Callable[[], None],
 ) -> tuple[Doubles, int]:
     """Solve ``(I + A^T D_k A) x_k = b_k`` for some columns at once.
 
@@ -38,6 +38,8 @@ def conjugate_gradients(
         The preconditioner of all columns.
     tolerance : float
         What part of the residual, in the preconditioner's norm, may remain.
+    check : callable
+        Called before each iteration; it may raise.
 
     Returns
     -------
@@ -56,6 +58,7 @@ def conjugate_gradients(
     for _ in range(CG_LIMIT):
         if not len(live):
             break
+        check()
         now = np.ascontiguousarray(p[:, live])
         all_live = len(live) == len(rho)
         image = now + _image(matrix, curvature if all_live else curvature[:, live], now)
