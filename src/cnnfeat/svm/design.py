@@ -120,12 +120,13 @@ class Design:
             for start in range(0, len(rows), step):  # without a second copy of them all
                 here = start + np.flatnonzero(known[start : start + step])
                 taken[here] = old[places[here]]
-        if len(unknown) <= FEW * self.n_samples:
-            taken[unknown] = self._finished(self.rows.take(rows[unknown]))
+        missing = rows[unknown]
+        if len(missing) <= FEW * self.n_samples:
+            taken[unknown] = self._finished(self.rows.take(missing))
             return taken
         done = 0
         for start, block in self.rows.blocks():
-            stop = int(np.searchsorted(rows[unknown], start + len(block)))
+            stop = int(np.searchsorted(missing, start + len(block)))
             here = unknown[done:stop]
             taken[here] = self._finished(block[rows[here] - start])
             done = stop

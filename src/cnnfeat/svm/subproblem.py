@@ -43,7 +43,6 @@ class Descent:
     """Where the steps led."""
 
     weights: Doubles  # (n_weights, m)
-    objective: Doubles  # (m,), over the subproblem's rows
     converged: NDArray[np.bool_]  # (m,)
     steps: int
 
@@ -82,7 +81,7 @@ def descend(
     """
     weights, decision = weights.copy(), decision.copy()
     costs = problem.scale * problem.costs
-    rest, objective = _losses(problem, costs, weights, decision)
+    rest, _ = _losses(problem, costs, weights, decision)
     converged = np.zeros(weights.shape[1], np.bool_)
     steps = 0
     while steps < max_steps and not converged.all():
@@ -115,7 +114,7 @@ def descend(
         elif enough.all():  # a rough direction promises too little: look once more
             curvature.promise = 0.0
         steps += 1
-    return Descent(weights, objective, converged, steps)
+    return Descent(weights, converged, steps)
 
 
 def starts_far(curvature: Curvature | None) -> bool:
