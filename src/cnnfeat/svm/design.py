@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.svm.rows import CHUNK_BYTES, FEW, ArrayRows, Floats, Indices, RowBlocks
 
+PART_ROWS = 256  # of a matrix in memory, copied at a time
 OFFSET_LIMIT = 1e3  # means beyond so many standard deviations are subtracted before a product
 
 
@@ -49,6 +50,7 @@ class Design:
         self._matrix: Floats | None = None
         self._ready = False  # the rows are in memory and need no scaling
         self._taken: tuple[Indices, Floats] | None = None
+        self._square_sums: NDArray[np.float64] | None = None
         offset = float(np.max(np.abs(self._mean * self._factor), initial=0))
         self._far = offset > OFFSET_LIMIT and self.dtype == np.float32
         self._rest = self._mean - self._mean.astype(self.dtype)
@@ -94,7 +96,7 @@ class Design:
         if self._matrix is not None:
             return self._matrix if len(rows) == self.n_samples else self._matrix[rows]
         if self._ready:
-            return self._finished(self.rows.take(rows))
+            return self._taken_in_parts(rows)
         self._taken = (rows, self._take(rows))
         return self._taken[1]
 
@@ -132,6 +134,14 @@ class Design:
             done = stop
         return taken
 
+    def _taken_in_parts(self, rows: Indices) -> Floats:
+        """Take rows of a matrix in memory with no second copy but a small one."""
+        taken = np.empty((len(rows), self.n_weights), self.dtype)
+        for start in range(0, len(rows), PART_ROWS):
+            part = slice(start, start + PART_ROWS)
+            self._finish(self.rows.take(rows[part]), taken[part])
+        return taken
+
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """Yield all rows in order, scaled, with the ones."""
         if self._matrix is not None:
@@ -142,12 +152,29 @@ class Design:
         for start, block in self.rows.blocks():
             yield start, self._finished(block)
 
+    def square_sums(self) -> NDArray[np.float64]:
+        """Sum each weight's squared entries over the rows, (n_weights,)."""
+        if self._square_sums is None:
+            total = np.zeros(self.n_weights)
+            d = self.rows.n_features if self._ready else self.n_weights
+            for _, block in self.rows.blocks() if self._ready else self.blocks():
+                total[:d] += np.einsum("ij,ij->j", block, block)
+            total[d:] = self.n_samples
+            self._square_sums = total
+        return self._square_sums
+
     def square_norm(self) -> float:
         """Return the mean over the rows of their squared length."""
-        total = float(self.n_samples) if self._ready and self.intercept else 0.0
-        for _, block in self.rows.blocks() if self._ready else self.blocks():
-            total += float(np.einsum("ij,ij->i", block, block).sum(dtype=np.float64))
-        return total / max(1, self.n_samples)
+        return float(self.square_sums().sum()) / max(1, self.n_samples)
+
+    def transposed_product(self, values: Floats) -> NDArray[np.float64]:
+        """Multiply the transposed matrix, which is held, by `values` of shape (m, n_samples)."""
+        total = np.zeros((self.n_weights, len(values)))
+        d = self.rows.n_features if self._ready else self.n_weights
+        for start, block in self.rows.blocks() if self._ready else self.blocks():
+            total[:d] += block.T @ values[:, start : start + len(block)].T
+        total[d:] = values.sum(axis=1, dtype=np.float64)
+        return total
 
     def _held_product(self, weights: Floats) -> Floats:
         values = np.empty((weights.shape[1], self.n_samples), self.dtype)

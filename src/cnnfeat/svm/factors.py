@@ -7,37 +7,85 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_blas_funcs, get_lapack_funcs
+from scipy.linalg import get_lapack_funcs, solve_triangular
 
+from cnnfeat.svm.blas import add_products, solve_triangle
 from cnnfeat.svm.rows import Floats, Indices
 
 Doubles = NDArray[np.float64]
 
-# What the kinds of work cost on a common core, for a choice that needs no precision.
-PRODUCT_FLOPS = 5e10  # a second, in matrix products
-NARROW_FLOPS = 2.5e10  # a second, in products with few columns
-BYTES = 5e9  # a second, read from memory
-CALL_S = 1e-4  # of overhead
-ROWS_AN_ITERATION = 20  # changed rows that cost conjugate gradients one more, as a rule of thumb
-MOST_EXPECTED = 20  # iterations, however many rows have changed
+PRODUCT_FLOPS = 5e10  # a second on a common core, in matrix products: for choices, so roughly
+NARROW_FLOPS = 2.5e10  # the same in products with few columns
 DENSE_LIMIT = 4096  # features up to which Hessians are formed
+ROUNDING = 1e-9
 ADDED_ROWS = 2048  # rows copied at a time
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A matrix of low rank to be added to one that is factorised.
+
+    With the Cholesky factor L and the changed rows V of costs S, ``(L L^T + V^T S V)^-1 = L^-T (I -
+    T K^-1 T^T) L^-1`` where ``T = L^-1 V^T`` and ``K = S^-1 + T^T T`` (Sherman, Morrison and
+    Woodbury).
+    """
+
+    half: Floats  # T, (n, k)
+    inverse: Floats  # of K, (k, k)
+
+    def apply(self, vectors: Floats) -> Floats:
+        """Multiply by the matrix in the middle."""
+        return vectors - self.half @ (self.inverse @ (self.half.T @ vectors))
+
+
+@dataclass(frozen=True, slots=True)
 class Factor:
-    """Either a lower Cholesky factor or a diagonal."""
+    """Either a lower Cholesky factor, perhaps with a change to what it is of, or a diagonal."""
 
     lower: Floats | None = None  # (n, n), Fortran order
+    change: Change | None = None
     diagonal: Floats | None = None  # (n,)
 
     def solve(self, right: Floats) -> Floats:
         """Solve for `right` of shape (n, m)."""
         if self.lower is None:
             return right / self.diagonal[:, None] if self.diagonal is not None else right
-        (potrs,) = get_lapack_funcs(("potrs",), (self.lower,))
-        solved, _ = potrs(self.lower, right.astype(self.lower.dtype, copy=False), lower=1)
-        return solved  # type: ignore[no-any-return]
+        solved = np.array(right, self.lower.dtype, order="F")
+        solve_triangle(self.lower, solved, transposed=False)
+        if self.change is not None:
+            solved = np.asfortranarray(self.change.apply(solved))
+        solve_triangle(self.lower, solved, transposed=True)
+        return solved
+
+    def changed(self, rows: Floats, costs: Doubles) -> Factor | None:
+        """Add rows `(k, n)` with costs of either sign, other than 0.
+
+        Returns
+        -------
+        Factor or None
+            None if what comes out is not positive definite, by rounding.
+        """
+        if self.lower is None:
+            return None
+        half = np.array(rows.T, self.lower.dtype, order="F")
+        solve_triangle(self.lower, half, transposed=False)
+        core = (half.T @ half).astype(np.float64)
+        np.einsum("ii->i", core)[:] += 1 / costs
+        if not _keeps_definite(core, costs > 0):
+            return None
+        return Factor(lower=self.lower, change=Change(half, np.linalg.inv(core).astype(half.dtype)))
+
+
+def _keeps_definite(core: Doubles, added: NDArray[np.bool_]) -> bool:
+    """Whether ``S^-1 + T^T T`` has as many negative eigenvalues as S: Haynsworth's inertia."""
+    plus, minus = np.flatnonzero(added), np.flatnonzero(~added)
+    try:
+        lower = np.linalg.cholesky(core[np.ix_(plus, plus)])
+        across = solve_triangular(lower, core[np.ix_(plus, minus)], lower=True)
+        np.linalg.cholesky(across.T @ across - core[np.ix_(minus, minus)])
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def factorize(matrix: Floats) -> Factor:
@@ -68,8 +116,8 @@ class LossHessian:
     """
 
     def __init__(self, n_weights: int, dtype: np.dtype[np.floating]) -> None:
+        # Symmetric: only the lower half counts.
         self._total = np.zeros((n_weights, n_weights), dtype, order="F")
-        (self._syrk,) = get_blas_funcs(("syrk",), (self._total,))
 
     def clear(self) -> None:
         """Forget all rows."""
@@ -78,16 +126,22 @@ class LossHessian:
     def add(self, rows: Floats, costs: Doubles) -> None:
         """Add rows `(n_rows, n_weights)` with costs of either sign."""
         if len(costs) and np.all(costs == costs[0]):
-            self._add(rows, float(costs[0]))
+            add_products(rows, float(costs[0]), self._total)
             return
         for sign in (1.0, -1.0):
             taken = np.flatnonzero(sign * costs > 0)
             if len(taken):
-                roots = np.sqrt(np.abs(costs[taken])).astype(rows.dtype)
-                self._add(rows[taken] * roots[:, None], sign)
+                weighted = rows.take(taken, axis=0)
+                weighted *= np.sqrt(np.abs(costs[taken])).astype(rows.dtype)[:, None]
+                add_products(weighted, sign, self._total)
 
-    def _add(self, rows: Floats, cost: float) -> None:
-        self._total = self._syrk(cost, rows.T, beta=1.0, c=self._total, lower=1, overwrite_c=1)
+    def add_diagonal(self, values: Doubles) -> None:
+        """Add to the diagonal `(n_weights,)`."""
+        np.einsum("ii->i", self._total)[:] += values
+
+    def diagonal(self) -> Floats:
+        """Copy the diagonal, (n_weights,)."""
+        return np.diagonal(self._total).copy()
 
     def factor(self, scale: float) -> Factor:
         """Factorise the identity plus `scale` times the sum."""
@@ -105,7 +159,6 @@ class Curvature:
     def __init__(self) -> None:
         self.rows: Indices = np.zeros(0, np.intp)  # counted in, ascending
         self.factor: Factor | None = None
-        self.iterations = 0  # that conjugate gradients needed with this factor last
         self.promise = 1.0  # part of the objective that the last step was to take away
         self._costs: Doubles = np.zeros(0)  # of the rows
         self._scale = 0.0
@@ -115,21 +168,36 @@ class Curvature:
         """Let go of the sum: half the memory, and the next factor is made from nothing."""
         self._loss = None
 
-    def fits(self, rows: Indices, costs: Doubles, scale: float) -> bool:
-        """Whether the factor is of just these rows, costs and scale."""
-        return (
-            self.factor is not None
-            and scale == self._scale
-            and not np.any(costs != self._counted(rows))
-        )
+    def factor_for(
+        self,
+        matrix: Floats,
+        rows: Indices,
+        costs: Doubles,
+        scale: float,
+        *,
+        check: Callable[[], None],
+    ) -> Factor:
+        """The factor for the rows with a cost: the one at hand, changed a little, or a new one.
 
-    def changes(self, rows: Indices, costs: Doubles) -> int:
-        """How many rows have another cost than the factor has for them."""
-        return int(np.count_nonzero(costs != self._counted(rows)))
+        Parameters are those of `renew`.
+        """
+        if self.factor is not None and scale == self._scale:
+            difference = self._difference(rows, costs)
+            places = np.flatnonzero(difference)
+            if not len(places):
+                return self.factor
+            if len(places) <= self._most_changed(int(np.count_nonzero(costs))):
+                changed = self.factor.changed(
+                    matrix.take(places, axis=0), scale * difference[places]
+                )
+                if changed is not None:
+                    return changed
+        return self.renew(matrix, rows, costs, scale, check=check)
 
-    def rows_to_add(self, changed: int, active: int) -> int:
-        """How many rows a new factor takes: those that changed, or all where that is less."""
-        return active if self._loss is None else min(active, changed)
+    def _most_changed(self, active: int) -> int:
+        """Changed rows up to which a change costs less than what a new factor costs besides."""
+        d = self.factor.lower.shape[0] if self.factor and self.factor.lower is not None else 0
+        return d // 3 if self._loss is not None else (d // 3 + active) // 3
 
     def renew(
         self,
@@ -155,7 +223,7 @@ class Curvature:
         check : callable
             Called now and then; it may raise.
         """
-        difference = costs - self._counted(rows)
+        difference = self._difference(rows, costs)
         absent = not np.isin(self.rows, rows, assume_unique=True).all()
         anew = self._loss is None or absent
         if self._loss is None:
@@ -167,30 +235,20 @@ class Curvature:
         for start in range(0, len(places), ADDED_ROWS):
             check()
             part = places[start : start + ADDED_ROWS]
-            self._loss.add(matrix[part], difference[part])
+            self._loss.add(matrix.take(part, axis=0), difference[part])
         kept = np.flatnonzero(costs)
         self.rows, self._costs, self._scale = rows[kept], costs[kept], scale
         self.factor = self._loss.factor(scale)
-        self.iterations = 0
         return self.factor
 
-    def _counted(self, rows: Indices) -> Doubles:
-        """The cost with which each of `rows` is in the sum."""
+    def _difference(self, rows: Indices, costs: Doubles) -> Doubles:
+        """How much each of `rows` should have of another cost than it has in the sum."""
         counted = np.zeros(len(rows))
         if len(rows):
             places = np.minimum(np.searchsorted(rows, self.rows), len(rows) - 1)
             there = rows[places] == self.rows
             counted[places[there]] = self._costs[there]
-        return counted
-
-
-def iteration_time(rows: int, *, features: int, columns: int) -> float:
-    """Estimate the seconds of one iteration over gathered float32 rows, and with a factor."""
-    entries = rows * features
-    products_s = max(4 * entries * columns / NARROW_FLOPS, 8 * entries / BYTES)
-    return CALL_S + products_s + 8 * features**2 / BYTES
-
-
-def renewal_time(changed: int, *, features: int) -> float:
-    """Estimate the seconds that a new factor takes, with so many rows added or taken away."""
-    return CALL_S + (changed * features**2 + features**3 / 3) / PRODUCT_FLOPS
+        difference = costs - counted
+        # Costs that were multiplied and divided by several C are the same but for rounding.
+        difference[np.abs(difference) <= ROUNDING * costs] = 0
+        return difference

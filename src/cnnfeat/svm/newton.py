@@ -23,7 +23,6 @@ Where the rows looked at don't fit in the memory allowed, Hessians are summed bl
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -31,7 +30,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from cnnfeat.svm.design import Design
 from cnnfeat.svm.factors import DENSE_LIMIT, Curvature, Factor
@@ -110,7 +109,7 @@ def solve(
     newton = _Newton(design, targets, memory_bytes=memory_bytes)
     state.steps = 0
     small = design.n_samples * design.n_weights * len(columns) < THREADS_PAY
-    newton.n_threads = 1 if small else os.cpu_count() or 1
+    newton.n_threads = 1 if small else _n_threads()
     with threadpool_limits(1 if small else None, user_api="blas"):
         if start is None:
             newton.begin(state, columns.scaled(stages[0]))
@@ -123,6 +122,12 @@ def solve(
                 max_iter=max_iter if last else min(max_iter, STAGE_STEPS),
             )
     return state
+
+
+def _n_threads() -> int:
+    """As many as matrix products may use: affinity and OMP_NUM_THREADS are heeded."""
+    found = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+    return max(found, default=1)
 
 
 def _stages(design: Design, columns: Columns) -> list[float]:
@@ -143,7 +148,9 @@ class _Newton:
     def begin(self, state: State, columns: Columns) -> None:
         """Take the first step, from weights that are zero, with one Hessian for all columns."""
         state.objective = np.full(len(columns), np.nan)
-        state.common, direction = first_step(self._design, self._targets, columns)
+        state.common, direction = first_step(
+            self._design, self._targets, columns, check=self._check
+        )
         self._search(state, columns, np.arange(len(columns)), direction)
         state.steps += 1
 

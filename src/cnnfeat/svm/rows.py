@@ -60,7 +60,7 @@ class ArrayRows:
 
     def take(self, rows: Indices) -> Floats:
         """Copy some rows."""
-        return self._X[rows].astype(self.dtype, copy=False)
+        return self._X.take(rows, axis=0).astype(self.dtype, copy=False)
 
 
 class FeatureRows:

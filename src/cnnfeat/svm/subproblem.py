@@ -8,23 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.svm.factors import (
-    DENSE_LIMIT,
-    MOST_EXPECTED,
-    ROWS_AN_ITERATION,
-    Curvature,
-    Factor,
-    iteration_time,
-    renewal_time,
-)
+from cnnfeat.svm.factors import DENSE_LIMIT, Curvature, Factor
 from cnnfeat.svm.linesearch import step_length
 from cnnfeat.svm.rows import Floats, Indices
-from cnnfeat.svm.system import conjugate_gradients, diagonal_factor, transposed_product
+from cnnfeat.svm.system import (
+    conjugate_gradients,
+    diagonal_factor,
+    loss_image,
+    transposed_product,
+)
 
 Doubles = NDArray[np.float64]
 
-FAR = 0.05  # part of the objective that a step takes away, above which rough directions will do
-TOLERANCES = (1e-3, 0.3)  # of conjugate gradients
+FAR = 0.15  # part of the objective that a step takes away, above which rough directions will do
+TOLERANCES = (1e-2, 0.3)  # of conjugate gradients: near the end, and far from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +79,7 @@ def descend(
     weights, decision = weights.copy(), decision.copy()
     costs = problem.scale * problem.costs
     rest, _ = _losses(problem, costs, weights, decision)
+    room = np.empty_like(problem.matrix)  # taken once: fresh memory is slow
     converged = np.zeros(weights.shape[1], np.bool_)
     steps = 0
     while steps < max_steps and not converged.all():
@@ -91,7 +89,7 @@ def descend(
         tolerance = float(np.clip(np.sqrt(curvature.promise), *TOLERANCES))
         direction, along, decrement = _newton(
             problem, costs[:, live], weights[:, live], rest[live],
-            curvature=curvature, common=common, tolerance=tolerance, check=check,
+            curvature=curvature, common=common, tolerance=tolerance, room=room, check=check,
         )  # fmt: skip
         for place, j in enumerate(live):
             length = step_length(
@@ -140,6 +138,7 @@ def _newton(
     curvature: Curvature,
     common: Factor | None,
     tolerance: float,
+    room: Floats,
     check: Callable[[], None],
 ) -> tuple[Doubles, Floats, Doubles]:
     """Solve for the directions; the rows' values along them, and the decrements."""
@@ -147,17 +146,20 @@ def _newton(
     costs = np.where(rest.T > 0, 2 * costs, 0)
     active = np.flatnonzero(costs.any(axis=1))
     # The active rows alone stay in the cache while conjugate gradients go over them.
-    compact = matrix[active]
+    compact = matrix.take(active, axis=0, out=room[: len(active)], mode="clip")
     costs = costs[active].astype(matrix.dtype)
     gradient = weights - transposed_product(
         compact, costs * (rest[:, active] * problem.signs[active]).T
     )
     factor = _preconditioner(problem, rest, curvature, common, check)
-    direction, iterations = conjugate_gradients(
-        compact, costs, -gradient, factor=factor, tolerance=tolerance, check=check
+    direction, _ = conjugate_gradients(
+        loss_image(compact, costs),
+        -gradient.astype(matrix.dtype),
+        factor=factor,
+        tolerance=tolerance,
+        check=check,
     )
     along = matrix @ direction.astype(matrix.dtype)
-    curvature.iterations = iterations
     return direction, along, -np.einsum("ij,ij->j", gradient, direction)
 
 
@@ -168,25 +170,11 @@ def _preconditioner(
     common: Factor | None,
     check: Callable[[], None],
 ) -> Factor:
-    """Choose between the factor at hand and a new one, whichever ends sooner.
-
-    The class's own is first made when the end is near enough that others will be built on it.
-    """
-    d = problem.matrix.shape[1]
+    """The common factor far from the end; then the class's own, on which others are built."""
     # Of all folds: each column's own Hessian lacks a fold of it.
     active = 2 * problem.costs.max(axis=1) * (rest > 0).any(axis=0)
-    if d > DENSE_LIMIT:
+    if problem.matrix.shape[1] > DENSE_LIMIT:
         return diagonal_factor(problem.matrix, problem.scale * active)
     if common is not None and starts_far(curvature):
         return common
-    if curvature.factor is not None:
-        changed = curvature.changes(problem.rows, active)
-        expected = max(curvature.iterations, min(1 + changed / ROWS_AN_ITERATION, MOST_EXPECTED))
-        n_active = int(np.count_nonzero(active))
-        saved_s = (expected - 1) * iteration_time(n_active, features=d, columns=len(rest))
-        added = curvature.rows_to_add(changed, n_active)
-        if saved_s <= renewal_time(added, features=d) or curvature.fits(
-            problem.rows, active, problem.scale
-        ):
-            return curvature.factor
-    return curvature.renew(problem.matrix, problem.rows, active, problem.scale, check=check)
+    return curvature.factor_for(problem.matrix, problem.rows, active, problem.scale, check=check)

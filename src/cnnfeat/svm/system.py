@@ -8,32 +8,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.svm.factors import Factor
-from cnnfeat.svm.rows import CHUNK_BYTES, Floats
+from cnnfeat.svm.rows import CHUNK_BYTES, Floats, Indices
 
 Doubles = NDArray[np.float64]
 
 CG_LIMIT = 60
 
 
+Image = Callable[[Floats, Indices], Doubles]
+
+
 def conjugate_gradients(
-    matrix: Floats,
-    curvature: Floats,
-    right: Doubles,
+    image: Image,
+    right: Floats,
     *,
     factor: Factor,
     tolerance: float,
     check: Callable[[], None],
 ) -> tuple[Doubles, int]:
-    """Solve ``(I + A^T D_k A) x_k = b_k`` for some columns at once.
+    """Solve ``(I + B_k) x_k = b_k`` for some columns at once.
 
     Parameters
     ----------
-    matrix : ndarray of shape (n_rows, n_weights)
-        A.
-    curvature : ndarray of shape (n_rows, m)
-        The diagonals D, in the matrix's type.
+    image : callable
+        Given vectors `(n_weights, n_live)` and which columns they are of, it returns the products
+        with B, as `loss_image` does.
     right : ndarray of shape (n_weights, m)
-        The right-hand sides b.
+        The right-hand sides b, in the type to compute in.
     factor : Factor
         The preconditioner of all columns.
     tolerance : float
@@ -47,7 +48,7 @@ def conjugate_gradients(
     iterations : int
         Of the column that needed most.
     """
-    residual = np.asfortranarray(right, matrix.dtype)
+    residual = np.array(right, order="F")
     solution = np.zeros(right.shape)
     z = factor.solve(residual)
     p = z.copy()
@@ -60,19 +61,40 @@ def conjugate_gradients(
             break
         check()
         now = np.ascontiguousarray(p[:, live])
-        all_live = len(live) == len(rho)
-        image = now + _image(matrix, curvature if all_live else curvature[:, live], now)
-        length = rho[live] / _dots(now, image)
-        narrow = length.astype(matrix.dtype)
+        pushed = now + image(now, live).astype(now.dtype)
+        length = rho[live] / _dots(now, pushed)
         solution[:, live] += now * length
-        residual[:, live] -= image * narrow
+        residual[:, live] -= pushed * length.astype(now.dtype)
         z = factor.solve(np.asfortranarray(residual[:, live]))
         new = _dots(residual[:, live], z)
-        p[:, live] = z + now * (new / rho[live]).astype(matrix.dtype)
+        p[:, live] = z + now * (new / rho[live]).astype(now.dtype)
         rho[live] = new
         iterations += 1
         live = live[new > tolerance**2 * first[live]]
     return solution, iterations
+
+
+def loss_image(matrix: Floats, curvature: Floats) -> Image:
+    """The product with ``A^T D_k A``.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (n_rows, n_weights)
+        A.
+    curvature : ndarray of shape (n_rows, m)
+        The diagonals D, in the matrix's type.
+    """
+
+    def image(p: Floats, live: Indices) -> Doubles:
+        costs = curvature if len(live) == curvature.shape[1] else curvature[:, live]
+        total = np.zeros(p.shape)
+        for part, chunk in chunks(matrix):
+            inner = chunk @ p
+            inner *= costs[part]
+            total += chunk.T @ inner
+        return total
+
+    return image
 
 
 def transposed_product(matrix: Floats, right: Floats) -> Doubles:
@@ -97,16 +119,6 @@ def chunks(matrix: Floats) -> Iterator[tuple[slice, Floats]]:
     for start in range(0, len(matrix), step):
         part = slice(start, start + step)
         yield part, matrix[part]
-
-
-def _image(matrix: Floats, curvature: Floats, p: Floats) -> Floats:
-    """Compute ``A^T D A p``."""
-    image = np.zeros(p.shape)
-    for part, chunk in chunks(matrix):
-        inner = chunk @ p
-        inner *= curvature[part]
-        image += chunk.T @ inner
-    return image.astype(matrix.dtype)
 
 
 def _dots(a: Floats, b: Floats) -> Doubles:
