@@ -25,6 +25,7 @@ from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.newton import solve
 from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import ArrayRows
+from cnnfeat.svm.streaming import streamed_step
 
 EXPECTED_FAILURES: dict[str, str] = {}  # check: reason; none is needed
 
@@ -234,6 +235,39 @@ def test_without_room_for_active_rows_the_answer_is_the_same(digits):
         ArrayRows(X, rows_per_block=100), y
     )
     np.testing.assert_allclose(squeezed.objective_, whole.objective_, rtol=1e-4)
+
+
+@pytest.mark.parametrize("C", [1e-4, 1e-2])
+def test_more_features_than_hessians_are_made_for_fit_in_little_memory(C):
+    random = np.random.default_rng(6)
+    X = random.standard_normal((400, 4_200)).astype(np.float32)
+    y = np.arange(400) % 3
+    X[:, :3] += 3 * np.eye(3)[y]
+    theirs = LinearSVC(C=C, dual=True, tol=1e-8, max_iter=100_000).fit(X, y)
+    rows = ArrayRows(X, rows_per_block=64)
+    ours = LinearSVM(C=C, tol=1e-7, memory_bytes=2**20).fit(rows, y)  # the rows are 6.7 MB
+    for k in range(3):
+        signs = np.where(y == k, 1.0, -1.0)
+        reached = objective(X, signs, theirs.coef_[k], theirs.intercept_[k], costs=C)
+        assert ours.objective_[k] == pytest.approx(reached, rel=1e-5)
+
+
+def test_classes_take_turns_where_not_all_hessians_fit(digits, monkeypatch):
+    X, y = digits[0].astype(np.float32), digits[1]
+    streamed = []
+
+    def step(design, targets, columns, live, **rest):
+        streamed.append(len(live))
+        return streamed_step(design, targets, columns, live, **rest)
+
+    monkeypatch.setattr("cnnfeat.svm.newton.streamed_step", step)
+    squeezed = LinearSVM(C=0.01, tol=1e-8, memory_bytes=150_000).fit(
+        ArrayRows(X, rows_per_block=100), y
+    )
+    assert 0 < max(streamed) < 10
+    for k in range(10):
+        expected, _ = minimum(X, np.where(y == k, 1.0, -1.0), costs=0.01)
+        assert squeezed.objective_[k] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.kernel_approximation import Nystroem
-from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
+from sklearn.metrics.pairwise import pairwise_kernels
 from sklearn.svm import SVC
 
 from cnnfeat.progress import SILENT, Progress
@@ -119,7 +119,7 @@ def decide_svc(machine: SVC, X: Floats) -> NDArray[np.float64]:
     Parameters
     ----------
     machine : SVC
-        Fitted, with the kernel "rbf" or "poly".
+        Fitted, with a kernel of scikit-learn's.
     X : ndarray of shape (n_samples, n_features)
         Prepared as the training rows were.
 
@@ -158,12 +158,16 @@ def predict_svc(machine: SVC, X: Floats) -> NDArray[np.intp]:
 
 def _kernel(machine: SVC, X: Floats) -> NDArray[np.float64]:
     """Kernel values of rows and support vectors, (n_samples, n_support)."""
-    gamma, vectors = machine._gamma, machine.support_vectors_
-    X = X.astype(np.float64)
-    if machine.kernel == "rbf":
-        return cast("NDArray[np.float64]", rbf_kernel(X, vectors, gamma=gamma))
-    kernel = polynomial_kernel(X, vectors, degree=machine.degree, gamma=gamma, coef0=machine.coef0)
-    return cast("NDArray[np.float64]", kernel)
+    values: NDArray[np.float64] = pairwise_kernels(
+        X.astype(np.float64),
+        machine.support_vectors_,
+        metric=machine.kernel,
+        filter_params=True,
+        gamma=machine._gamma,
+        degree=machine.degree,
+        coef0=machine.coef0,
+    )
+    return values
 
 
 def _pair_weights(machine: SVC) -> NDArray[np.float64]:

@@ -16,9 +16,9 @@ What is added here: full passes are one matrix product for all columns, and betw
 each class takes its steps on the rows that are active or nearly so, the classes side by side. The
 way there is a descent of the whole objective, and the least it can be is known: that of the rows
 looked at. The first step, with all rows active, is shared: one Hessian serves all classes. Later
-each class has its own, to which rows are added and taken away as they become active or cease to be
-(where memory is short it is made anew), and its Cholesky factor preconditions conjugate gradients.
-Where the rows looked at don't fit in the memory allowed, Hessians are summed block by block.
+each class has its own, and its Cholesky factor, changed by the rows that became active or ceased to
+be, preconditions conjugate gradients: one iteration as a rule. Where the rows looked at don't fit
+in the memory allowed, Hessians are summed block by block.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from cnnfeat.svm.design import Design
-from cnnfeat.svm.factors import DENSE_LIMIT, Curvature, Factor
+from cnnfeat.svm.factors import Curvature, Factor
 from cnnfeat.svm.first_step import first_step
 from cnnfeat.svm.groups import Group, pick_groups, union_of
 from cnnfeat.svm.linesearch import step_length
 from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import Floats, Indices
-from cnnfeat.svm.streaming import streamed_step
+from cnnfeat.svm.streaming import WORKING_SQUARES, n_at_once, square_bytes, streamed_step
 from cnnfeat.svm.subproblem import Descent, Subproblem, descend, starts_far
 
 Doubles = NDArray[np.float64]
@@ -169,24 +169,30 @@ class _Newton:
                 threads = self._threads(state, groups, max_steps=most)
                 if threads:
                     break
-            if threads or not self._can_stream(live):
+            at_hand = live
+            if threads:
                 direction, done, taken = self._improved(
-                    state, columns, live, groups, tol=tol, max_steps=most, threads=threads or 1
+                    state, columns, live, groups, tol=tol, max_steps=most, threads=threads
                 )
             else:
+                at_hand = live[: n_at_once(
+                    self._design, len(live), room_bytes=int(USABLE * self._memory_bytes),
+                    common=state.common is not None,
+                )]  # fmt: skip
                 groups, taken = [], 1
                 self._design.release()
                 state.curvatures.clear()
                 direction, promise = streamed_step(
-                    self._design, self._targets, columns, live,
-                    weights=state.weights, decision=state.decision,
+                    self._design, self._targets, columns, at_hand,
+                    weights=state.weights, decision=state.decision, check=self._check,
                 )  # fmt: skip
                 done = promise <= tol
-            moved, aside = self._search(state, columns, live, direction, groups)
+            moved, aside = self._search(state, columns, at_hand, direction, groups)
             steps += taken
             # While rows left aside matter, it is early for more than one step without them.
             between = STEPS_BETWEEN if aside.max() < SETTLED else 1
-            live = live[moved & ~(done & (aside <= tol))]
+            left = at_hand[moved & ~(done & (aside <= tol))]
+            live = np.concatenate([left, live[len(at_hand) :]])
         state.steps += steps
         state.converged = not len(live)
 
@@ -196,7 +202,7 @@ class _Newton:
         Rows taken in the round before are let go of where both do not fit.
         """
         design, d = self._design, self._design.n_weights
-        square = d * d * design.dtype.itemsize if d <= DENSE_LIMIT else 0
+        square = square_bytes(design)
         row_bytes = d * design.dtype.itemsize
         owners = {k for k, curvature in state.curvatures.items() if curvature.factor}
         owners |= {
@@ -210,7 +216,7 @@ class _Newton:
         room = int(USABLE * self._memory_bytes) - square * (1 + kept * len(owners))
         most = max(len(group.rows) for group in groups)
         # The rows looked at, the active ones among them, and a Hessian about to be factorised.
-        each = max(1, 2 * most * row_bytes + 3 * square)
+        each = max(1, 2 * most * row_bytes + WORKING_SQUARES * square)
         if not design.held:
             union = union_of(groups, design.n_samples)
             room -= len(union) * row_bytes + design.taken_bytes
@@ -299,11 +305,6 @@ class _Newton:
     def _check(self) -> None:
         if self._stopped.is_set():
             raise CancelledError
-
-    def _can_stream(self, live: Indices) -> bool:
-        """Whether there is room for a Hessian and a factor of each column."""
-        d, itemsize = self._design.n_weights, self._design.dtype.itemsize
-        return d <= DENSE_LIMIT and 2 * len(live) * d * d * itemsize <= self._memory_bytes
 
     def _search(
         self,

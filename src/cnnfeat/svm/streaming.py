@@ -1,16 +1,50 @@
-"""A Newton step in one pass over the rows, where the active ones don't fit in memory."""
+"""A Newton step in passes over the rows, where the active ones don't fit in memory."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.svm.design import Design
-from cnnfeat.svm.factors import LossHessian
+from cnnfeat.svm.factors import DENSE_LIMIT, Factor, LossHessian
 from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import Floats, Indices
+from cnnfeat.svm.system import conjugate_gradients
 
 Doubles = NDArray[np.float64]
+
+
+TOLERANCE = 1e-2  # of conjugate gradients
+WORKING_SQUARES = 3  # copies of a Hessian while it is made and factorised
+
+
+def square_bytes(design: Design) -> int:
+    """Return the size of a Hessian; 0 where features are too many for one."""
+    d = design.n_weights
+    return d * d * design.dtype.itemsize if d <= DENSE_LIMIT else 0
+
+
+def n_at_once(design: Design, n_columns: int, *, room_bytes: int, common: bool) -> int:
+    """Return how many of the columns a step can be solved for, with a Hessian of each in memory.
+
+    Parameters
+    ----------
+    design : Design
+        The rows.
+    n_columns : int
+        How many there are.
+    room_bytes : int
+        Memory to use.
+    common : bool
+        Whether there is a factor for all columns, too.
+    """
+    square = square_bytes(design)
+    if not square:
+        return n_columns
+    return min(n_columns, max(1, room_bytes // square - common - WORKING_SQUARES))
 
 
 def streamed_step(
@@ -21,8 +55,12 @@ def streamed_step(
     *,
     weights: Doubles,
     decision: Floats,
+    check: Callable[[], None],
 ) -> tuple[Doubles, Doubles]:
-    """Sum every live column's Hessian block by block, and solve for its Newton direction.
+    """Solve for the Newton directions of some columns, reading the rows block by block.
+
+    Every column's Hessian is summed in one pass. Where features are too many for that, conjugate
+    gradients read the rows once an iteration.
 
     Parameters
     ----------
@@ -38,6 +76,8 @@ def streamed_step(
         Where the columns stand.
     decision : ndarray of shape (m, n_samples)
         The rows' decision values there.
+    check : callable
+        Called for each block; it may raise.
 
     Returns
     -------
@@ -45,26 +85,62 @@ def streamed_step(
     promise : ndarray of shape (n_live,)
         The Newton decrements, as parts of the objectives.
     """
-    hessians = [LossHessian(design.n_weights, design.dtype) for _ in live]
+    dense = design.n_weights <= DENSE_LIMIT
+    hessians = [LossHessian(design.n_weights if dense else 0, design.dtype) for _ in live]
+    diagonal = np.ones(design.n_weights)
     gradient = weights[:, live].copy()
     objective = 0.5 * np.einsum("ij,ij->j", gradient, gradient)
-    for start, block in design.blocks():
-        rows = np.arange(start, start + len(block))
-        for place, j in enumerate(live):
-            signs = columns.signs(j, targets, rows)
-            rest = 1 - signs * decision[j, rows]
-            costs = np.where(rest > 0, columns.costs(j, targets, rows), 0)
-            active = np.flatnonzero(costs)
-            if not len(active):
-                continue
-            taken, rest, costs = block[active], rest[active], costs[active]
-            objective[place] += float(np.einsum("i,i,i->", costs, rest, rest))
-            pull = (2 * costs * rest * signs[active]).astype(taken.dtype)
-            gradient[:, place] -= taken.T @ pull
+    read = partial(_active, design, targets, columns, decision=decision, check=check)
+    for place, rows, rest, costs, taken in read(live):
+        objective[place] += float(np.einsum("i,i,i->", costs, rest, rest))
+        signs = columns.signs(int(live[place]), targets, rows)
+        gradient[:, place] -= taken.T @ (2 * costs * rest * signs).astype(taken.dtype)
+        if dense:
             hessians[place].add(taken, 2 * costs)
-    direction = np.empty_like(gradient)
-    for place in range(len(live)):
-        factor = hessians.pop(0).factor(1.0)
-        direction[:, place] = factor.solve(np.asfortranarray(-gradient[:, place : place + 1]))[:, 0]
+        else:
+            diagonal += np.einsum("ij,ij,i->j", taken, taken, 2 * costs / len(live))
+    if dense:
+        direction = np.empty_like(gradient)
+        for place in range(len(live)):
+            right = np.asfortranarray(-gradient[:, place : place + 1])
+            direction[:, place] = hessians.pop(0).factor(1.0).solve(right)[:, 0]
+    else:
+
+        def image(p: Floats, among: Indices) -> Doubles:
+            total = np.zeros(p.shape)
+            for place, _, _, costs, taken in read(live[among]):
+                inner = (2 * costs * (taken @ p[:, place])).astype(taken.dtype)
+                total[:, place] += taken.T @ inner
+            return total
+
+        factor = Factor(diagonal=diagonal.astype(design.dtype))
+        direction, _ = conjugate_gradients(
+            image, -gradient.astype(design.dtype), factor=factor, tolerance=TOLERANCE, check=check
+        )
     decrement = -np.einsum("ij,ij->j", gradient, direction)
     return direction, decrement / np.maximum(objective, np.finfo(np.float64).tiny)
+
+
+def _active(
+    design: Design,
+    targets: Targets,
+    columns: Columns,
+    live: Indices,
+    *,
+    decision: Floats,
+    check: Callable[[], None],
+) -> Iterator[tuple[int, Indices, Floats, Doubles, Floats]]:
+    """Read all rows once.
+
+    Yields, for each block and column with active rows in it: the column's place among the live
+    ones; those rows; what they lack; their costs; and their features, (n_active, n_weights).
+    """
+    for start, block in design.blocks():
+        check()
+        rows = np.arange(start, start + len(block))
+        for place, j in enumerate(live):
+            rest = 1 - columns.signs(j, targets, rows) * decision[j, rows]
+            costs = np.where(rest > 0, columns.costs(j, targets, rows), 0)
+            active = np.flatnonzero(costs)
+            if len(active):
+                yield place, rows[active], rest[active], costs[active], block[active]
