@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cnnfeat.svm import blas
-from cnnfeat.svm.factors import Curvature, LossHessian
+from cnnfeat.svm.factors import Change, Curvature, Factor, LossHessian
+from cnnfeat.svm.system import conjugate_gradients
 
 
 @pytest.fixture(params=["by pointer", "without pointers"])
@@ -90,9 +93,10 @@ def test_curvature_follows_the_active_rows(keep_sum, monkeypatch):
     active[:80] = True
     looked_at = np.arange(150)
     # Steps that change few rows, many, none, all, and then the C.
-    for flips, scale in ((0, 0.5), (5, 0.5), (60, 0.5), (0, 0.5), (150, 0.5), (2, 5.0)):
+    steps = ((0, 0.5), (5, 0.5), (60, 0.5), (0, 0.5), (150, 0.5), (2, 5.0))
+    for flips, scale in steps:
         active[random.choice(150, flips, replace=False)] ^= True
-        costs = np.where(active[:150], 1.0 / 3 * 3 if scale == 5.0 else 1.0, 0.0)
+        costs = np.where(active[:150], np.nextafter(1.0, 2) if flips == 60 else 1.0, 0.0)
         factor = curvature.factor_for(X[:150].copy(), looked_at, costs, scale, check=lambda: None)
         hessian = np.eye(24) + scale * X[active].T @ X[active]
         np.testing.assert_allclose(
@@ -100,4 +104,40 @@ def test_curvature_follows_the_active_rows(keep_sum, monkeypatch):
         )
         if not keep_sum:
             curvature.keep_factor_only()
-    assert len(made) < 6
+    assert len(made) == 4  # not for 5 rows, and not for none
+
+
+def test_costs_that_differ_by_rounding_are_the_same():
+    rows, costs = np.random.default_rng(5).standard_normal((50, 6)), np.full(50, 1 / 3)
+    curvature = Curvature()
+    first = curvature.factor_for(rows, np.arange(50), costs, 1.0, check=lambda: None)
+    other = np.nextafter(costs, 1)
+    assert curvature.factor_for(rows, np.arange(50), other, 1.0, check=lambda: None) is first
+
+
+def test_conjugate_gradients_do_without_a_change_that_rounding_spoiled():
+    random = np.random.default_rng(6)
+    loss = LossHessian(8, np.dtype(np.float64))
+    rows = random.standard_normal((30, 8))
+    loss.add(rows, np.ones(30))
+    factor = loss.factor(1.0)
+    spoiled = replace(factor, change=Change(np.eye(8), 2 * np.eye(8)))  # I - 2 I in the middle
+    right = random.standard_normal((8, 3))
+    found, met = conjugate_gradients(
+        lambda p, _: rows.T @ (rows @ p), right, factor=spoiled, tolerance=1e-8, check=lambda: None
+    )
+    assert met.all()
+    expected = np.linalg.solve(np.eye(8) + rows.T @ rows, right)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_conjugate_gradients_say_which_columns_fell_short(monkeypatch):
+    monkeypatch.setattr("cnnfeat.svm.system.CG_LIMIT", 2)
+    diagonal = np.geomspace(1, 1e6, 12)
+    right = np.ones((12, 2))
+    right[1:, 1] = 0  # one iteration will do
+    _, met = conjugate_gradients(
+        lambda p, _: p * diagonal[:, None], right,
+        factor=Factor(), tolerance=1e-6, check=lambda: None,
+    )  # fmt: skip
+    assert list(met) == [False, True]

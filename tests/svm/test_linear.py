@@ -20,6 +20,7 @@ from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm import LinearSVM
 from cnnfeat.svm import first_step as first_step_module
 from cnnfeat.svm.design import Design
+from cnnfeat.svm.factors import Curvature
 from cnnfeat.svm.first_step import first_step
 from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.newton import solve
@@ -238,36 +239,58 @@ def test_without_room_for_active_rows_the_answer_is_the_same(digits):
 
 
 @pytest.mark.parametrize("C", [1e-4, 1e-2])
-def test_more_features_than_hessians_are_made_for_fit_in_little_memory(C):
+@pytest.mark.parametrize("mean", [0.0, 2.0])
+def test_more_features_than_hessians_are_made_for_fit_in_little_memory(C, mean):
     random = np.random.default_rng(6)
-    X = random.standard_normal((400, 4_200)).astype(np.float32)
+    X = np.maximum(random.standard_normal((400, 4_200)) + mean, 0).astype(np.float32)
     y = np.arange(400) % 3
     X[:, :3] += 3 * np.eye(3)[y]
     theirs = LinearSVC(C=C, dual=True, tol=1e-8, max_iter=100_000).fit(X, y)
     rows = ArrayRows(X, rows_per_block=64)
     ours = LinearSVM(C=C, tol=1e-7, memory_bytes=2**20).fit(rows, y)  # the rows are 6.7 MB
+    held = LinearSVM(C=C, tol=1e-7).fit(X, y)
     for k in range(3):
         signs = np.where(y == k, 1.0, -1.0)
         reached = objective(X, signs, theirs.coef_[k], theirs.intercept_[k], costs=C)
         assert ours.objective_[k] == pytest.approx(reached, rel=1e-5)
+        assert held.objective_[k] == pytest.approx(reached, rel=1e-5)
 
 
-def test_classes_take_turns_where_not_all_hessians_fit(digits, monkeypatch):
+@pytest.mark.parametrize(
+    ("memory_bytes", "expected"), [(600_000, "forgotten"), (200_000, "streamed in turns")]
+)
+def test_where_not_all_hessians_fit_the_minima_are_the_same(
+    digits, memory_bytes, expected, monkeypatch
+):
     X, y = digits[0].astype(np.float32), digits[1]
-    streamed = []
+    seen = set()
 
     def step(design, targets, columns, live, **rest):
-        streamed.append(len(live))
+        if len(live) < 10:
+            seen.add("streamed in turns")
         return streamed_step(design, targets, columns, live, **rest)
 
+    forget = Curvature.forget
     monkeypatch.setattr("cnnfeat.svm.newton.streamed_step", step)
-    squeezed = LinearSVM(C=0.01, tol=1e-8, memory_bytes=150_000).fit(
+    monkeypatch.setattr(
+        Curvature, "forget", lambda self: (self.factor and seen.add("forgotten"), forget(self))
+    )
+    squeezed = LinearSVM(C=0.01, tol=1e-8, memory_bytes=2 * memory_bytes).fit(
         ArrayRows(X, rows_per_block=100), y
     )
-    assert 0 < max(streamed) < 10
+    assert expected in seen
     for k in range(10):
-        expected, _ = minimum(X, np.where(y == k, 1.0, -1.0), costs=0.01)
-        assert squeezed.objective_[k] == pytest.approx(expected, rel=1e-5)
+        least, _ = minimum(X, np.where(y == k, 1.0, -1.0), costs=0.01)
+        assert squeezed.objective_[k] == pytest.approx(least, rel=1e-5)
+
+
+def test_columns_have_objectives_though_steps_run_out(digits):
+    X, y = digits[0].astype(np.float32), digits[1]
+    with pytest.warns(ConvergenceWarning):
+        short = LinearSVM(C=1, max_iter=1, memory_bytes=200_000).fit(
+            ArrayRows(X, rows_per_block=100), y
+        )
+    assert np.isfinite(short.objective_).all()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -355,8 +378,9 @@ def test_first_step_of_many_rows_is_the_ridge_solution(held_copy):
     random = np.random.default_rng(4)
     n, d, C = 6_000, 160, 0.02
     X = random.standard_normal((n, d)) * np.geomspace(0.1, 3, d) + 0.2
-    X[:, 0] = 0
-    X[[17, 2_000, 5_555], 0] = 40  # a feature that a sample of the rows does not see
+    sampled = np.random.default_rng(0).choice(n, first_step_module.SAMPLED * (d + 1), replace=False)
+    X[:, 0] = 0.2
+    X[np.setdiff1d(np.arange(n), sampled)[:3], 0] = 40  # a feature that the sample does not see
     y = np.arange(n) % 3
     scaling = {"mean": np.full(d, 0.2), "scale": np.full(d, 0.5)} if held_copy else {}
     design = Design(ArrayRows(X), **scaling).hold(room_bytes=2**30)

@@ -126,7 +126,9 @@ def extract(
     from cnnfeat.features import check_output
 
     check_output(out, overwrite=overwrite, resume=resume)
-    start_tensorflow(settings)
+    from cnnfeat.extraction import IN_FLIGHT
+
+    start_tensorflow(settings, n_calls=IN_FLIGHT)
     from cnnfeat.extractor import ProbeOptions, extract_features
 
     network = reading.load(model)

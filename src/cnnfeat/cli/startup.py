@@ -12,15 +12,16 @@ from cnnfeat.cli.settings import Settings
 from cnnfeat.errors import Interrupted
 
 
-def start_tensorflow(settings: Settings) -> None:
+def start_tensorflow(settings: Settings, *, n_calls: int = 1) -> None:
     """Import TensorFlow and find its devices; what it writes meanwhile is shown with -v alone.
 
-    Its C++ half logs to the process's stderr before any of its own settings takes effect.
+    Its C++ half logs to the process's stderr before any of its own settings takes effect. `n_calls`
+    of a network will be under way at a time.
     """
     with _native_stderr_hidden(hidden=settings.verbosity <= 0):
         from cnnfeat.network import runtime
 
-        runtime.start()
+        runtime.start(n_calls=n_calls)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ Doubles = NDArray[np.float64]
 
 PRODUCT_FLOPS = 5e10  # a second on a common core, in matrix products: for choices, so roughly
 NARROW_FLOPS = 2.5e10  # the same in products with few columns
-DENSE_LIMIT = 4096  # features up to which Hessians are formed
+DENSE_LIMIT = 4097  # weights up to which Hessians are formed: 4,096 features and the intercept
 ROUNDING = 1e-9
 ADDED_ROWS = 2048  # rows copied at a time
 
@@ -168,6 +168,11 @@ class Curvature:
         """Let go of the sum: half the memory, and the next factor is made from nothing."""
         self._loss = None
 
+    def forget(self) -> None:
+        """Let go of all but how far the end is."""
+        self.rows, self._costs = self.rows[:0], self._costs[:0]
+        self.factor = self._loss = None
+
     def factor_for(
         self,
         matrix: Floats,
@@ -197,7 +202,7 @@ class Curvature:
     def _most_changed(self, active: int) -> int:
         """Changed rows up to which a change costs less than what a new factor costs besides."""
         d = self.factor.lower.shape[0] if self.factor and self.factor.lower is not None else 0
-        return d // 3 if self._loss is not None else (d // 3 + active) // 3
+        return d // 3 if self._loss is not None else min((d // 3 + active) // 3, d // 2)
 
     def renew(
         self,

@@ -72,12 +72,13 @@ def _sampled_step(
     loss.add_diagonal(np.maximum(mean.mean() * design.square_sums() - loss.diagonal(), 0))
     factor = loss.factor(1.0)
 
-    def image(p: Floats, live: Indices) -> Doubles:
-        return design.transposed_product(
-            np.multiply(curvature[live], design.product(p.astype(np.float64)))
-        )
-
     right = design.transposed_product(pull).astype(dtype)
+    del pull
+
+    def image(p: Floats, live: Indices) -> Doubles:
+        costs = curvature if len(live) == len(curvature) else curvature[live]
+        return design.transposed_product(np.multiply(costs, design.product(p.astype(np.float64))))
+
     direction, _ = conjugate_gradients(
         image, right, factor=factor, tolerance=TOLERANCE, check=check
     )

@@ -18,11 +18,13 @@ way there is a descent of the whole objective, and the least it can be is known:
 looked at. The first step, with all rows active, is shared: one Hessian serves all classes. Later
 each class has its own, and its Cholesky factor, changed by the rows that became active or ceased to
 be, preconditions conjugate gradients: one iteration as a rule. Where the rows looked at don't fit
-in the memory allowed, Hessians are summed block by block.
+in the memory allowed, Hessians are summed block by block; where features are too many for that,
+conjugate gradients read the rows once an iteration.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -32,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from cnnfeat.svm.budget import n_at_once, n_side_by_side
 from cnnfeat.svm.design import Design
 from cnnfeat.svm.factors import Curvature, Factor
 from cnnfeat.svm.first_step import first_step
@@ -39,8 +42,8 @@ from cnnfeat.svm.groups import Group, pick_groups, union_of
 from cnnfeat.svm.linesearch import step_length
 from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import Floats, Indices
-from cnnfeat.svm.streaming import WORKING_SQUARES, n_at_once, square_bytes, streamed_step
-from cnnfeat.svm.subproblem import Descent, Subproblem, descend, starts_far
+from cnnfeat.svm.streaming import streamed_step
+from cnnfeat.svm.subproblem import Descent, Subproblem, descend
 
 Doubles = NDArray[np.float64]
 
@@ -50,7 +53,6 @@ STAGE_STEPS = 4
 NEAR = 0.1  # rows whose margin is less than 1 + NEAR are looked at between two full passes
 STEPS_BETWEEN = 3  # full passes, once
 SETTLED = 0.1  # of the objective, or less, is lost on the other rows
-USABLE = 0.75  # of the memory allowed: the rest is lost between arrays that come and go
 THREADS_PAY = 5e8  # rows x weights x columns from which more than one thread gains
 
 
@@ -127,7 +129,7 @@ def solve(
 def _n_threads() -> int:
     """As many as matrix products may use: affinity and OMP_NUM_THREADS are heeded."""
     found = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
-    return max(found, default=1)
+    return max(found, default=os.cpu_count() or 1)
 
 
 def _stages(design: Design, columns: Columns) -> list[float]:
@@ -161,69 +163,60 @@ class _Newton:
         steps, between = 0, 1
         while len(live) and steps < max_iter:
             most = min(between, max_iter - steps)
+            groups, threads, keep = self._look(state, columns, live, max_steps=most)
+            if threads:
+                direction, done, taken = self._improved(
+                    state, columns, live, groups,
+                    tol=tol, max_steps=most, threads=threads, keep=keep,
+                )  # fmt: skip
+                moved, aside = self._search(state, columns, live, direction, groups)
+            else:
+                moved, done = self._streamed(state, columns, live, tol=tol)
+                taken, aside = 1, np.zeros(len(live))
+            steps += taken
+            # While rows left aside matter, it is early for more than one step without them.
+            between = STEPS_BETWEEN if aside.max() < SETTLED else 1
+            live = live[moved & ~(done & (aside <= tol))]
+        state.steps += steps
+        state.converged = not len(live)
+
+    def _look(
+        self, state: State, columns: Columns, live: Indices, *, max_steps: int
+    ) -> tuple[list[Group], int, bool]:
+        """Pick the rows to look at: the groups, how many at once, whether Hessians are kept."""
+        for keep in (True, False):
             for near in (NEAR, 0.0):
                 groups = pick_groups(
                     columns, self._targets, live,
                     decision=state.decision, curvatures=state.curvatures, near=near,
                 )  # fmt: skip
-                threads = self._threads(state, groups, max_steps=most)
-                if threads:
-                    break
-            at_hand = live
-            if threads:
-                direction, done, taken = self._improved(
-                    state, columns, live, groups, tol=tol, max_steps=most, threads=threads
-                )
-            else:
-                at_hand = live[: n_at_once(
-                    self._design, len(live), room_bytes=int(USABLE * self._memory_bytes),
-                    common=state.common is not None,
-                )]  # fmt: skip
-                groups, taken = [], 1
-                self._design.release()
-                state.curvatures.clear()
-                direction, promise = streamed_step(
-                    self._design, self._targets, columns, at_hand,
-                    weights=state.weights, decision=state.decision, check=self._check,
+                fitting = n_side_by_side(
+                    self._design, groups, state.curvatures,
+                    keep=keep, common=state.common is not None,
+                    max_steps=max_steps, memory_bytes=self._memory_bytes,
                 )  # fmt: skip
-                done = promise <= tol
-            moved, aside = self._search(state, columns, at_hand, direction, groups)
-            steps += taken
-            # While rows left aside matter, it is early for more than one step without them.
-            between = STEPS_BETWEEN if aside.max() < SETTLED else 1
-            left = at_hand[moved & ~(done & (aside <= tol))]
-            live = np.concatenate([left, live[len(at_hand) :]])
-        state.steps += steps
-        state.converged = not len(live)
+                if fitting:
+                    return groups, min(fitting, self.n_threads), keep
+            for curvature in state.curvatures.values():
+                curvature.forget()
+        return [], 0, False
 
-    def _threads(self, state: State, groups: list[Group], *, max_steps: int) -> int:
-        """How many classes can be worked on side by side within the memory allowed; perhaps 0.
-
-        Rows taken in the round before are let go of where both do not fit.
-        """
-        design, d = self._design, self._design.n_weights
-        square = square_bytes(design)
-        row_bytes = d * design.dtype.itemsize
-        owners = {k for k, curvature in state.curvatures.items() if curvature.factor}
-        owners |= {
-            group.positive
-            for group in groups
-            if max_steps > 1
-            or state.common is None
-            or not starts_far(state.curvatures.get(group.positive))
-        }
-        kept = 2 if design.held else 1  # a Hessian and a factor, or the factor alone
-        room = int(USABLE * self._memory_bytes) - square * (1 + kept * len(owners))
-        most = max(len(group.rows) for group in groups)
-        # The rows looked at, the active ones among them, and a Hessian about to be factorised.
-        each = max(1, 2 * most * row_bytes + WORKING_SQUARES * square)
-        if not design.held:
-            union = union_of(groups, design.n_samples)
-            room -= len(union) * row_bytes + design.taken_bytes
-            if room < each:
-                room += design.taken_bytes
-                design.release()
-        return max(0, min(self.n_threads, len(groups), room // each))
+    def _streamed(
+        self, state: State, columns: Columns, live: Indices, *, tol: float
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Take a step of every column in passes over the rows; which moved, and which are done."""
+        self._design.release()
+        moved, done = np.zeros(len(live), np.bool_), np.zeros(len(live), np.bool_)
+        step = n_at_once(self._design, len(live), memory_bytes=self._memory_bytes)
+        for start in range(0, len(live), step):
+            part = slice(start, start + step)
+            direction, promise = streamed_step(
+                self._design, self._targets, columns, live[part],
+                weights=state.weights, decision=state.decision, check=self._check,
+            )  # fmt: skip
+            done[part] = promise <= tol
+            moved[part], _ = self._search(state, columns, live[part], direction)
+        return moved, done
 
     def _improved(
         self,
@@ -235,6 +228,7 @@ class _Newton:
         tol: float,
         max_steps: int,
         threads: int,
+        keep: bool,
     ) -> tuple[Doubles, NDArray[np.bool_], int]:
         """Let each class take steps on its rows.
 
@@ -264,7 +258,9 @@ class _Newton:
                 max_steps=max_steps,
                 check=self._check,
             )
-            if gathered is not None:  # memory is short
+            if not keep:
+                curvature.forget()
+            elif gathered is not None:  # memory is short
                 curvature.keep_factor_only()
             return descent
 

@@ -60,7 +60,9 @@ class ArrayRows:
 
     def take(self, rows: Indices) -> Floats:
         """Copy some rows."""
-        return self._X.take(rows, axis=0).astype(self.dtype, copy=False)
+        # `take` lets other threads run, but would first copy a matrix in another order.
+        taken = self._X.take(rows, axis=0) if self._X.flags.c_contiguous else self._X[rows]
+        return taken.astype(self.dtype, copy=False)
 
 
 class FeatureRows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.problems import Columns, Targets
 
+_LOG = logging.getLogger("cnnfeat")
 GRID_SIZE = 9
 GRID_REACH = (-1.0, 3.0)  # powers of ten around 1 / the rows' mean squared length
 SELECTION_TOLERANCE = 1e-3  # of the objective: scores don't change below it
@@ -160,6 +162,8 @@ def select_cost(
                 memory_bytes=memory_bytes,
                 start=state,
             )
+            if not state.converged:
+                _LOG.warning("C = %.3g: not converged within %d steps", C, MAX_STEPS)
             trials.append(Trial(C, _fold_scores(state, columns, targets, folds)))
             starts.append(state.weights.reshape(-1, folds, len(single)).mean(axis=1))
             task.advance(note=f"C {C:.3g}: {trials[-1].mean:.2%}")

@@ -17,34 +17,7 @@ from cnnfeat.svm.system import conjugate_gradients
 Doubles = NDArray[np.float64]
 
 
-TOLERANCE = 1e-2  # of conjugate gradients
-WORKING_SQUARES = 3  # copies of a Hessian while it is made and factorised
-
-
-def square_bytes(design: Design) -> int:
-    """Return the size of a Hessian; 0 where features are too many for one."""
-    d = design.n_weights
-    return d * d * design.dtype.itemsize if d <= DENSE_LIMIT else 0
-
-
-def n_at_once(design: Design, n_columns: int, *, room_bytes: int, common: bool) -> int:
-    """Return how many of the columns a step can be solved for, with a Hessian of each in memory.
-
-    Parameters
-    ----------
-    design : Design
-        The rows.
-    n_columns : int
-        How many there are.
-    room_bytes : int
-        Memory to use.
-    common : bool
-        Whether there is a factor for all columns, too.
-    """
-    square = square_bytes(design)
-    if not square:
-        return n_columns
-    return min(n_columns, max(1, room_bytes // square - common - WORKING_SQUARES))
+TOLERANCE = 1e-3  # of conjugate gradients
 
 
 def streamed_step(
@@ -83,7 +56,7 @@ def streamed_step(
     -------
     direction : ndarray of shape (n_weights, n_live)
     promise : ndarray of shape (n_live,)
-        The Newton decrements, as parts of the objectives.
+        The Newton decrements, as parts of the objectives; infinite where they are not known.
     """
     dense = design.n_weights <= DENSE_LIMIT
     hessians = [LossHessian(design.n_weights if dense else 0, design.dtype) for _ in live]
@@ -99,6 +72,7 @@ def streamed_step(
             hessians[place].add(taken, 2 * costs)
         else:
             diagonal += np.einsum("ij,ij,i->j", taken, taken, 2 * costs / len(live))
+    met = np.ones(len(live), np.bool_)
     if dense:
         direction = np.empty_like(gradient)
         for place in range(len(live)):
@@ -114,10 +88,11 @@ def streamed_step(
             return total
 
         factor = Factor(diagonal=diagonal.astype(design.dtype))
-        direction, _ = conjugate_gradients(
+        direction, met = conjugate_gradients(
             image, -gradient.astype(design.dtype), factor=factor, tolerance=TOLERANCE, check=check
         )
     decrement = -np.einsum("ij,ij->j", gradient, direction)
+    decrement[~met] = np.inf
     return direction, decrement / np.maximum(objective, np.finfo(np.float64).tiny)
 
 

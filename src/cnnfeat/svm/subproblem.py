@@ -22,6 +22,7 @@ Doubles = NDArray[np.float64]
 
 FAR = 0.15  # part of the objective that a step takes away, above which rough directions will do
 TOLERANCES = (1e-2, 0.3)  # of conjugate gradients: near the end, and far from it
+DIAGONAL_TOLERANCE = 1e-3  # near the end, with a preconditioner that says less
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,9 @@ def descend(
         check()
         live = np.flatnonzero(~converged)
         # The nearer the end, the more exact: else many last steps gain little.
-        tolerance = float(np.clip(np.sqrt(curvature.promise), *TOLERANCES))
-        direction, along, decrement = _newton(
+        exact = TOLERANCES[0] if len(weights) <= DENSE_LIMIT else DIAGONAL_TOLERANCE
+        tolerance = float(np.clip(np.sqrt(curvature.promise), exact, TOLERANCES[1]))
+        direction, along, decrement, met = _newton(
             problem, costs[:, live], weights[:, live], rest[live],
             curvature=curvature, common=common, tolerance=tolerance, room=room, check=check,
         )  # fmt: skip
@@ -107,8 +109,8 @@ def descend(
         promise = decrement / np.maximum(objective[live], tiny)
         enough = promise <= tol
         curvature.promise = float(promise.max())
-        if tolerance <= TOLERANCES[0]:
-            converged[live] |= enough
+        if tolerance <= exact:
+            converged[live] |= enough & met
         elif enough.all():  # a rough direction promises too little: look once more
             curvature.promise = 0.0
         steps += 1
@@ -140,8 +142,8 @@ def _newton(
     tolerance: float,
     room: Floats,
     check: Callable[[], None],
-) -> tuple[Doubles, Floats, Doubles]:
-    """Solve for the directions; the rows' values along them, and the decrements."""
+) -> tuple[Doubles, Floats, Doubles, NDArray[np.bool_]]:
+    """Solve for directions; the rows' values along them, the decrements, and which are exact."""
     matrix = problem.matrix
     costs = np.where(rest.T > 0, 2 * costs, 0)
     active = np.flatnonzero(costs.any(axis=1))
@@ -152,7 +154,7 @@ def _newton(
         compact, costs * (rest[:, active] * problem.signs[active]).T
     )
     factor = _preconditioner(problem, rest, curvature, common, check)
-    direction, _ = conjugate_gradients(
+    direction, met = conjugate_gradients(
         loss_image(compact, costs),
         -gradient.astype(matrix.dtype),
         factor=factor,
@@ -160,7 +162,7 @@ def _newton(
         check=check,
     )
     along = matrix @ direction.astype(matrix.dtype)
-    return direction, along, -np.einsum("ij,ij->j", gradient, direction)
+    return direction, along, -np.einsum("ij,ij->j", gradient, direction), met
 
 
 def _preconditioner(

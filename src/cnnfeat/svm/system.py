@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from cnnfeat.svm.rows import CHUNK_BYTES, Floats, Indices
 
 Doubles = NDArray[np.float64]
 
-CG_LIMIT = 60
+CG_LIMIT = 200  # iterations
 
 
 Image = Callable[[Floats, Indices], Doubles]
@@ -25,7 +26,7 @@ def conjugate_gradients(
     factor: Factor,
     tolerance: float,
     check: Callable[[], None],
-) -> tuple[Doubles, int]:
+) -> tuple[Doubles, NDArray[np.bool_]]:
     """Solve ``(I + B_k) x_k = b_k`` for some columns at once.
 
     Parameters
@@ -45,16 +46,19 @@ def conjugate_gradients(
     Returns
     -------
     solution : ndarray of shape (n_weights, m)
-    iterations : int
-        Of the column that needed most.
+    met : ndarray of shape (m,)
+        Which columns came within the tolerance.
     """
     residual = np.array(right, order="F")
     solution = np.zeros(right.shape)
     z = factor.solve(residual)
-    p = z.copy()
     rho = _dots(residual, z)
+    if factor.change is not None and not (rho[residual.any(axis=0)] > 0).all():
+        factor = replace(factor, change=None)  # rounding made it indefinite
+        z = factor.solve(residual)
+        rho = _dots(residual, z)
+    p = z.copy()
     first = rho.copy()
-    iterations = 0
     live = np.flatnonzero(rho > 0)
     for _ in range(CG_LIMIT):
         if not len(live):
@@ -69,9 +73,8 @@ def conjugate_gradients(
         new = _dots(residual[:, live], z)
         p[:, live] = z + now * (new / rho[live]).astype(now.dtype)
         rho[live] = new
-        iterations += 1
         live = live[new > tolerance**2 * first[live]]
-    return solution, iterations
+    return solution, rho <= tolerance**2 * first
 
 
 def loss_image(matrix: Floats, curvature: Floats) -> Image:
