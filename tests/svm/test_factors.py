@@ -23,12 +23,13 @@ def routines(request, monkeypatch):
 
 @pytest.mark.usefixtures("routines")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_products_are_added_to_the_lower_half(dtype):
-    random = np.random.default_rng(0)
-    rows = random.standard_normal((7, 5)).astype(dtype)
+@pytest.mark.parametrize("n_rows", [0, 7, 600])
+def test_products_are_added_to_the_lower_half(dtype, n_rows):
+    rows = np.random.default_rng(0).standard_normal((n_rows, 5))
     total = np.asfortranarray(np.full((5, 5), 2.0, dtype))
-    blas.add_products(rows, -1.5, total)
-    np.testing.assert_allclose(np.tril(total), np.tril(2 - 1.5 * rows.T @ rows), atol=1e-5)
+    blas.add_products(rows.astype(dtype), -1.5, total)
+    expected = np.tril(2 - 1.5 * rows.T @ rows)
+    np.testing.assert_allclose(np.tril(total), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.usefixtures("routines")
@@ -141,3 +142,18 @@ def test_conjugate_gradients_say_which_columns_fell_short(monkeypatch):
         factor=Factor(), tolerance=1e-6, check=lambda: None,
     )  # fmt: skip
     assert list(met) == [False, True]
+
+
+def test_what_overflows_leaves_the_identity():
+    loss = LossHessian(2, np.dtype(np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):
+        loss.add(np.full((3, 2), 1e30, np.float32), np.ones(3))
+        factor = loss.factor(1.0)
+    np.testing.assert_array_equal(factor.solve(np.ones((2, 1), np.float32)), np.ones((2, 1)))
+
+
+def test_a_sum_that_rounding_made_indefinite_is_factorised_with_a_ridge():
+    loss = LossHessian(3, np.dtype(np.float32))
+    loss.add_diagonal(np.array([1e6, 1e6, -1.2]))  # 1 - 1.2 in the corner
+    found = loss.factor(1.0).solve(np.array([[1e6], [0], [0]], np.float32))
+    np.testing.assert_allclose(found[:2, 0], [1, 0], atol=1e-3)

@@ -16,6 +16,9 @@ from scipy.linalg import cython_blas, solve_triangular
 
 from cnnfeat.svm.rows import Floats
 
+# Rows from which NumPy's BLAS sums them: threads of the two libraries, NumPy's and SciPy's, hinder
+# each other for a while after each use, which outweighs what adding in place saves.
+MANY_ROWS = 512
 FEW_COLUMNS = 6  # right-hand sides up to which one at a time is faster
 _REALS = {"float32": ("s", ctypes.c_float), "float64": ("d", ctypes.c_double)}
 
@@ -36,8 +39,10 @@ def add_products(rows: Floats, cost: float, total: Floats) -> None:
     _check(rows.flags.c_contiguous and total.flags.f_contiguous and rows.dtype == total.dtype)
     _check(rows.shape[1] == n == total.shape[0])
     routine = _routine("syrk", rows.dtype.name)
-    if routine is None:
-        total += cost * (rows.T @ rows)
+    if routine is None or k > MANY_ROWS:
+        product = rows.T @ rows
+        product *= product.dtype.type(cost)
+        total += product.T  # the same, and in the order of `total`
     elif n and k:
         routine(b"L", b"N", n, k, float(cost), rows, n, 1.0, total, n)
 

@@ -10,7 +10,7 @@ from cnnfeat.svm.groups import Group, union_of
 from cnnfeat.svm.subproblem import starts_far
 
 USABLE = 0.75  # of the memory allowed: the rest is lost between arrays that come and go
-WORKING_SQUARES = 3  # copies of a Hessian while it is made and factorised
+WORKING_SQUARES = 2  # a Hessian, and the copy that is factorised
 
 
 def n_side_by_side(

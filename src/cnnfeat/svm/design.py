@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.svm.rows import CHUNK_BYTES, FEW, ArrayRows, Floats, Indices, RowBlocks
 
+TYPICAL_ROWS = 512
 PART_ROWS = 256  # of a matrix in memory, copied at a time
 OFFSET_LIMIT = 1e3  # means beyond so many standard deviations are subtracted before a product
 
@@ -149,8 +150,15 @@ class Design:
             for start in range(0, self.n_samples, step):
                 yield start, self._matrix[start : start + step]
             return
+        # Short blocks are joined: their products would be slow.
+        parts: list[Floats] = []
+        step = max(64, CHUNK_BYTES // (self.n_weights * self.dtype.itemsize))
         for start, block in self.rows.blocks():
-            yield start, self._finished(block)
+            parts.append(self._finished(block))
+            stop, n_rows = start + len(block), sum(map(len, parts))
+            if n_rows >= step or stop == self.n_samples:
+                yield stop - n_rows, np.concatenate(parts) if len(parts) > 1 else parts[0]
+                parts = []
 
     def square_sums(self) -> NDArray[np.float64]:
         """Sum each weight's squared entries over the rows, (n_weights,)."""
@@ -166,6 +174,14 @@ class Design:
     def square_norm(self) -> float:
         """Return the mean over the rows of their squared length."""
         return float(self.square_sums().sum()) / max(1, self.n_samples)
+
+    def typical_square_norm(self) -> float:
+        """Return the same, of some of the rows where reading all of them costs a pass."""
+        if self.held or self.n_samples <= TYPICAL_ROWS:
+            return self.square_norm()
+        rows = np.linspace(0, self.n_samples - 1, TYPICAL_ROWS).astype(np.intp)
+        block = self._finished(self.rows.take(rows))
+        return float(np.einsum("ij,ij->", block, block, dtype=np.float64)) / len(rows)
 
     def transposed_product(self, values: Floats) -> NDArray[np.float64]:
         """Multiply the transposed matrix, which is held, by `values` of shape (m, n_samples)."""

@@ -40,7 +40,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """Either a lower Cholesky factor, perhaps with a change to what it is of, or a diagonal."""
+    """A lower Cholesky factor, perhaps with a change to what it is of; a diagonal; or neither."""
 
     lower: Floats | None = None  # (n, n), Fortran order
     change: Change | None = None
@@ -88,24 +88,6 @@ def _keeps_definite(core: Doubles, added: NDArray[np.bool_]) -> bool:
     return True
 
 
-def factorize(matrix: Floats) -> Factor:
-    """Factorise a positive definite matrix in Fortran order, of which the lower half counts.
-
-    Where rounding has made it indefinite, a growing multiple of the identity is added, to the
-    matrix given too: what comes out serves as a preconditioner all the same.
-    """
-    (potrf,) = get_lapack_funcs(("potrf",), (matrix,))
-    mean = float(np.trace(matrix, dtype=np.float64)) / len(matrix)
-    ridge = 0.0
-    while True:
-        lower, failed = potrf(matrix, lower=1, clean=0)
-        if not failed:
-            return Factor(lower=lower)
-        added = max(10 * ridge, float(np.finfo(matrix.dtype).eps) * mean)
-        np.einsum("ii->i", matrix)[:] += added - ridge
-        ridge = added
-
-
 class LossHessian:
     """The sum of ``cost_i x_i x_i^T`` over some rows, to which rows are added and taken away.
 
@@ -144,10 +126,25 @@ class LossHessian:
         return np.diagonal(self._total).copy()
 
     def factor(self, scale: float) -> Factor:
-        """Factorise the identity plus `scale` times the sum."""
-        matrix = self._total * self._total.dtype.type(scale)
-        np.einsum("ii->i", matrix)[:] += 1
-        return factorize(matrix)
+        """Factorise the identity plus `scale` times the sum.
+
+        Where rounding has made it indefinite, a growing multiple of the identity is added: what
+        comes out serves as a preconditioner all the same.
+        """
+        (potrf,) = get_lapack_funcs(("potrf",), (self._total,))
+        ridge = 0.0
+        while True:
+            matrix = self._total * self._total.dtype.type(scale)
+            diagonal = np.einsum("ii->i", matrix)
+            diagonal += 1
+            mean = float(diagonal.mean(dtype=np.float64))
+            if not np.isfinite(mean):  # beyond the type's range
+                return Factor()
+            diagonal += ridge
+            lower, failed = potrf(matrix, lower=1, clean=0, overwrite_a=1)
+            if not failed:
+                return Factor(lower=lower)
+            ridge = max(10 * ridge, float(np.finfo(matrix.dtype).eps) * mean)
 
 
 class Curvature:

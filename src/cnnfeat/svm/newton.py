@@ -135,7 +135,7 @@ def _n_threads() -> int:
 def _stages(design: Design, columns: Columns) -> list[float]:
     """Factors of C on the way to it; the last one is 1."""
     largest = max(columns.C_positive.max(), columns.C_negative.max())
-    easy = 2 / max(design.square_norm(), np.finfo(np.float64).tiny)
+    easy = 2 / max(design.typical_square_norm(), np.finfo(np.float64).tiny)
     count = max(0, int(np.floor(np.log(largest / easy) / np.log(CONTINUATION))))
     return [CONTINUATION**-k for k in range(min(count, 20), -1, -1)]
 
@@ -246,7 +246,7 @@ class _Newton:
             if gathered is None:
                 matrix = self._design.take(group.rows)
             else:
-                matrix = gathered[np.searchsorted(union, group.rows)]
+                matrix = gathered.take(np.searchsorted(union, group.rows), axis=0)
             curvature = state.curvatures.setdefault(group.positive, Curvature())
             descent = descend(
                 self._subproblem(columns, group, matrix),
@@ -288,8 +288,11 @@ class _Newton:
     def _side_by_side(
         self, work: Callable[[Group], Descent], groups: list[Group], threads: int
     ) -> list[Descent]:
-        """Work on the classes, `threads` at a time, each with matrix products on one thread."""
-        if threads == 1:
+        """Work on the classes, `threads` at a time, each with matrix products on one thread.
+
+        That is faster even for one at a time: see `blas.MANY_ROWS`.
+        """
+        if self.n_threads == 1:
             return [work(group) for group in groups]
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
             try:
