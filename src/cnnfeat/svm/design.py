@@ -12,7 +12,15 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.svm.rows import CHUNK_BYTES, FEW, ArrayRows, Floats, Indices, RowBlocks
+from cnnfeat.svm.rows import (
+    CHUNK_BYTES,
+    FEW,
+    ArrayRows,
+    Floats,
+    Indices,
+    RowBlocks,
+    rows_per_chunk,
+)
 
 TYPICAL_ROWS = 512
 PART_ROWS = 256  # of a matrix in memory, copied at a time
@@ -145,14 +153,13 @@ class Design:
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """Yield all rows in order, scaled, with the ones."""
+        step = rows_per_chunk(self.n_weights, self.dtype)
         if self._matrix is not None:
-            step = max(64, CHUNK_BYTES // (self.n_weights * self.dtype.itemsize))
             for start in range(0, self.n_samples, step):
                 yield start, self._matrix[start : start + step]
             return
         # Short blocks are joined: their products would be slow.
         parts: list[Floats] = []
-        step = max(64, CHUNK_BYTES // (self.n_weights * self.dtype.itemsize))
         for start, block in self.rows.blocks():
             parts.append(self._finished(block))
             stop, n_rows = start + len(block), sum(map(len, parts))
@@ -164,10 +171,10 @@ class Design:
         """Sum each weight's squared entries over the rows, (n_weights,)."""
         if self._square_sums is None:
             total = np.zeros(self.n_weights)
-            d = self.rows.n_features if self._ready else self.n_weights
-            for _, block in self.rows.blocks() if self._ready else self.blocks():
-                total[:d] += np.einsum("ij,ij->j", block, block)
-            total[d:] = self.n_samples
+            for _, block in self._blocks_uncopied():
+                total[: block.shape[1]] += np.einsum("ij,ij->j", block, block)
+            if self.intercept:
+                total[-1] = self.n_samples
             self._square_sums = total
         return self._square_sums
 
@@ -186,11 +193,15 @@ class Design:
     def transposed_product(self, values: Floats) -> NDArray[np.float64]:
         """Multiply the transposed matrix, which is held, by `values` of shape (m, n_samples)."""
         total = np.zeros((self.n_weights, len(values)))
-        d = self.rows.n_features if self._ready else self.n_weights
-        for start, block in self.rows.blocks() if self._ready else self.blocks():
-            total[:d] += block.T @ values[:, start : start + len(block)].T
-        total[d:] = values.sum(axis=1, dtype=np.float64)
+        for start, block in self._blocks_uncopied():
+            total[: block.shape[1]] += block.T @ values[:, start : start + len(block)].T
+        if self.intercept:
+            total[-1] = values.sum(axis=1, dtype=np.float64)
         return total
+
+    def _blocks_uncopied(self) -> Iterator[tuple[int, Floats]]:
+        """Yield all rows in order; without the ones where a copy would be made to add them."""
+        return self.rows.blocks() if self._ready else self.blocks()
 
     def _held_product(self, weights: Floats) -> Floats:
         values = np.empty((weights.shape[1], self.n_samples), self.dtype)

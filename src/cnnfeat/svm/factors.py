@@ -14,8 +14,6 @@ from cnnfeat.svm.rows import Floats, Indices
 
 Doubles = NDArray[np.float64]
 
-PRODUCT_FLOPS = 5e10  # a second on a common core, in matrix products: for choices, so roughly
-NARROW_FLOPS = 2.5e10  # the same in products with few columns
 DENSE_LIMIT = 4097  # weights up to which Hessians are formed: 4,096 features and the intercept
 ROUNDING = 1e-9
 ADDED_ROWS = 2048  # rows copied at a time

@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.svm.design import Design
-from cnnfeat.svm.factors import DENSE_LIMIT, NARROW_FLOPS, PRODUCT_FLOPS, Factor, LossHessian
+from cnnfeat.svm.factors import DENSE_LIMIT, Factor, LossHessian
 from cnnfeat.svm.problems import Columns, Targets
 from cnnfeat.svm.rows import Floats, Indices
 from cnnfeat.svm.system import conjugate_gradients
 
 Doubles = NDArray[np.float64]
 
+PRODUCT_FLOPS = 5e10  # a second on a common core, in matrix products: for choices, so roughly
+NARROW_FLOPS = 2.5e10  # the same in products with few columns
 SAMPLED = 8  # rows a weight, for a Hessian that is near enough that of all rows
 TOLERANCE = 0.1  # of conjugate gradients with it
 ITERATIONS = 4  # that they take, about

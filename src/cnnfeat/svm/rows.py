@@ -49,9 +49,7 @@ class ArrayRows:
             np.dtype(np.float64) if X.dtype == np.float64 else np.dtype(np.float32)
         )
         self._X = X
-        self._step = rows_per_block or max(
-            64, CHUNK_BYTES // max(1, self.n_features * self.dtype.itemsize)
-        )
+        self._step = rows_per_block or rows_per_chunk(self.n_features, self.dtype)
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """Yield views of the matrix, or float32 copies of float16 ones."""
@@ -167,6 +165,11 @@ class MappedRows:
             part = self._rows.take(rows[start : start + step])
             taken[start : start + step] = self._change(part)
         return taken
+
+
+def rows_per_chunk(n_columns: int, dtype: np.dtype[np.floating]) -> int:
+    """Return how many rows of a matrix stay in the processor's cache."""
+    return max(64, CHUNK_BYTES // max(1, n_columns * dtype.itemsize))
 
 
 def read_all(rows: RowBlocks) -> Floats:

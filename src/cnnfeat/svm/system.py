@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.svm.factors import Factor
-from cnnfeat.svm.rows import CHUNK_BYTES, Floats, Indices
+from cnnfeat.svm.rows import Floats, Indices, rows_per_chunk
 
 Doubles = NDArray[np.float64]
 
 CG_LIMIT = 200  # iterations
-
-
 Image = Callable[[Floats, Indices], Doubles]
 
 
@@ -118,7 +116,7 @@ def diagonal_factor(matrix: Floats, curvature: Floats) -> Factor:
 
 def chunks(matrix: Floats) -> Iterator[tuple[slice, Floats]]:
     """Cut a matrix into runs of rows that stay in the processor's cache."""
-    step = max(64, CHUNK_BYTES // max(1, matrix.shape[1] * matrix.itemsize))
+    step = rows_per_chunk(matrix.shape[1], matrix.dtype)
     for start in range(0, len(matrix), step):
         part = slice(start, start + step)
         yield part, matrix[part]
