@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cnnfeat import pipeline
-from cnnfeat.config import ConvConfig, NetworkConfig, RunConfig, parse_config
 from cnnfeat.errors import OutputExistsError
+from cnnfeat.options import ArchitectureOptions, ConvOptions, RunOptions, parse_config
 from cnnfeat.pipeline import run_pipeline
 
 CONFIG = parse_config(
@@ -73,8 +73,8 @@ def test_a_lost_feature_file_is_made_again(done):
 
 def test_a_changed_network_redoes_all(done):
     folder, _ = done
-    network = NetworkConfig(conv=(ConvConfig(filters=3, kernel_size=3),), dense=())
-    changed = dataclasses.replace(CONFIG, network=network, extract=RunConfig().extract)
+    network = ArchitectureOptions(conv=(ConvOptions(filters=3, kernel_size=3),), dense=())
+    changed = dataclasses.replace(CONFIG, network=network, extract=RunOptions().extract)
     changed = dataclasses.replace(
         changed, extract=dataclasses.replace(changed.extract, layer=("conv1",))
     )

@@ -46,9 +46,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = load_network(str(folder / "model.keras"))
     with open_source(str(folder / "pictures")) as source:
         extract_features(network, source, layers=["conv1", "fc1"], out=folder / "features.h5")
-    from cnnfeat.config import SvmConfig
+    from cnnfeat.options import SvmOptions
 
-    svm_stage(folder / "features.h5", folder, config=SvmConfig(layer=("conv1",), C=0.01))
+    svm_stage(folder / "features.h5", folder, config=SvmOptions(layer=("conv1",), C=0.01))
     return folder
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cnnfeat.config import ExtractConfig, RunConfig, SvmConfig, to_dict
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.outputs import check_output
+from cnnfeat.files import check_output
+from cnnfeat.options import ExtractOptions, RunOptions, SvmOptions, to_dict
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json, Source
 from cnnfeat.stages import StageBook
@@ -40,8 +40,8 @@ SVM, SVM_RESULT, PREDICTIONS, CONFUSION = (
 REPORT = "report.html"
 
 # What runs where no configuration says otherwise.
-DEFAULT_RUN = RunConfig(
-    extract=ExtractConfig(layer=("conv2", "fc1")), svm=SvmConfig(layer=("fc1",))
+DEFAULT_RUN = RunOptions(
+    extract=ExtractOptions(layer=("conv2", "fc1")), svm=SvmOptions(layer=("fc1",))
 )
 
 
@@ -72,7 +72,7 @@ class RunResult:
 class _Run:
     """What all stages of one run share."""
 
-    config: RunConfig
+    config: RunOptions
     folder: Path
     source: Source
     book: StageBook
@@ -96,7 +96,7 @@ def _not_stopping() -> Iterator[Callable[[], bool]]:
 
 
 def run_pipeline(
-    config: RunConfig,
+    config: RunOptions,
     *,
     folder: Path,
     overwrite: bool = False,
@@ -108,7 +108,7 @@ def run_pipeline(
 
     Parameters
     ----------
-    config : RunConfig
+    config : RunOptions
         One table a stage. Where `[svm]` names no layer, the last one extracted is taken.
     folder : Path
         Gets all artifacts, and `run.json`, which remembers what they were made from.
@@ -147,7 +147,7 @@ def run_pipeline(
     return _result(run, stages)
 
 
-def _complete(config: RunConfig) -> RunConfig:
+def _complete(config: RunOptions) -> RunOptions:
     """Say which layer the machine is for, where the file doesn't."""
     if config.svm.layer:
         return config

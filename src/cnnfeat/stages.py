@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from cnnfeat import __version__
 from cnnfeat.errors import OutputExistsError, UsageError
-from cnnfeat.outputs import write_json
+from cnnfeat.files import write_json
 from cnnfeat.records import Json
 
 

@@ -64,7 +64,7 @@ def test_a_table(run, model: str) -> None:
 
 
 def test_the_size_of_the_file_for_the_models_own_data(run, model: str, tmp_path: Path) -> None:
-    from cnnfeat.network.card import ModelCard, card_path, file_sha256, write_card
+    from cnnfeat.card import ModelCard, card_path, file_sha256, write_card
 
     copy = tmp_path / "model.keras"
     copy.write_bytes(Path(model).read_bytes())

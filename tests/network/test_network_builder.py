@@ -6,14 +6,14 @@ import keras
 import numpy as np
 import pytest
 
-from cnnfeat.config import ConvConfig, DenseConfig, NetworkConfig
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.architecture import build_network
+from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
 
 
-def build(config: NetworkConfig | None = None, **options: object) -> keras.Model:
+def build(config: ArchitectureOptions | None = None, **options: object) -> keras.Model:
     arguments = {"image_shape": (28, 28, 1), "n_classes": 10, "seed": 0} | options
-    return build_network(config or NetworkConfig(), **arguments)
+    return build_network(config or ArchitectureOptions(), **arguments)
 
 
 def test_the_seed_network_has_the_shapes_of_its_table():
@@ -39,7 +39,7 @@ def test_first_weights_are_truncated_normal_and_biases_constant():
 
 def test_a_block_convolves_pools_and_rectifies(rng: np.random.Generator):
     """One block on one image, by NumPy alone."""
-    network = build(NetworkConfig(conv=(ConvConfig(filters=3, kernel_size=3),), dense=()))
+    network = build(ArchitectureOptions(conv=(ConvOptions(filters=3, kernel_size=3),), dense=()))
     image = rng.integers(0, 256, (28, 28), dtype=np.uint8)
     kernel, bias = network.get_layer("conv1").get_layer("conv").get_weights()
     padded = np.pad(image / 255.0, 1)
@@ -52,9 +52,9 @@ def test_a_block_convolves_pools_and_rectifies(rng: np.random.Generator):
 
 
 def test_a_block_has_the_layers_its_table_names():
-    config = NetworkConfig(
-        conv=(ConvConfig(filters=4, kernel_size=3, pool_size=1, batch_norm=True, dropout=0.5),),
-        dense=(DenseConfig(units=7, batch_norm=True, dropout=0.5),),
+    config = ArchitectureOptions(
+        conv=(ConvOptions(filters=4, kernel_size=3, pool_size=1, batch_norm=True, dropout=0.5),),
+        dense=(DenseOptions(units=7, batch_norm=True, dropout=0.5),),
     )
     network = build(config, image_shape=(9, 5, 3), n_classes=4)
     block = [layer.name for layer in network.get_layer("conv1").layers[1:]]

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from cnnfeat.config import RunConfig, TrainConfig
+from cnnfeat.card import read_card
 from cnnfeat.data import open_source
 from cnnfeat.errors import DataError, NetworkError, OutputExistsError, StorageError, UsageError
-from cnnfeat.network.card import read_card
 from cnnfeat.network.training import train
+from cnnfeat.options import RunOptions, TrainOptions
 from cnnfeat.records import SplitInfo
 
-QUICK = RunConfig(train=TrainConfig(epochs=4, seed=1))
+QUICK = RunOptions(train=TrainOptions(epochs=4, seed=1))
 
 
 class Altered:
@@ -104,7 +104,7 @@ def test_the_test_split_is_read_once_and_last(digits, tmp_path: Path):
 
 
 def test_patience_stops_early(digits, tmp_path: Path):
-    config = RunConfig(train=TrainConfig(epochs=60, learning_rate=10.0, patience=2))
+    config = RunOptions(train=TrainOptions(epochs=60, learning_rate=10.0, patience=2))
     result = train(config, digits, out=tmp_path / "model.keras")
     assert result.epochs == result.best_epoch + 2 < 60
 
@@ -189,5 +189,5 @@ def test_images_too_small_are_refused_before_training(digits, tmp_path: Path):
 @pytest.mark.slow
 def test_the_default_run_on_mnist_reaches_its_accuracy(data_dir: Path, tmp_path: Path):
     with open_source("mnist", data_dir=data_dir) as source:
-        result = train(RunConfig(), source, out=tmp_path / "model.keras")
+        result = train(RunOptions(), source, out=tmp_path / "model.keras")
     assert result.test_accuracy >= 0.992

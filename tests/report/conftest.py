@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from cnnfeat.config import ConvConfig, DenseConfig, NetworkConfig
 from cnnfeat.data import open_source
 from cnnfeat.features import write_arrays
+from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
 from cnnfeat.records import Source
 
 HOSTILE_CLASSES = ("<script>document.title='hacked'<", "\"quoted' & {{ 7 * 7 }}")
@@ -47,9 +47,9 @@ def make_network(path: Path, *, image_shape: tuple[int, int, int], n_classes: in
 
     from cnnfeat.network.architecture import build_network
 
-    config = NetworkConfig(
-        conv=(ConvConfig(filters=4, kernel_size=3), ConvConfig(filters=6, kernel_size=3)),
-        dense=(DenseConfig(units=8),),
+    config = ArchitectureOptions(
+        conv=(ConvOptions(filters=4, kernel_size=3), ConvOptions(filters=6, kernel_size=3)),
+        dense=(DenseOptions(units=8),),
     )
     build_network(config, image_shape=image_shape, n_classes=n_classes, seed=1).save(path)
     return keras.models.load_model(path)
@@ -137,7 +137,7 @@ def write_predictions(path: Path, *, classes, ids, labels, predicted, margins) -
 
 def make_run(folder: Path, source: Source) -> Run:
     """Leave in `folder` what a whole run leaves."""
-    from cnnfeat.network.card import file_sha256
+    from cnnfeat.card import file_sha256
 
     splits = {name: read_split(source, name) for name in source.splits}
     test = "test" if "test" in splits else "all"

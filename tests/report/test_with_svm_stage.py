@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 
-from cnnfeat.config import SvmConfig
 from cnnfeat.features import FeatureFile
+from cnnfeat.options import SvmOptions
 from cnnfeat.report.page import write_report
 from cnnfeat.report.results import read_predictions, read_svm
 from cnnfeat.svm import svm_stage
@@ -15,7 +15,9 @@ from cnnfeat.svm import svm_stage
 
 def test_the_stage_s_outputs_are_read(run, tmp_path):
     shutil.copy(run.folder / "features.h5", tmp_path)
-    result = svm_stage(tmp_path / "features.h5", tmp_path, config=SvmConfig(layer=("all",), C=0.01))
+    result = svm_stage(
+        tmp_path / "features.h5", tmp_path, config=SvmOptions(layer=("all",), C=0.01)
+    )
     read = read_svm(tmp_path / "svm.json")
     assert [score.layer for score in read.layers] == ["conv2", "fc1"]
     assert read.best.accuracy == result.accuracy

@@ -23,7 +23,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from cnnfeat.config import SvmConfig
 from cnnfeat.errors import (
     DataError,
     FeatureFileError,
@@ -34,10 +33,11 @@ from cnnfeat.errors import (
     UsageError,
 )
 from cnnfeat.features import write_arrays
+from cnnfeat.options import SvmOptions
 from cnnfeat.svm import MachineOptions, load_svm, svm_stage
 from cnnfeat.svm import stage as stage_module
 
-FIXED = SvmConfig(layer=("whole",), C=0.01)
+FIXED = SvmOptions(layer=("whole",), C=0.01)
 
 
 def test_result_equals_scikit_learn(digits_file, pixels, tmp_path):
@@ -128,7 +128,7 @@ def test_predictions_of_odd_ids_and_classes_are_read_back(pixels, tmp_path):
 def test_every_machine_learns_and_loads(digits_file, tmp_path, kernel, normalize):
     C = {"standard": 0.1, "l2": 10.0, "none": 0.001}[normalize]
     C = {"linear": C, "nystroem": 10.0}.get(kernel, 10.0)
-    config = SvmConfig(layer=("whole",), kernel=kernel, C=C, normalize=normalize)
+    config = SvmOptions(layer=("whole",), kernel=kernel, C=C, normalize=normalize)
     result = svm_stage(digits_file, tmp_path / "out", config=config)
     assert result.accuracy > 0.85
     saved = load_svm(tmp_path / "out" / "svm.skops")
@@ -138,7 +138,7 @@ def test_every_machine_learns_and_loads(digits_file, tmp_path, kernel, normalize
 
 def test_layers_are_compared_by_cross_validation(digits_file, tmp_path, caplog):
     caplog.set_level(logging.INFO, "cnnfeat")
-    config = SvmConfig(layer=("all",), folds=3)
+    config = SvmOptions(layer=("all",), folds=3)
     result = svm_stage(
         digits_file, tmp_path, config=config, options=MachineOptions(grid=(0.001, 0.01))
     )
@@ -161,7 +161,7 @@ def test_choice_of_C_never_sees_test_rows(digits_file, make_file, pixels, tmp_pa
         {"train": y[:700], "test": (y[700:1000] + 1) % 10},
         name="broken.h5",
     )
-    config = SvmConfig(layer=("whole",), folds=3)
+    config = SvmOptions(layer=("whole",), folds=3)
     first = svm_stage(digits_file, tmp_path / "a", config=config)
     second = svm_stage(broken, tmp_path / "b", config=config)
     assert first.document["selection"] == second.document["selection"]
@@ -196,7 +196,7 @@ def test_cross_validation_scores_every_row(make_file, pixels, tmp_path):
 
 
 def test_principal_components_stand_in_the_pipeline(digits_file, tmp_path):
-    config = SvmConfig(layer=("whole",), C=0.01, pca=20)
+    config = SvmOptions(layer=("whole",), C=0.01, pca=20)
     result = svm_stage(digits_file, tmp_path, config=config)
     pipeline = load_svm(tmp_path / "svm.skops").pipeline
     assert [name for name, _ in pipeline.steps] == ["scale", "pca", "svm"]
@@ -213,7 +213,7 @@ def test_little_memory_gives_the_same_machine(make_file, tmp_path):
         {"train": y[:3000], "test": y[3000:]},
         classes=tuple("abcd"),
     )
-    config = SvmConfig(C=0.01)
+    config = SvmOptions(C=0.01)
     roomy = svm_stage(path, tmp_path / "a", config=config)
     tight = svm_stage(
         path, tmp_path / "b", config=config, options=MachineOptions(memory_bytes=2 * 2**20)
@@ -304,7 +304,7 @@ def test_classes_of_one_split_alone_are_refused(make_file, pixels, tmp_path):
 def test_fewer_rows_than_folds_are_refused(make_file, pixels, tmp_path):
     X, y = pixels[0][:30], pixels[1][:30]
     path = make_file({"train": {"whole": X}, "test": {"whole": X}}, {"train": y, "test": y})
-    config = SvmConfig(layer=("whole",), folds=5)
+    config = SvmOptions(layer=("whole",), folds=5)
     _refused(
         path, tmp_path / "out", DataError, "5 folds need 5 training rows of each", config=config
     )
@@ -319,23 +319,23 @@ def test_constant_features_are_refused(make_file, pixels, tmp_path):
 def test_a_grid_of_one_is_refused(digits_file, tmp_path):
     _refused(
         digits_file, tmp_path / "out", UsageError, "a grid needs at least 2 different values",
-        config=SvmConfig(layer=("whole",)), options=MachineOptions(grid=(1.0,)),
+        config=SvmOptions(layer=("whole",)), options=MachineOptions(grid=(1.0,)),
     )  # fmt: skip
 
 
 def test_too_many_components_are_refused(digits_file, tmp_path):
-    config = SvmConfig(layer=("whole",), C=1.0, pca=65)
+    config = SvmOptions(layer=("whole",), C=1.0, pca=65)
     _refused(digits_file, tmp_path / "out", UsageError, "--pca must be at most 64", config=config)
 
 
 def test_several_layers_and_none_named_lists_them(digits_file, tmp_path):
-    _refused(digits_file, tmp_path / "out", UsageError, "whole, half", config=SvmConfig())
+    _refused(digits_file, tmp_path / "out", UsageError, "whole, half", config=SvmOptions())
 
 
 def test_an_unknown_layer_offers_near_names(digits_file, tmp_path):
     _refused(
         digits_file, tmp_path / "out", LayerLookupError, "hal",
-        config=SvmConfig(layer=("hal",)),
+        config=SvmOptions(layer=("hal",)),
     )  # fmt: skip
 
 
@@ -388,9 +388,9 @@ def test_the_stage_never_loads_tensorflow(digits_file, tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from cnnfeat.config import SvmConfig\n"
+        "from cnnfeat.options import SvmOptions\n"
         "from cnnfeat.svm import svm_stage\n"
-        "config = SvmConfig(layer=('half',), C=0.1)\n"
+        "config = SvmOptions(layer=('half',), C=0.1)\n"
         "svm_stage(Path(sys.argv[1]), Path(sys.argv[2]), config=config)\n"
         "print([name for name in ('tensorflow', 'keras', 'matplotlib') if name in sys.modules])\n"
     )

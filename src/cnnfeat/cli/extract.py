@@ -17,8 +17,8 @@ from cnnfeat.cli import console, model_options, options
 from cnnfeat.cli.settings import Settings, pass_settings
 from cnnfeat.cli.signals import StopRequest, stop_on_signals
 from cnnfeat.cli.startup import start_tensorflow
-from cnnfeat.config import ExtractConfig
 from cnnfeat.errors import SKIPPED_EXIT_CODE, Interrupted
+from cnnfeat.options import ExtractOptions
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -48,7 +48,7 @@ class _Size(click.ParamType[tuple[int, int]]):
 @click.command()
 @options.config_file("extract")
 @options.setting(
-    ExtractConfig,
+    ExtractOptions,
     "layer",
     help="A layer, a tensor, or a pattern such as 'conv*'; may be repeated.",
 )
@@ -61,16 +61,16 @@ class _Size(click.ParamType[tuple[int, int]]):
     help="A name (cnnfeat data list), a folder, or a file of images.",
 )
 @options.data_dir
-@options.setting(ExtractConfig, "split", help="Only this split; may be repeated.")
+@options.setting(ExtractOptions, "split", help="Only this split; may be repeated.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many of each split.")
 @options.setting(
-    ExtractConfig,
+    ExtractOptions,
     "batch_size",
     help="Images at a time; auto tries a few sizes.  [default: 512, fewer if they are large]",
 )
-@options.setting(ExtractConfig, "dtype", help="How activations are stored.")
-@options.setting(ExtractConfig, "precision", help="How the network computes.")
-@options.setting(ExtractConfig, "pool", help="What is done over an activation's image axes.")
+@options.setting(ExtractOptions, "dtype", help="How activations are stored.")
+@options.setting(ExtractOptions, "precision", help="How the network computes.")
+@options.setting(ExtractOptions, "pool", help="What is done over an activation's image axes.")
 @click.option(
     "--scale",
     type=click.Choice(["unit", "symmetric", "raw", "imagenet", "caffe"]),

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import click
 
-from cnnfeat import config as configuration
+from cnnfeat import options as configuration
 from cnnfeat.cli.settings import Settings, artifact
 from cnnfeat.errors import UsageError
 

@@ -87,7 +87,7 @@ def _drawing(kind: str, *inputs: _Input, pictures: bool = False) -> Callable[[F]
 
 def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
     """Take the shared options out of `values`, and check the output before any long work."""
-    from cnnfeat.outputs import check_output
+    from cnnfeat.files import check_output
     from cnnfeat.report.evidence import Artifacts
     from cnnfeat.report.figure import check_format
     from cnnfeat.report.plots import Canvas

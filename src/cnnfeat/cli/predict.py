@@ -155,7 +155,7 @@ def _write_table(predictions: Iterable[Prediction]) -> None:
 
 
 def _write_csv(predictions: Iterable[Prediction]) -> None:
-    from cnnfeat.outputs import csv_lines
+    from cnnfeat.files import csv_lines
 
     sys.stdout.writelines(csv_lines([("id", "split", "label", "predicted", "margin")]))
     sys.stdout.writelines(

@@ -87,7 +87,7 @@ def report(
     What is missing (no SVM yet, images that have moved) is left out, and the page says so.
     """
     from cnnfeat.features import FeatureFile
-    from cnnfeat.outputs import check_output
+    from cnnfeat.files import check_output
 
     check_output(out, overwrite=overwrite)
     FeatureFile(features).close()  # what is wrong with it is said before TensorFlow starts

@@ -13,7 +13,7 @@ from cnnfeat.cli import console, options
 from cnnfeat.cli.settings import Settings, artifact, pass_settings
 from cnnfeat.cli.signals import stop_on_signals
 from cnnfeat.cli.startup import start_tensorflow
-from cnnfeat.config import DataConfig, RunConfig, load_config
+from cnnfeat.options import DataOptions, RunOptions, load_config
 
 if TYPE_CHECKING:
     from cnnfeat.pipeline import RunResult
@@ -74,9 +74,9 @@ def run(
         console.show_facts(_facts(result))
 
 
-def _with_data(plan: RunConfig, source: str | None, data_dir: Path | None) -> RunConfig:
+def _with_data(plan: RunOptions, source: str | None, data_dir: Path | None) -> RunOptions:
     """Let the command line's data go before the file's."""
-    data = DataConfig(
+    data = DataOptions(
         source=source or plan.data.source,
         dir=plan.data.dir if data_dir is None else str(data_dir),
     )

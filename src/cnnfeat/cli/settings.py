@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from cnnfeat.config import RunConfig
+    from cnnfeat.options import RunOptions
 
 ARTIFACTS_VARIABLE = "CNNFEAT_DIR"
 
@@ -22,7 +22,7 @@ class Settings:
     debug: bool = False
     verbosity: int = 0  # -1: warnings only, 0: normal, 1: everything
     progress: bool = True
-    config: RunConfig | None = None  # of --config
+    config: RunOptions | None = None  # of --config
     config_keys: dict[str, set[str]] = field(default_factory=dict)  # table: keys that it sets
 
 

@@ -10,7 +10,7 @@ import click
 
 from cnnfeat.cli import console, options
 from cnnfeat.cli.settings import Settings, artifact, pass_settings
-from cnnfeat.config import SvmConfig
+from cnnfeat.options import SvmOptions
 
 if TYPE_CHECKING:
     from cnnfeat.svm import SvmResult
@@ -69,20 +69,22 @@ class Grid(click.ParamType[tuple[float, ...]]):
 @options.common
 @options.config_file("svm")
 @options.setting(
-    SvmConfig,
+    SvmOptions,
     "layer",
     help="A layer of the file; may be repeated: layers are compared. all: every one.",
 )
-@options.setting(SvmConfig, "kernel", help="nystroem: an approximation of rbf for many rows.")
-@options.setting(SvmConfig, "C", "--C", help="The cost of errors; auto: by cross-validation.")
-@options.setting(SvmConfig, "gamma", help="Of rbf and poly; auto: by cross-validation.")
+@options.setting(SvmOptions, "kernel", help="nystroem: an approximation of rbf for many rows.")
+@options.setting(SvmOptions, "C", "--C", help="The cost of errors; auto: by cross-validation.")
+@options.setting(SvmOptions, "gamma", help="Of rbf and poly; auto: by cross-validation.")
 @options.setting(
-    SvmConfig, "normalize", help="Mean 0 and deviation 1 of features, length 1 of rows, or neither."
+    SvmOptions,
+    "normalize",
+    help="Mean 0 and deviation 1 of features, length 1 of rows, or neither.",
 )
-@options.setting(SvmConfig, "pca", help="Keep so many principal components.")
-@options.setting(SvmConfig, "folds", help="Of the cross-validation.")
+@options.setting(SvmOptions, "pca", help="Keep so many principal components.")
+@options.setting(SvmOptions, "folds", help="Of the cross-validation.")
 @click.option("--grid", type=Grid(), help="Values of C to try.", show_default="9 half-decades")
-@options.setting(SvmConfig, "seed", help="Fixes folds and samples.")
+@options.setting(SvmOptions, "seed", help="Fixes folds and samples.")
 @click.option(
     "--cv",
     "cross_validate",
@@ -136,7 +138,7 @@ def svm(
     from cnnfeat.cli.svm_output import draw, extra_outputs
     from cnnfeat.svm import MachineOptions, svm_stage
 
-    config = SvmConfig(layer, kernel, C, gamma, normalize, pca, folds, seed)
+    config = SvmOptions(layer, kernel, C, gamma, normalize, pca, folds, seed)
     result = svm_stage(
         features,
         out,

@@ -11,7 +11,7 @@ import click
 from cnnfeat.cli import console, options
 from cnnfeat.cli.settings import Settings, pass_settings
 from cnnfeat.cli.startup import start_tensorflow
-from cnnfeat.config import DataConfig, RunConfig, TrainConfig
+from cnnfeat.options import DataOptions, RunOptions, TrainOptions
 from cnnfeat.records import TrainResult
 
 
@@ -19,15 +19,15 @@ from cnnfeat.records import TrainResult
 @options.config_file("network", "train")
 @options.data
 @options.setting(
-    TrainConfig,
+    TrainOptions,
     "epochs",
     help="Passes over the training images; auto: 6, or as many as make 1,500 steps.",
 )
-@options.setting(TrainConfig, "batch_size", help="Images a step.")
-@options.setting(TrainConfig, "learning_rate", help="Adam's first; falls to 0 along a cosine.")
-@options.setting(TrainConfig, "seed", help="Fixes weights, division and order.")
-@options.setting(TrainConfig, "validation", help="Fraction held back to pick the best epoch.")
-@options.setting(TrainConfig, "patience", help="Epochs without gain before a stop; 0: never.")
+@options.setting(TrainOptions, "batch_size", help="Images a step.")
+@options.setting(TrainOptions, "learning_rate", help="Adam's first; falls to 0 along a cosine.")
+@options.setting(TrainOptions, "seed", help="Fixes weights, division and order.")
+@options.setting(TrainOptions, "validation", help="Fraction held back to pick the best epoch.")
+@options.setting(TrainOptions, "patience", help="Epochs without gain before a stop; 0: never.")
 @options.output("model.keras", help="The model file; its card gets the same name with .json.")
 @options.overwrite
 @options.as_json
@@ -54,13 +54,13 @@ def train(
     described by the [network] table of a TOML file: cnnfeat train --config my.toml
     """
     from cnnfeat.data import open_source
-    from cnnfeat.outputs import check_output
+    from cnnfeat.files import check_output
 
     check_output(out, overwrite=overwrite)
     config = dataclasses.replace(
-        settings.config or RunConfig(),
-        data=DataConfig(source, None if data_dir is None else str(data_dir)),
-        train=TrainConfig(epochs, batch_size, learning_rate, seed, validation, patience),
+        settings.config or RunOptions(),
+        data=DataOptions(source, None if data_dir is None else str(data_dir)),
+        train=TrainOptions(epochs, batch_size, learning_rate, seed, validation, patience),
     )
     progress = console.progress(settings)
     with open_source(source, data_dir=data_dir, progress=progress) as images:

@@ -18,7 +18,7 @@ from cnnfeat.features.projector import write_projector
 from cnnfeat.features.reader import FeatureFile
 from cnnfeat.features.selection import Selection, select
 from cnnfeat.features.tables import write_csv, write_parquet
-from cnnfeat.outputs import check_output, replacing
+from cnnfeat.files import check_output, replacing
 from cnnfeat.progress import SILENT, Progress, Task
 from cnnfeat.records import Array, Source
 

@@ -18,7 +18,7 @@ from cnnfeat.errors import UsageError
 from cnnfeat.features.pictures import Pictures, sprite_sheet
 from cnnfeat.features.selection import Selection
 from cnnfeat.features.tables import number_lines
-from cnnfeat.outputs import check_output, replacing
+from cnnfeat.files import check_output, replacing
 from cnnfeat.progress import Task
 from cnnfeat.records import Source
 

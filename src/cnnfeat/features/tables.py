@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnfeat.errors import UsageError
 from cnnfeat.features.selection import Chunk, Selection
-from cnnfeat.outputs import csv_cells
+from cnnfeat.files import csv_cells
 from cnnfeat.progress import Task
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import keras
 
-from cnnfeat.config import ConvConfig, DenseConfig, NetworkConfig
 from cnnfeat.errors import NetworkError
+from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
 
 PIXEL_SCALES = {"uint8": 1 / 255, "uint16": 1 / 65_535, "float32": 1.0}  # to [0, 1]
 
 
 def build_network(
-    config: NetworkConfig,
+    config: ArchitectureOptions,
     *,
     image_shape: tuple[int, int, int],
     n_classes: int,
@@ -30,7 +30,7 @@ def build_network(
 
     Parameters
     ----------
-    config : NetworkConfig
+    config : ArchitectureOptions
         Blocks and layers.
     image_shape : (height, width, channels)
         Of the images it will take.
@@ -71,7 +71,7 @@ def build_network(
 class _Start:
     """First weights, each layer with a seed of its own."""
 
-    def __init__(self, config: NetworkConfig, seed: int) -> None:
+    def __init__(self, config: ArchitectureOptions, seed: int) -> None:
         self._config, self._seed = config, seed
 
     def arguments(self) -> dict[str, keras.initializers.Initializer]:
@@ -89,7 +89,7 @@ class _Start:
 
 
 def _check_pooling(
-    block: ConvConfig, size: tuple[int, int], number: int, image_shape: tuple[int, int, int]
+    block: ConvOptions, size: tuple[int, int], number: int, image_shape: tuple[int, int, int]
 ) -> None:
     if min(size) < block.pool_size:
         raise NetworkError(
@@ -100,7 +100,7 @@ def _check_pooling(
 
 
 def _conv_block(
-    block: ConvConfig, shape: tuple[int, int, int], name: str, start: _Start
+    block: ConvOptions, shape: tuple[int, int, int], name: str, start: _Start
 ) -> keras.Model:
     inputs = keras.Input(shape, name="input")
     x = keras.layers.Conv2D(
@@ -116,7 +116,7 @@ def _conv_block(
     return keras.Model(inputs, x, name=name)
 
 
-def _dense_block(layer: DenseConfig, shape: tuple[int], name: str, start: _Start) -> keras.Model:
+def _dense_block(layer: DenseOptions, shape: tuple[int], name: str, start: _Start) -> keras.Model:
     inputs = keras.Input(shape, name="input")
     x = keras.layers.Dense(layer.units, name="dense", **start.arguments())(inputs)
     if layer.batch_norm:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from cnnfeat.card import file_sha256, read_card
 from cnnfeat.errors import CnnfeatError, NetworkError
 from cnnfeat.network.applications import PREFIX, load_application
-from cnnfeat.network.card import file_sha256, read_card
 from cnnfeat.network.checkpoint import checkpoint_prefix, load_checkpoint
 from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from cnnfeat.card import ModelCard
 from cnnfeat.errors import LayerLookupError, NetworkError
 from cnnfeat.network import lookup
-from cnnfeat.network.card import ModelCard
 from cnnfeat.network.feeding import check_placeholders, fed_tensors
 from cnnfeat.network.fitting import fit
 from cnnfeat.network.flattening import importable, own_functions

@@ -15,11 +15,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cnnfeat import __version__
-from cnnfeat.config import RunConfig, TrainConfig, to_dict
+from cnnfeat.card import ModelCard, card_path, file_sha256, write_card
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.files import check_output, replacing
 from cnnfeat.network.architecture import build_network
-from cnnfeat.network.card import ModelCard, card_path, file_sha256, write_card
-from cnnfeat.outputs import check_output, replacing
+from cnnfeat.options import RunOptions, TrainOptions, to_dict
 from cnnfeat.progress import SILENT, Progress, Task
 from cnnfeat.records import Labels, Source, TrainResult
 
@@ -47,7 +47,7 @@ class _Samples:
 
 
 def train(
-    config: RunConfig,
+    config: RunOptions,
     source: Source,
     *,
     out: Path,
@@ -61,7 +61,7 @@ def train(
 
     Parameters
     ----------
-    config : RunConfig
+    config : RunOptions
         Its tables `network` and `train` are used; `data` is recorded.
     source : Source
         Labelled images, all of one shape. Held in memory in their own dtype.
@@ -196,7 +196,7 @@ def _read(source: Source, split: str) -> _Samples:
     return _Samples(images, labels)
 
 
-def _divide(labels: Labels, config: TrainConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _divide(labels: Labels, config: TrainOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pick rows to train on and rows to validate on, of every class its share."""
     generator = np.random.default_rng(config.seed)
     kept, held_back = [], []
@@ -212,7 +212,7 @@ def _fit(
     network: keras.Model,
     samples: _Samples,
     validation: _Samples,
-    config: TrainConfig,
+    config: TrainOptions,
     progress: Progress,
 ) -> list[dict[str, float]]:
     """Train, and leave the network with the weights of its best epoch."""
@@ -239,13 +239,13 @@ def _fit(
     return keeper.history
 
 
-def _epochs(config: TrainConfig, steps: int) -> int:
+def _epochs(config: TrainOptions, steps: int) -> int:
     if config.epochs == "auto":
         return max(AUTO_EPOCHS, -(-AUTO_STEPS // steps))
     return config.epochs
 
 
-def _batches(samples: _Samples, config: TrainConfig, *, shuffle: bool) -> tf.data.Dataset:
+def _batches(samples: _Samples, config: TrainOptions, *, shuffle: bool) -> tf.data.Dataset:
     """Cut shuffled batches from memory, without a copy of the whole."""
     rows = tf.data.Dataset.range(len(samples))
     if shuffle:
@@ -271,7 +271,7 @@ class _BestWeights(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: TrainOptions,
         schedule: keras.optimizers.schedules.LearningRateSchedule,
         steps: int,
     ) -> None:

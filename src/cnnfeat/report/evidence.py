@@ -16,8 +16,8 @@ from cnnfeat.progress import SILENT, Progress
 from cnnfeat.report.results import Predictions, SvmResult, read_predictions, read_svm
 
 if TYPE_CHECKING:
+    from cnnfeat.card import ModelCard
     from cnnfeat.network import Network
-    from cnnfeat.network.card import ModelCard
     from cnnfeat.records import Source
 
 

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from cnnfeat.errors import UsageError
-from cnnfeat.outputs import replacing
+from cnnfeat.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType

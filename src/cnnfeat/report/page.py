@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.errors import CnnfeatError
-from cnnfeat.outputs import check_output, replacing
+from cnnfeat.files import check_output, replacing
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.report.album import Album, choose_rows
 from cnnfeat.report.embedding import DEFAULT_POINTS, check_method, embed_layer

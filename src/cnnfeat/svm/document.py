@@ -16,8 +16,8 @@ import sklearn
 import skops
 
 import cnnfeat
-from cnnfeat.config import SvmConfig
 from cnnfeat.features import FeatureFile
+from cnnfeat.options import SvmOptions
 from cnnfeat.records import Json
 from cnnfeat.svm.evaluation import McNemar
 from cnnfeat.svm.inputs import Division
@@ -47,7 +47,7 @@ def result_document(
     best: LayerRun,
     runs: Sequence[LayerRun],
     comparison: McNemar | None,
-    config: SvmConfig,
+    config: SvmOptions,
 ) -> dict[str, Json]:
     """Make the document."""
     scored = division.test or division.train

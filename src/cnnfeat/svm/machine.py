@@ -14,7 +14,7 @@ from sklearn.kernel_approximation import Nystroem
 from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
-from cnnfeat.config import SvmConfig
+from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.svm.design import Design
 from cnnfeat.svm.evaluation import margins
@@ -71,7 +71,7 @@ def fit_machine(
     *,
     seen: Moments,
     n_classes: int,
-    config: SvmConfig,
+    config: SvmOptions,
     options: MachineOptions,
     progress: Progress = SILENT,
 ) -> Machine:
@@ -87,7 +87,7 @@ def fit_machine(
         Of the rows.
     n_classes : int
         How many classes there are.
-    config : SvmConfig
+    config : SvmOptions
         What machine.
     options : MachineOptions
         The grid, and the memory allowed.
@@ -136,7 +136,7 @@ def _fit_linear(
     *,
     prepared: Preparation,
     n_classes: int,
-    config: SvmConfig,
+    config: SvmOptions,
     options: MachineOptions,
     progress: Progress,
 ) -> Machine:
@@ -203,7 +203,7 @@ def _choose_cost(
     prepared: Preparation,
     mapping: Nystroem | None,
     n_classes: int,
-    config: SvmConfig,
+    config: SvmOptions,
     options: MachineOptions,
     progress: Progress,
 ) -> tuple[Selection, NDArray[np.float64]]:
@@ -255,7 +255,7 @@ def _fit_kernel(
     *,
     prepared: Preparation,
     n_classes: int,  # noqa: ARG001 - one signature for both
-    config: SvmConfig,
+    config: SvmOptions,
     options: MachineOptions,
     progress: Progress,
 ) -> Machine:

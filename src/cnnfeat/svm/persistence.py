@@ -21,7 +21,7 @@ from skops import io as skops_io
 from skops.io.exceptions import UntrustedTypesFoundException
 
 from cnnfeat.errors import FeatureFileError, MissingInputError
-from cnnfeat.outputs import replacing
+from cnnfeat.files import replacing
 from cnnfeat.records import Json
 
 FORMAT = "cnnfeat-svm"

@@ -13,10 +13,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.config import SvmConfig
 from cnnfeat.errors import Interrupted
 from cnnfeat.features import FeatureFile
-from cnnfeat.outputs import check_output, csv_lines, replacing, write_json
+from cnnfeat.files import check_output, csv_lines, replacing, write_json
+from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
 from cnnfeat.svm.document import layer_record, machine_metadata, result_document
@@ -68,7 +68,7 @@ def svm_stage(
     features: Path,
     out: Path,
     *,
-    config: SvmConfig | None = None,
+    config: SvmOptions | None = None,
     options: MachineOptions | None = None,
     cross_validate: bool = False,
     overwrite: bool = False,
@@ -83,7 +83,7 @@ def svm_stage(
         A feature file.
     out : Path
         The folder for `svm.skops`, `svm.json` and `predictions.csv`.
-    config : SvmConfig, optional
+    config : SvmOptions, optional
         Layers ("all" names every one of the file), kernel, C ...
     options : MachineOptions, optional
         The grid of C, and the memory allowed.
@@ -111,7 +111,7 @@ def svm_stage(
     Interrupted
         On Ctrl-C; nothing was written.
     """
-    config = config or SvmConfig()
+    config = config or SvmOptions()
     options = options or MachineOptions()
     for name in (*OUTPUTS, *extra_outputs):
         check_output(out / name, overwrite=overwrite)
@@ -132,7 +132,7 @@ def svm_stage(
         ) from error
 
 
-def _asked_layers(file: FeatureFile, config: SvmConfig) -> list[str]:
+def _asked_layers(file: FeatureFile, config: SvmOptions) -> list[str]:
     if any(name == "all" for name in config.layer) and "all" not in file.layers:
         return list(file.layers)
     if not config.layer:
@@ -146,7 +146,7 @@ class _Work:
 
     file: FeatureFile
     division: Division
-    config: SvmConfig
+    config: SvmOptions
     options: MachineOptions
     progress: Progress
 
@@ -209,7 +209,7 @@ def _cross_validated(
 
 
 def _finish(
-    file: FeatureFile, out: Path, division: Division, runs: list[LayerRun], config: SvmConfig
+    file: FeatureFile, out: Path, division: Division, runs: list[LayerRun], config: SvmOptions
 ) -> SvmResult:
     """Write everything; the record comes last."""
     ranked = sorted(runs, key=_quality, reverse=True)

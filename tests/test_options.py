@@ -7,30 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from cnnfeat.config import (
-    ConvConfig,
-    DenseConfig,
-    RunConfig,
-    SvmConfig,
-    TrainConfig,
+from cnnfeat.errors import ConfigError, MissingInputError
+from cnnfeat.options import (
+    ConvOptions,
+    DenseOptions,
+    RunOptions,
+    SvmOptions,
+    TrainOptions,
     load_config,
     parse_config,
 )
-from cnnfeat.errors import ConfigError, MissingInputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def parse(text: str) -> RunConfig:
+def parse(text: str) -> RunOptions:
     return parse_config(tomllib.loads(text), where="my.toml")
 
 
 def test_an_empty_file_is_the_default_run():
-    assert parse("") == RunConfig()
+    assert parse("") == RunOptions()
 
 
 def test_the_default_network_is_the_seed_network():
-    network = RunConfig().network
+    network = RunOptions().network
     assert [(c.filters, c.kernel_size, c.pool_size) for c in network.conv] == [
         (16, 5, 2),
         (36, 5, 2),
@@ -41,8 +41,8 @@ def test_the_default_network_is_the_seed_network():
 
 def test_mnist_toml_says_what_the_defaults_are():
     config = load_config(CONFIGS / "mnist.toml")
-    assert config.network == RunConfig().network
-    assert config.train == RunConfig().train
+    assert config.network == RunOptions().network
+    assert config.train == RunOptions().train
     assert config.data.source == "mnist"
 
 
@@ -50,7 +50,7 @@ def test_every_config_in_the_repository_is_valid():
     paths = sorted(CONFIGS.glob("*.toml"))
     assert {path.stem for path in paths} >= {"mnist", "digits"}
     for path in paths:
-        assert isinstance(load_config(path), RunConfig)
+        assert isinstance(load_config(path), RunOptions)
 
 
 def test_tables_and_arrays_of_tables_become_records():
@@ -70,10 +70,10 @@ def test_tables_and_arrays_of_tables_become_records():
         layer = "fc1"
         """
     )
-    assert config.train == TrainConfig(epochs=3, learning_rate=1.0)
-    assert config.network.conv == (ConvConfig(filters=8, batch_norm=True),)
-    assert config.network.dense == (DenseConfig(units=5, dropout=0.25),)
-    assert config.svm == SvmConfig(C=2.0, layer=("fc1",))
+    assert config.train == TrainOptions(epochs=3, learning_rate=1.0)
+    assert config.network.conv == (ConvOptions(filters=8, batch_norm=True),)
+    assert config.network.dense == (DenseOptions(units=5, dropout=0.25),)
+    assert config.svm == SvmOptions(C=2.0, layer=("fc1",))
 
 
 @pytest.mark.parametrize(

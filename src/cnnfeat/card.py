@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.errors import NetworkError
-from cnnfeat.outputs import write_json
+from cnnfeat.files import write_json
 from cnnfeat.records import Json
 
 CARD_FORMAT = "cnnfeat-model"

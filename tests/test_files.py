@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cnnfeat.errors import OutputExistsError, StorageError
-from cnnfeat.outputs import check_output, csv_lines, replacing, write_json
+from cnnfeat.files import check_output, csv_lines, replacing, write_json
 
 
 def test_a_finished_block_gives_the_final_name(tmp_path: Path):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cnnfeat.card import ModelCard, read_card, write_card
 from cnnfeat.errors import NetworkError
-from cnnfeat.network.card import ModelCard, read_card, write_card
 
 CARD = ModelCard(
     cnnfeat="1",

@@ -63,7 +63,7 @@ def _within(
 
 
 @dataclass(frozen=True, slots=True)
-class DataConfig:
+class DataOptions:
     """`[data]`: where images come from."""
 
     source: str = "auto"
@@ -71,7 +71,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ConvConfig:
+class ConvOptions:
     """`[[network.conv]]`: convolution, batch norm, pooling, ReLU, dropout, in this order."""
 
     filters: int = _within(16, low=1, high=65_536)
@@ -82,7 +82,7 @@ class ConvConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class DenseConfig:
+class DenseOptions:
     """`[[network.dense]]`: one hidden dense layer with ReLU."""
 
     units: int = _within(128, low=1, high=1_048_576)
@@ -91,17 +91,17 @@ class DenseConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkConfig:
+class ArchitectureOptions:
     """`[network]`: a small convolutional network. The defaults are the seed network."""
 
-    conv: tuple[ConvConfig, ...] = (ConvConfig(filters=16), ConvConfig(filters=36))
-    dense: tuple[DenseConfig, ...] = (DenseConfig(),)
+    conv: tuple[ConvOptions, ...] = (ConvOptions(filters=16), ConvOptions(filters=36))
+    dense: tuple[DenseOptions, ...] = (DenseOptions(),)
     weight_stddev: float = _within(0.05, above=0, high=10)  # truncated normal
     bias: float = _within(0.05, low=-10, high=10)
 
 
 @dataclass(frozen=True, slots=True)
-class TrainConfig:
+class TrainOptions:
     """`[train]`: how the network is trained."""
 
     epochs: int | Literal["auto"] = field(
@@ -115,7 +115,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ExtractConfig:
+class ExtractOptions:
     """`[extract]`: which activations, and how."""
 
     layer: tuple[str, ...] = ("conv2",)
@@ -129,7 +129,7 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class SvmConfig:
+class SvmOptions:
     """`[svm]`: the support vector machine."""
 
     layer: tuple[str, ...] = ()  # (): the only one in the file
@@ -143,17 +143,17 @@ class SvmConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class RunConfig:
+class RunOptions:
     """A whole run: one table a stage."""
 
-    data: DataConfig = DataConfig()
-    network: NetworkConfig = NetworkConfig()
-    train: TrainConfig = TrainConfig()
-    extract: ExtractConfig = ExtractConfig()
-    svm: SvmConfig = SvmConfig()
+    data: DataOptions = DataOptions()
+    network: ArchitectureOptions = ArchitectureOptions()
+    train: TrainOptions = TrainOptions()
+    extract: ExtractOptions = ExtractOptions()
+    svm: SvmOptions = SvmOptions()
 
 
-def load_config(path: Path) -> RunConfig:
+def load_config(path: Path) -> RunOptions:
     """Read and check a TOML file.
 
     Raises
@@ -183,9 +183,9 @@ def read_toml(path: Path) -> Mapping[str, object]:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
-def parse_config(table: Mapping[str, object], *, where: str = "config") -> RunConfig:
+def parse_config(table: Mapping[str, object], *, where: str = "config") -> RunOptions:
     """Check a parsed TOML document and make the records."""
-    return _build(RunConfig, table, f"{where}: ", "")
+    return _build(RunOptions, table, f"{where}: ", "")
 
 
 def check_field(record: type, name: str, value: object, *, label: str) -> object:
