@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 LEVELS = [
     {"errors"},
     {"records", "progress"},
-    {"files"},
+    {"files", "knobs"},
     {"options", "card", "result", "stages"},
     {"data", "network", "features"},
     {"export", "pictures"},

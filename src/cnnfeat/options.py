@@ -1,145 +1,288 @@
-"""TOML in, validated dataclasses out.
+"""Every option, once: a frozen record a stage.
 
-One file can be a whole run: a table a stage. Every key has a type, a default and a range, all
-stated once, in the dataclasses below; the command line takes its own defaults from here.
+A field of a record has a name, a type, a default, a range and a help text. From that come the
+TOML key, the command line's flag, the check of a value, what a resumed run must have in common
+with the first, the inputs of a run's stages, and what a feature file says of its making. An
+option that is added here is in all of them; see `Knob` for what a field can say of itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from cnnfeat.errors import ConfigError, MissingInputError, near_names
-
-if TYPE_CHECKING:
-    from cnnfeat.records import Json
+from cnnfeat.knobs import convert, fields_of, item_type, option
+from cnnfeat.records import OnError
 
 T = TypeVar("T")
+FeedValue: TypeAlias = bool | int | float | str
+Size: TypeAlias = tuple[int, int]
+Scale: TypeAlias = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]
+Pooling: TypeAlias = Literal["none", "avg", "max", "flatten"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A number's allowed range, both ends included unless `above` says the lower is not."""
-
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-
-    def allows(self, value: float) -> bool:
-        """Whether `value` lies inside; NaN never does."""
-        return (
-            (self.low is None or value >= self.low)
-            and (self.above is None or value > self.above)
-            and (self.high is None or value <= self.high)
-            and value == value  # noqa: PLR0124 - NaN
-        )
-
-    def __str__(self) -> str:
-        ends = []
-        if self.low is not None:
-            ends.append(f"at least {_digits(self.low)}")
-        if self.above is not None:
-            ends.append(f"more than {_digits(self.above)}")
-        if self.high is not None:
-            ends.append(f"at most {_digits(self.high)}")
-        return " and ".join(ends)
+def _parse_size(value: object) -> object:
+    """`224x160`: height and width; `224`: both."""
+    parts = value if isinstance(value, list | tuple) else str(value).lower().split("x")
+    sides = [int(str(part)) for part in parts if str(part).isdecimal()]
+    if not 1 <= len(sides) == len(parts) <= 2 or not all(1 <= side <= 65_536 for side in sides):
+        raise ValueError(f"{value!r} is no size; 224x160 is 224 high and 160 wide")
+    return sides[0], sides[-1]
 
 
-def _digits(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:g}"
+def _parse_feeds(value: object) -> object:
+    """`keep_prob=1.0`, several of them, or a table of names and values."""
+    if isinstance(value, Mapping):
+        items: list[object] = list(value.items())
+    else:
+        items = list(value) if isinstance(value, list | tuple) else [value]
+    feeds: dict[str, FeedValue] = {}
+    for item in items:
+        name, given = item if isinstance(item, tuple) else _split_feed(item)
+        if not isinstance(given, bool | int | float | str):
+            raise ValueError(f"{name!r} takes a number, a text, true or false, not {given!r}")
+        feeds[str(name)] = given
+    return tuple(feeds.items())
 
 
-def _within(
-    default: T, *, low: float | None = None, high: float | None = None, above: float | None = None
-) -> T:
-    """Declare a dataclass field with a default and a range."""
-    return field(default=default, metadata={"range": Range(low, high, above)})
+def _split_feed(item: object) -> tuple[str, FeedValue]:
+    """Split at the first `=`, and read the value as the simplest type it fits."""
+    name, sign, text = str(item).partition("=")
+    if not name or not sign:
+        raise ValueError(f"{item!r} is no NAME=VALUE; try keep_prob=1.0")
+    if text.lower() in ("true", "false"):
+        return name, text.lower() == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return name, kind(text)
+    return name, text
+
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_LEAST_MEMORY = 64 * 2**20
+
+
+def _parse_bytes(value: object) -> object:
+    """`2GiB`, `512MiB`, or a number of bytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", str(value).lower())
+    if not found or isinstance(value, bool):
+        raise ValueError(f"{value!r} is no size; 2GiB and 512MiB are")
+    size_bytes = int(float(found[1]) * _UNITS[found[2]])
+    if size_bytes < _LEAST_MEMORY:
+        raise ValueError(f"must be at least 64MiB, not {value}")
+    return size_bytes
+
+
+def _parse_grid(value: object) -> object:
+    """`0.01,0.1,1`, or a list of numbers."""
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    try:
+        grid = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is no list of numbers; 0.01,0.1,1 is") from None
+    if len(set(grid)) < 2 or not all(0 < C < float("inf") for C in grid):
+        raise ValueError(f"needs at least 2 different values above 0, not {value}")
+    return grid
 
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
     """`[data]`: where images come from."""
 
-    source: str = "auto"
-    dir: str | None = None
+    source: str | None = option(
+        None,
+        "A name (cnnfeat data list), a folder, or a file of images; auto: MNIST, else digits.",
+        flag="--data",
+        metavar="SOURCE",
+        shown="auto",
+        changes_result=False,  # its fingerprint tells, and its name stands beside it
+    )
+    dir: str | None = option(
+        None,
+        "Where data sets are looked for first; then $CNNFEAT_DATA_DIR, then the user cache.",
+        flag="--data-dir",
+        metavar="PATH",
+        changes_result=False,
+    )
+    labels: str | None = option(None, "Where labels lie, for a source that doesn't say.")
+    max_pixels: int | None = option(None, "Refuse larger images.", low=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a network's file is read. Trust is no part of it: it is asked for each time."""
+
+    signature: str | None = option(None, "Which signature of a SavedModel.")
+    input: str | None = option(None, "The input that takes the images.")
+    feed: tuple[tuple[str, FeedValue], ...] = option(
+        (), "A value for a placeholder; may be repeated.", metavar="NAME=VALUE", parse=_parse_feeds
+    )
+    weights: str | None = option(None, "For keras:NAME: imagenet, none, or a file.")
+
+    def over(self, recorded: ReadOptions) -> ReadOptions:
+        """Put what is said here above what was recorded; feeds one by one."""
+        return ReadOptions(
+            signature=self.signature or recorded.signature,
+            input=self.input or recorded.input,
+            feed=tuple({**dict(recorded.feed), **dict(self.feed)}.items()),
+            weights=self.weights or recorded.weights,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions(ReadOptions):
+    """`[model]`: a network that exists, and how it is read."""
+
+    path: str | None = option(
+        None,
+        "A network: .keras, .h5, SavedModel, GraphDef, checkpoint, or keras:NAME.",
+        flag="--model",
+        shown="artifacts/model.keras",
+        changes_result=False,  # its digest tells
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class ConvOptions:
     """`[[network.conv]]`: convolution, batch norm, pooling, ReLU, dropout, in this order."""
 
-    filters: int = _within(16, low=1, high=65_536)
-    kernel_size: int = _within(5, low=1, high=1_024)
-    pool_size: int = _within(2, low=1, high=1_024)  # 1: no pooling
+    filters: int = option(16, low=1, high=65_536)
+    kernel_size: int = option(5, low=1, high=1_024)
+    pool_size: int = option(2, low=1, high=1_024)  # 1: no pooling
     batch_norm: bool = False
-    dropout: float = _within(0.0, low=0, high=0.99)
+    dropout: float = option(0.0, low=0, high=0.99)
 
 
 @dataclass(frozen=True, slots=True)
 class DenseOptions:
     """`[[network.dense]]`: one hidden dense layer with ReLU."""
 
-    units: int = _within(128, low=1, high=1_048_576)
+    units: int = option(128, low=1, high=1_048_576)
     batch_norm: bool = False
-    dropout: float = _within(0.0, low=0, high=0.99)
+    dropout: float = option(0.0, low=0, high=0.99)
 
 
 @dataclass(frozen=True, slots=True)
 class ArchitectureOptions:
-    """`[network]`: a small convolutional network. The defaults are the seed network."""
+    """`[network]`: a small convolutional network to train. The defaults are the seed network."""
 
     conv: tuple[ConvOptions, ...] = (ConvOptions(filters=16), ConvOptions(filters=36))
     dense: tuple[DenseOptions, ...] = (DenseOptions(),)
-    weight_stddev: float = _within(0.05, above=0, high=10)  # truncated normal
-    bias: float = _within(0.05, low=-10, high=10)
+    weight_stddev: float = option(0.05, above=0, high=10)  # truncated normal
+    bias: float = option(0.05, low=-10, high=10)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
     """`[train]`: how the network is trained."""
 
-    epochs: int | Literal["auto"] = field(
-        default="auto", metadata={"range": Range(low=1, high=100_000)}
-    )  # auto: 6, or as many as make 1,500 steps
-    batch_size: int = _within(128, low=1, high=1_048_576)
-    learning_rate: float = _within(2e-3, above=0, high=10)  # falls to 0 along a half cosine
-    seed: int = _within(0, low=0, high=2**32 - 1)
-    validation: float = _within(0.1, above=0, high=0.5)  # fraction of the training split
-    patience: int = _within(0, low=0, high=100_000)  # epochs without gain before a stop; 0: never
+    epochs: int | Literal["auto"] = option(
+        "auto",
+        "Passes over the training images; auto: 6, or as many as make 1,500 steps.",
+        low=1,
+        high=100_000,
+    )
+    batch_size: int = option(128, "Images a step.", low=1, high=1_048_576)
+    learning_rate: float = option(
+        2e-3, "Adam's first; falls to 0 along a cosine.", above=0, high=10
+    )
+    seed: int = option(0, "Fixes weights, division and order.", low=0, high=2**32 - 1)
+    validation: float = option(
+        0.1, "Fraction of the training split held back to pick the best epoch.", above=0, high=0.5
+    )
+    patience: int = option(0, "Epochs without gain before a stop; 0: never.", low=0, high=100_000)
 
 
 @dataclass(frozen=True, slots=True)
-class ExtractOptions:
-    """`[extract]`: which activations, and how."""
+class ProbeOptions:
+    """How activations are computed from images."""
 
-    layer: tuple[str, ...] = ("conv2",)
-    split: tuple[str, ...] = ()  # (): all of them
-    dtype: Literal["float32", "float16"] = "float32"
-    batch_size: int | Literal["auto"] | None = field(
-        default=None, metadata={"range": Range(low=1, high=1_048_576)}
-    )  # None: 512, fewer if the images are large
-    pool: Literal["none", "avg", "max", "flatten"] = "none"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = option("float32", "How the network computes.")
+    pool: Pooling = option("none", "What is done over an activation's image axes.")
+    scale: Scale | None = option(
+        None, "How pixels are scaled before the network.", shown="as the model's file says"
+    )
+    resize: Size | None = option(
+        None,
+        "Bring all images to one size, such as 224x224.",
+        metavar="HxW",
+        parse=_parse_size,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractOptions(ProbeOptions):
+    """`[extract]`: which activations, of which images, and how they are stored."""
+
+    layer: tuple[str, ...] = option(
+        ("conv2",), "A layer, a tensor, or a pattern such as 'conv*'; may be repeated."
+    )
+    split: tuple[str, ...] = option((), "Only this split; may be repeated.", shown="all")
+    limit: int | None = option(None, "Only the first so many of each split.", low=1)
+    batch_size: int | Literal["auto"] | None = option(
+        None,
+        "Images at a time; auto tries a few sizes.",
+        low=1,
+        high=1_048_576,
+        shown="512, fewer if they are large",
+    )
+    dtype: Literal["float32", "float16"] = option("float32", "How activations are stored.")
+    on_error: OnError = option(
+        "raise", "Whether one bad image ends the run or is left out (then exit code 6)."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SvmOptions:
     """`[svm]`: the support vector machine."""
 
-    layer: tuple[str, ...] = ()  # (): the only one in the file
-    kernel: Literal["linear", "rbf", "poly", "nystroem"] = "linear"
-    C: float | Literal["auto"] = field(default="auto", metadata={"range": Range(above=0, high=1e9)})
-    gamma: float | Literal["auto"] = field(default="auto", metadata={"range": Range(above=0)})
-    normalize: Literal["standard", "l2", "none"] = "standard"
-    pca: int | None = field(default=None, metadata={"range": Range(low=1)})
-    folds: int = _within(5, low=2, high=100)
-    seed: int = _within(0, low=0, high=2**32 - 1)
+    layer: tuple[str, ...] = option(
+        (),
+        "A layer of the file; may be repeated: layers are compared. all: every one.",
+        shown="the only one",
+    )
+    kernel: Literal["linear", "rbf", "poly", "nystroem"] = option(
+        "linear", "nystroem: an approximation of rbf for many rows."
+    )
+    C: float | Literal["auto"] = option(
+        "auto", "The cost of errors; auto: by cross-validation.", flag="--C", above=0, high=1e9
+    )
+    gamma: float | Literal["auto"] = option(
+        "auto", "Of rbf and poly; auto: by cross-validation.", above=0
+    )
+    normalize: Literal["standard", "l2", "none"] = option(
+        "standard", "Mean 0 and deviation 1 of features, length 1 of rows, or neither."
+    )
+    pca: int | None = option(None, "Keep so many principal components.", low=1)
+    folds: int = option(5, "Of the cross-validation.", low=2, high=100)
+    grid: tuple[float, ...] | None = option(
+        None,
+        "Values of C to try.",
+        metavar="C,C,...",
+        shown="9 half-decades",
+        parse=_parse_grid,
+    )
+    seed: int = option(0, "Fixes folds and samples.", low=0, high=2**32 - 1)
+    cv: bool = option(
+        False, "Score each row by a machine that hasn't seen it, instead of on a test split."
+    )
+    memory: int = option(
+        2 * 2**30,
+        "About how much may be used; features beyond it are read by blocks.",
+        metavar="SIZE",
+        shown="2GiB",
+        parse=_parse_bytes,
+        changes_result=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +290,7 @@ class RunOptions:
     """A whole run: one table a stage."""
 
     data: DataOptions = DataOptions()
+    model: ModelOptions = ModelOptions()
     network: ArchitectureOptions = ArchitectureOptions()
     train: TrainOptions = TrainOptions()
     extract: ExtractOptions = ExtractOptions()
@@ -185,36 +329,25 @@ def read_toml(path: Path) -> Mapping[str, object]:
 
 def parse_config(table: Mapping[str, object], *, where: str = "config") -> RunOptions:
     """Check a parsed TOML document and make the records."""
-    return _build(RunOptions, table, f"{where}: ", "")
-
-
-def check_field(record: type, name: str, value: object, *, label: str) -> object:
-    """Check one value as the field `name` of a config `record` would be.
-
-    Raises
-    ------
-    ConfigError
-        With `label` in front, what was given, and what is allowed.
-    """
-    spec = {item.name: item for item in dataclasses.fields(record)}[name]
-    return _convert(spec, typing.get_type_hints(record)[name], value, label)
-
-
-def to_dict(config: object) -> dict[str, Json]:
-    """Turn a config record into plain dictionaries and lists, as `json` and TOML have them."""
-    return dataclasses.asdict(config)  # type: ignore[call-overload, no-any-return]
+    options = _build(RunOptions, table, f"{where}: ", "")
+    if "model" in table and "network" in table:
+        raise ConfigError(
+            f"{where}: [model] is a network that exists, [network] one to train: they exclude "
+            "each other"
+        )
+    return options
 
 
 def _build(record: type[T], table: object, where: str, name: str) -> T:
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}[{name}] must be a table, not {table!r}")
-    fields = {item.name: item for item in dataclasses.fields(record)}  # type: ignore[arg-type]
+    fields = fields_of(record)
     for key in table:
         if key not in fields:
             place = f"table [{name}]" if name else "the file's top level"
             raise ConfigError(
                 f"{where}unknown key {key!r} in {place}; it takes: {', '.join(fields)}",
-                hint=near_names(str(key), fields),
+                hint=near_names(str(key), fields) or _elsewhere(str(key), name),
             )
     hints = typing.get_type_hints(record)
     values = {
@@ -224,10 +357,19 @@ def _build(record: type[T], table: object, where: str, name: str) -> T:
     return record(**values)
 
 
+def _elsewhere(key: str, name: str) -> str:
+    """Name the table that has such a key."""
+    if key == "trust_model":
+        return "trust is asked for each time, on the command line: --trust-model"
+    tables = {item.name: type(item.default) for item in dataclasses.fields(RunOptions)}
+    homes = [f"[{table}]" for table, kind in tables.items() if key in fields_of(kind)]
+    return f"{key} stands in {' or '.join(homes)}" if homes and name else ""
+
+
 def _value(
     spec: dataclasses.Field[object], hint: object, value: object, where: str, name: str
 ) -> object:
-    inner = _item_type(hint)
+    inner = item_type(hint)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type[object]", hint), value, where, name)
     if dataclasses.is_dataclass(inner):
@@ -238,61 +380,4 @@ def _value(
         return tuple(
             _build(typing.cast("type[object]", inner), item, where, name) for item in value
         )
-    return _convert(spec, hint, value, f"{where}{name}")
-
-
-def _item_type(hint: object) -> object:
-    """The X of tuple[X, ...], or None."""
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
-
-
-def _convert(spec: dataclasses.Field[object], hint: object, value: object, label: str) -> object:
-    if _item_type(hint) is str:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-            raise ConfigError(f"{label} must be text or a list of texts, not {value!r}")
-        return tuple(items)
-    allowed = spec.metadata.get("range", Range())
-    for choice in _alternatives(hint):
-        if typing.get_origin(choice) is Literal:
-            if value in typing.get_args(choice) and isinstance(value, str):
-                return value
-        elif choice is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(_in_range(float(value), allowed, label))
-        elif isinstance(choice, type) and type(value) is choice:
-            return _in_range(value, allowed, label) if choice is int else value
-    hint_text = ""
-    if isinstance(value, str):
-        words: list[str] = [
-            w for c in _alternatives(hint) for w in typing.get_args(c) if isinstance(w, str)
-        ]
-        hint_text = near_names(value, words)
-    raise ConfigError(f"{label} must be {_describe(hint, allowed)}, not {value!r}", hint=hint_text)
-
-
-def _alternatives(hint: object) -> tuple[object, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def _in_range(value: object, allowed: Range, label: str) -> typing.Any:
-    if not allowed.allows(typing.cast("float", value)):
-        raise ConfigError(f"{label} must be {allowed}, not {value}")
-    return value
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def _describe(hint: object, allowed: Range) -> str:
-    words: list[str] = []
-    for choice in _alternatives(hint):
-        if typing.get_origin(choice) is Literal:
-            words.extend(repr(word) for word in typing.get_args(choice))
-        elif choice in (int, float):
-            span = str(allowed)
-            words.append(_WORDS[typing.cast("type", choice)] + (f" ({span})" if span else ""))
-        elif isinstance(choice, type) and choice in _WORDS:
-            words.append(_WORDS[choice])
-    return " or ".join(words)
+    return convert(spec, hint, value, f"{where}{name}")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.files import check_output
-from cnnfeat.options import ExtractOptions, RunOptions, SvmOptions, to_dict
+from cnnfeat.knobs import to_dict
+from cnnfeat.options import ExtractOptions, RunOptions, SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json, Source
 from cnnfeat.stages import StageBook
@@ -132,7 +133,7 @@ def run_pipeline(
     config = _complete(config)
     data_dir = None if config.data.dir is None else Path(config.data.dir)
     check_output(folder / "run.json", overwrite=True)
-    with open_source(config.data.source, data_dir=data_dir, progress=progress) as source:
+    with open_source(config.data.source or "auto", data_dir=data_dir, progress=progress) as source:
         run = _Run(
             config=config,
             folder=folder,

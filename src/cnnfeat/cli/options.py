@@ -16,6 +16,7 @@ import click
 from cnnfeat import options as configuration
 from cnnfeat.cli.settings import Settings, artifact
 from cnnfeat.errors import UsageError
+from cnnfeat.knobs import check_field
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -198,7 +199,7 @@ class _FieldType(click.ParamType[object]):
         if typing.get_origin(self.choices[0]) is tuple:
             return value
         try:
-            return configuration.check_field(self.record, self.field, value, label=label)
+            return check_field(self.record, self.field, value, label=label)
         except UsageError as error:
             raise click.UsageError(
                 f"{error}" + (f" ({error.hint})" if error.hint else ""), ctx=ctx

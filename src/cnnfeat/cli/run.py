@@ -77,7 +77,7 @@ def run(
 def _with_data(plan: RunOptions, source: str | None, data_dir: Path | None) -> RunOptions:
     """Let the command line's data go before the file's."""
     data = DataOptions(
-        source=source or plan.data.source,
+        source=source or plan.data.source or "auto",
         dir=plan.data.dir if data_dir is None else str(data_dir),
     )
     return dataclasses.replace(plan, data=data)

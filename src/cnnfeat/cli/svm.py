@@ -138,7 +138,7 @@ def svm(
     from cnnfeat.cli.svm_output import draw, extra_outputs
     from cnnfeat.svm import MachineOptions, svm_stage
 
-    config = SvmOptions(layer, kernel, C, gamma, normalize, pca, folds, seed)
+    config = SvmOptions(layer, kernel, C, gamma, normalize, pca, folds, seed=seed)
     result = svm_stage(
         features,
         out,

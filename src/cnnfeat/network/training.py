@@ -18,8 +18,9 @@ from cnnfeat import __version__
 from cnnfeat.card import ModelCard, card_path, file_sha256, write_card
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.files import check_output, replacing
+from cnnfeat.knobs import to_dict
 from cnnfeat.network.architecture import build_network
-from cnnfeat.options import RunOptions, TrainOptions, to_dict
+from cnnfeat.options import RunOptions, TrainOptions
 from cnnfeat.progress import SILENT, Progress, Task
 from cnnfeat.records import Labels, Source, TrainResult
 

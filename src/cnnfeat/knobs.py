@@ -1,0 +1,271 @@
+"""What a field of an options record says of itself, and what is made of it.
+
+Records are plain frozen dataclasses. A field's type, default and `Knob` are all there is to say of
+an option; checks, words for people, and what is kept of it beside a result come from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from cnnfeat.errors import ConfigError, near_names
+from cnnfeat.records import Json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A number's allowed range, both ends included unless `above` says the lower is not."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+
+    def allows(self, value: float) -> bool:
+        """Whether `value` lies inside; NaN never does."""
+        return (
+            (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+            and value == value  # noqa: PLR0124 - NaN
+        )
+
+    def __str__(self) -> str:
+        ends = []
+        if self.low is not None:
+            ends.append(f"at least {_digits(self.low)}")
+        if self.above is not None:
+            ends.append(f"more than {_digits(self.above)}")
+        if self.high is not None:
+            ends.append(f"at most {_digits(self.high)}")
+        return " and ".join(ends)
+
+
+def _digits(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """What a field says of itself besides its name, type and default."""
+
+    help: str = ""
+    range: Range = Range()
+    flag: str = ""  # on the command line; "": made from the name, None of them where help is ""
+    shown: str = ""  # what help says the default is, where that is no value
+    metavar: str = ""
+    parse: Callable[[object], object] | None = (
+        None  # text or TOML to value; ValueError says why not
+    )
+    changes_result: bool = True  # False: time-outs, memory, where data lie
+
+
+_PLAIN = Knob()
+
+
+def knob_of(item: dataclasses.Field[object]) -> Knob:
+    """What a field of a record says of itself."""
+    return typing.cast("Knob", item.metadata.get("knob", _PLAIN))
+
+
+def option(
+    default: T,
+    help: str = "",
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    flag: str = "",
+    shown: str = "",
+    metavar: str = "",
+    parse: Callable[[object], object] | None = None,
+    changes_result: bool = True,
+) -> T:
+    """Declare a field; see `Knob` and `Range`. Without `help` it has no flag, a TOML key alone."""
+    within = Range(low, high, above)
+    knob = Knob(help, within, flag, shown, metavar, parse, changes_result)
+    return field(default=default, metadata={"knob": knob})
+
+
+def fields_of(record: type | object) -> dict[str, dataclasses.Field[object]]:
+    """List a record's fields by name; its own before those of what it is made from."""
+    kind = record if isinstance(record, type) else type(record)
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    inherited = {name for base in kind.__mro__[1:] for name in getattr(base, "__annotations__", ())}
+    return {name: known[name] for name in sorted(known, key=lambda name: name in inherited)}
+
+
+def to_dict(record: object) -> dict[str, Json]:
+    """Turn a record into plain dictionaries and lists, as `json` and TOML have them."""
+    return dataclasses.asdict(record)  # type: ignore[call-overload, no-any-return]
+
+
+def result_options(record: object) -> dict[str, Json]:
+    """All options of a record that change what is made, by name, as JSON has them.
+
+    What a stage of a run depends on, and what is kept beside its result.
+    """
+    return {
+        name: json.loads(json.dumps(value))
+        for name, value in to_dict(record).items()
+        if knob_of(fields_of(record)[name]).changes_result
+    }
+
+
+def resume_settings(record: object, **came_to: Json) -> dict[str, str]:
+    """Say in words what a resumed run must have in common with the first.
+
+    Parameters
+    ----------
+    record : object
+        An options record.
+    **came_to : Json
+        What an option that was left open, or could be spelled in several ways, came to.
+
+    Returns
+    -------
+    dict
+        One entry for each option that changes the result.
+    """
+    values = {**result_options(record), **came_to}
+    return {name.replace("_", " "): _said(value) for name, value in values.items()}
+
+
+def _said(value: Json) -> str:
+    if value is None or value in ((), []):
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def from_record(kind: type[T], document: object) -> T:
+    """Make a record of what `result_options` wrote, by this version or another.
+
+    What isn't known here, or can't be, is left at its default: features made by another version
+    may have been read in ways that this one does not know.
+    """
+    given = document if isinstance(document, Mapping) else {}
+    values = {}
+    for name, item in fields_of(kind).items():
+        if given.get(name) is not None:
+            with contextlib.suppress(ConfigError):
+                hint = typing.get_type_hints(kind)[name]
+                value = _pairs(given[name]) if knob_of(item).parse else given[name]
+                values[name] = convert(item, hint, value, name)
+    return kind(**values)
+
+
+def _pairs(value: object) -> object:
+    """Lists of pairs, which JSON makes of tuples of tuples, as tuples again."""
+    if isinstance(value, list):
+        return [tuple(item) if isinstance(item, list) else item for item in value]
+    return value
+
+
+def checked(record: T) -> T:
+    """Check every value of a record that was made in Python.
+
+    Raises
+    ------
+    ConfigError
+        With the option's name, what was given, and what is allowed.
+    """
+    hints = typing.get_type_hints(type(record))
+    for name, item in fields_of(record).items():
+        value = getattr(record, name)
+        if value is not None and value != item.default:
+            convert(item, hints[name], value, name)
+    return record
+
+
+def check_field(record: type, name: str, value: object, *, label: str) -> object:
+    """Check one value as the field `name` of an options `record` would be.
+
+    Raises
+    ------
+    ConfigError
+        With `label` in front, what was given, and what is allowed.
+    """
+    return convert(fields_of(record)[name], typing.get_type_hints(record)[name], value, label)
+
+
+def from_text(record: type, name: str, text: str) -> object:
+    """Read a word of the command line as the simplest type that a field allows."""
+    allowed = alternatives(typing.get_type_hints(record)[name])
+    for kind in (int, float):
+        if kind in allowed:
+            with contextlib.suppress(ValueError):
+                return kind(text)
+    return text
+
+
+def item_type(hint: object) -> object:
+    """The X of tuple[X, ...], or None."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+
+
+def convert(spec: dataclasses.Field[object], hint: object, value: object, label: str) -> object:
+    """Turn a value into what a field of this type holds, or say what is allowed."""
+    parse = knob_of(spec).parse
+    if parse is not None:
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise ConfigError(f"{label}: {error}") from error
+    if item_type(hint) is str:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+            raise ConfigError(f"{label} must be text or a list of texts, not {value!r}")
+        return tuple(items)
+    allowed = knob_of(spec).range
+    for choice in alternatives(hint):
+        if typing.get_origin(choice) is Literal:
+            if value in typing.get_args(choice) and isinstance(value, str):
+                return value
+        elif choice is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(_in_range(float(value), allowed, label))
+        elif isinstance(choice, type) and type(value) is choice:
+            return _in_range(value, allowed, label) if choice is int else value
+    words = [w for c in alternatives(hint) for w in typing.get_args(c) if isinstance(w, str)]
+    raise ConfigError(
+        f"{label} must be {_describe(hint, allowed)}, not {value!r}",
+        hint=near_names(value, words) if isinstance(value, str) else "",
+    )
+
+
+def alternatives(hint: object) -> tuple[object, ...]:
+    """The types that a union allows, or the one type there is; None is no alternative."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(one for one in typing.get_args(hint) if one is not types.NoneType)
+    return (hint,)
+
+
+def _in_range(value: object, allowed: Range, label: str) -> typing.Any:
+    if not allowed.allows(typing.cast("float", value)):
+        raise ConfigError(f"{label} must be {allowed}, not {value}")
+    return value
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _describe(hint: object, allowed: Range) -> str:
+    return " or ".join(_descriptions(hint, allowed))
+
+
+def _descriptions(hint: object, allowed: Range) -> Iterator[str]:
+    for choice in alternatives(hint):
+        if typing.get_origin(choice) is Literal:
+            yield from (repr(word) for word in typing.get_args(choice))
+        elif choice in (int, float):
+            span = str(allowed)
+            yield _WORDS[typing.cast("type", choice)] + (f" ({span})" if span else "")
+        elif isinstance(choice, type) and choice in _WORDS:
+            yield _WORDS[choice]
