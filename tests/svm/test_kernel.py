@@ -14,8 +14,8 @@ import skops.io
 from sklearn.kernel_approximation import Nystroem
 from sklearn.svm import SVC
 
-from cnnfeat.svm import accelerated, kernel
-from cnnfeat.svm.accelerated import accelerated_svc
+from cnnfeat.svm import kernel
+from cnnfeat.svm.kernel import accelerated_svc
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_copy_that_differs_is_not_used(monkeypatch, wide, caplog):
 def test_narrow_features_and_a_missing_package_are_left_to_scikit_learn(monkeypatch, wide):
     _install(monkeypatch, Faster)
     assert accelerated_svc(SVC(), wide[0][:, :64], wide[1]) is None
-    monkeypatch.setattr(accelerated, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernel, "find_spec", lambda name: None)
     assert accelerated_svc(SVC(), *wide) is None
 
 

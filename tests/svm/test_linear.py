@@ -23,9 +23,9 @@ from cnnfeat.svm.design import Design
 from cnnfeat.svm.factors import Curvature
 from cnnfeat.svm.first_step import first_step
 from cnnfeat.svm.linear import one_against_rest
+from cnnfeat.svm.matrix import ArrayRows
 from cnnfeat.svm.newton import solve
 from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.rows import ArrayRows
 from cnnfeat.svm.streaming import streamed_step
 
 EXPECTED_FAILURES: dict[str, str] = {}  # check: reason; none is needed

@@ -11,8 +11,8 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm import preparation
 from cnnfeat.svm.design import Design
+from cnnfeat.svm.matrix import ArrayRows, SubsetRows, moments
 from cnnfeat.svm.preparation import prepare
-from cnnfeat.svm.rows import ArrayRows, SubsetRows, moments
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from sklearn.svm import LinearSVC
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm.design import Design
-from cnnfeat.svm.rows import ArrayRows
+from cnnfeat.svm.matrix import ArrayRows
 from cnnfeat.svm.selection import (
     Trial,
     check_grid,
@@ -67,6 +67,10 @@ def test_folds_are_stratified_and_reproducible(rng):
     assert np.ptp(np.bincount(folds)) <= 4
     np.testing.assert_array_equal(folds, stratified_folds(codes, 5, seed=1))
     assert (folds != stratified_folds(codes, 5, seed=2)).any()
+
+
+def test_the_seed_after_the_largest_deals_folds_too(rng):
+    assert set(stratified_folds(rng.integers(0, 2, 30), 3, seed=2**32)) == {0, 1, 2}
 
 
 def test_small_classes_are_refused():

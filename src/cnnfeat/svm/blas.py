@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from scipy.linalg import cython_blas, solve_triangular
 
-from cnnfeat.svm.rows import Floats
+from cnnfeat.svm.matrix import Floats
 
 # Rows from which NumPy's BLAS sums them: threads of the two libraries, NumPy's and SciPy's, hinder
 # each other for a while after each use, which outweighs what adding in place saves.

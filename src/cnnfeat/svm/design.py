@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.svm.rows import (
+from cnnfeat.svm.matrix import (
     CHUNK_BYTES,
     FEW,
     ArrayRows,

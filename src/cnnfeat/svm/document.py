@@ -19,8 +19,8 @@ import cnnfeat
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import SvmOptions
 from cnnfeat.records import Json
+from cnnfeat.svm.division import Division
 from cnnfeat.svm.evaluation import McNemar
-from cnnfeat.svm.inputs import Division
 from cnnfeat.svm.persistence import FORMAT, FORMAT_VERSION
 from cnnfeat.svm.selection import Selection, Trial
 

@@ -64,13 +64,8 @@ def wilson_interval(
     """Return the score interval of a proportion (E. B. Wilson, JASA 22, 1927)."""
     if trials == 0:
         return 0.0, 1.0
-    z = float(stats.norm.ppf((1 + confidence) / 2))
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    whole = 1 + z * z / trials
-    low, high = float((centre - spread) / whole), float((centre + spread) / whole)
-    return max(0.0, min(low, share)), min(1.0, max(high, share))
+    found = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs, solve_triangular
 
 from cnnfeat.svm.blas import add_products, solve_triangle
-from cnnfeat.svm.rows import Floats, Indices
+from cnnfeat.svm.matrix import Floats, Indices
 
 Doubles = NDArray[np.float64]
 

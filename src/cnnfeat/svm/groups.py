@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnnfeat.svm.factors import Curvature
+from cnnfeat.svm.matrix import Floats, Indices
 from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.rows import Floats, Indices
 
 
 @dataclass(frozen=True, slots=True)

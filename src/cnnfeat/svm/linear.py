@@ -16,9 +16,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm.design import Design
+from cnnfeat.svm.matrix import ArrayRows, Floats, RowBlocks, SubsetRows
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.rows import ArrayRows, Floats, RowBlocks, SubsetRows
 
 ClassWeight: TypeAlias = Literal["balanced"] | Mapping[object, float] | None
 

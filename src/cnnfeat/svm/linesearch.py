@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.svm.rows import Floats
+from cnnfeat.svm.matrix import Floats
 
 Doubles = NDArray[np.float64]
 

@@ -30,10 +30,10 @@ from cnnfeat.svm.kernel import (
     warn_of_cost,
 )
 from cnnfeat.svm.linear import one_against_rest
+from cnnfeat.svm.matrix import MappedRows, Moments, RowBlocks, SubsetRows, read_all
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.preparation import Preparation, prepare
 from cnnfeat.svm.problems import Targets
-from cnnfeat.svm.rows import MappedRows, Moments, RowBlocks, SubsetRows, read_all
 from cnnfeat.svm.selection import Selection, check_grid, default_grid, select_cost
 
 TOLERANCE = 1e-6

@@ -40,8 +40,8 @@ from cnnfeat.svm.factors import Curvature, Factor
 from cnnfeat.svm.first_step import first_step
 from cnnfeat.svm.groups import Group, pick_groups, union_of
 from cnnfeat.svm.linesearch import step_length
+from cnnfeat.svm.matrix import Floats, Indices
 from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.rows import Floats, Indices
 from cnnfeat.svm.streaming import streamed_step
 from cnnfeat.svm.subproblem import Descent, Subproblem, descend
 

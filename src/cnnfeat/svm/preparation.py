@@ -17,7 +17,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm.design import Design
-from cnnfeat.svm.rows import Floats, MappedRows, Moments, RowBlocks
+from cnnfeat.svm.matrix import Floats, MappedRows, Moments, RowBlocks
 
 Doubles = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.svm.rows import Floats, Indices
+from cnnfeat.svm.matrix import Floats, Indices
 
 Doubles = NDArray[np.float64]
 

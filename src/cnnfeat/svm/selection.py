@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedKFold
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.progress import SILENT, Progress
@@ -77,13 +78,11 @@ def stratified_folds(codes: NDArray[np.intp], n_folds: int, *, seed: int) -> NDA
             f"class {least} has {counts[least]}",
             hint=f"--folds {max(2, counts[least])}, or a fixed --C",
         )
-    random = np.random.default_rng(seed)
+    # The stage asks for the seed after the largest, too.
+    dealer = StratifiedKFold(n_folds, shuffle=True, random_state=seed % 2**32)
     folds = np.empty(len(codes), np.intp)
-    next_fold = 0
-    for k in present:
-        rows = random.permutation(np.flatnonzero(codes == k))
-        folds[rows] = (next_fold + np.arange(len(rows))) % n_folds
-        next_fold = (next_fold + len(rows)) % n_folds
+    for fold, (_, held) in enumerate(dealer.split(codes, codes)):
+        folds[held] = fold
     return folds
 
 

@@ -19,12 +19,12 @@ from cnnfeat.files import check_output, csv_lines, replacing, write_json
 from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
+from cnnfeat.svm.division import Division, Part, check_finite, divide
 from cnnfeat.svm.document import layer_record, machine_metadata, result_document
 from cnnfeat.svm.evaluation import McNemar, Scores, mcnemar, score
-from cnnfeat.svm.inputs import Division, Part, check_finite, divide
 from cnnfeat.svm.machine import Machine, MachineOptions, decide, fit_machine
+from cnnfeat.svm.matrix import SubsetRows, moments
 from cnnfeat.svm.persistence import save_svm
-from cnnfeat.svm.rows import SubsetRows, moments
 from cnnfeat.svm.selection import stratified_folds
 
 OUTPUTS = ("svm.skops", "svm.json", "predictions.csv")

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from cnnfeat.svm.design import Design
 from cnnfeat.svm.factors import DENSE_LIMIT, Factor, LossHessian
+from cnnfeat.svm.matrix import Floats, Indices
 from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.rows import Floats, Indices
 from cnnfeat.svm.system import conjugate_gradients
 
 Doubles = NDArray[np.float64]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.svm.factors import DENSE_LIMIT, Curvature, Factor
 from cnnfeat.svm.linesearch import step_length
-from cnnfeat.svm.rows import Floats, Indices
+from cnnfeat.svm.matrix import Floats, Indices
 from cnnfeat.svm.system import (
     conjugate_gradients,
     diagonal_factor,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.svm.factors import Factor
-from cnnfeat.svm.rows import Floats, Indices, rows_per_chunk
+from cnnfeat.svm.matrix import Floats, Indices, rows_per_chunk
 
 Doubles = NDArray[np.float64]
 

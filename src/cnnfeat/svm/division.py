@@ -1,9 +1,9 @@
-"""What the SVM stage reads from a feature file: rows, labels, and the division into two parts."""
+"""What the SVM stage reads from a feature file: the rows to train on, and those to score on."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,54 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import DataError, FeatureFileError
 from cnnfeat.features import FeatureFile
-from cnnfeat.svm.rows import FeatureRows, Moments, RowBlocks, SubsetRows
+from cnnfeat.svm.matrix import FEW, Floats, Indices, Moments, RowBlocks, SubsetRows
 from cnnfeat.svm.selection import stratified_folds
 
 HOLD_OUT_FOLDS = 5  # one of them is held out where the source has no test split
 
 _LOG = logging.getLogger("cnnfeat")
+
+
+class FeatureRows:
+    """Rows of one layer in a feature file, flattened in C order (the last axis runs fastest).
+
+    Parameters
+    ----------
+    features : FeatureFile
+    split, layer : str
+    rows_per_block : int, optional
+        By default the blocks of the file.
+    """
+
+    dtype: np.dtype[np.floating] = np.dtype(np.float32)
+
+    def __init__(
+        self, features: FeatureFile, split: str, *, layer: str, rows_per_block: int | None = None
+    ) -> None:
+        self._features, self._split, self._layer = features, split, layer
+        self._step = rows_per_block
+        self.n_samples = features.n_rows(split)
+        self.n_features = int(np.prod(features.layer(split, layer).shape[1:], dtype=np.int64))
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Read the file once, in its own order."""
+        for start, block in self._features.blocks(self._split, self._layer, rows=self._step):
+            yield start, self._flat(block)
+
+    def take(self, rows: Indices) -> Floats:
+        """Collect some rows: few of them one by one, many in one sequential read."""
+        if len(rows) <= FEW * self.n_samples:
+            return self._flat(self._features.take(self._split, self._layer, rows))
+        taken = np.empty((len(rows), self.n_features), self.dtype)
+        done = 0
+        for start, block in self.blocks():
+            stop = done + int(np.searchsorted(rows[done:], start + len(block)))
+            taken[done:stop] = block[rows[done:stop] - start]
+            done = stop
+        return taken
+
+    def _flat(self, block: NDArray[np.generic]) -> Floats:
+        return block.reshape(len(block), -1).astype(self.dtype, copy=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,16 @@
-"""Rows of features, read by consecutive blocks: a matrix that need not fit in memory."""
+"""A matrix of features, read by consecutive rows: it need not fit in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from cnnfeat.features import FeatureFile
-
 Floats = NDArray[np.floating]
+Doubles = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 CHUNK_BYTES = 16 * 2**20  # of a matrix in memory, worked on at a time: it stays in the cache
@@ -61,48 +59,6 @@ class ArrayRows:
         # `take` lets other threads run, but would first copy a matrix in another order.
         taken = self._X.take(rows, axis=0) if self._X.flags.c_contiguous else self._X[rows]
         return taken.astype(self.dtype, copy=False)
-
-
-class FeatureRows:
-    """Rows of one layer in a feature file, flattened in C order (the last axis runs fastest).
-
-    Parameters
-    ----------
-    features : FeatureFile
-    split, layer : str
-    rows_per_block : int, optional
-        By default the blocks of the file.
-    """
-
-    dtype: np.dtype[np.floating] = np.dtype(np.float32)
-
-    def __init__(
-        self, features: FeatureFile, split: str, *, layer: str, rows_per_block: int | None = None
-    ) -> None:
-        self._features, self._split, self._layer = features, split, layer
-        self._step = rows_per_block
-        self.n_samples = features.n_rows(split)
-        self.n_features = int(np.prod(features.layer(split, layer).shape[1:], dtype=np.int64))
-
-    def blocks(self) -> Iterator[tuple[int, Floats]]:
-        """Read the file once, in its own order."""
-        for start, block in self._features.blocks(self._split, self._layer, rows=self._step):
-            yield start, self._flat(block)
-
-    def take(self, rows: Indices) -> Floats:
-        """Collect some rows: few of them one by one, many in one sequential read."""
-        if len(rows) <= FEW * self.n_samples:
-            return self._flat(self._features.take(self._split, self._layer, rows))
-        taken = np.empty((len(rows), self.n_features), self.dtype)
-        done = 0
-        for start, block in self.blocks():
-            stop = done + int(np.searchsorted(rows[done:], start + len(block)))
-            taken[done:stop] = block[rows[done:stop] - start]
-            done = stop
-        return taken
-
-    def _flat(self, block: NDArray[np.generic]) -> Floats:
-        return block.reshape(len(block), -1).astype(self.dtype, copy=False)
 
 
 class SubsetRows:
@@ -185,8 +141,8 @@ class Moments:
     """What one pass over rows tells of their features."""
 
     n_samples: int
-    mean: NDArray[np.float64]  # (n_features,)
-    variance: NDArray[np.float64]  # (n_features,), divided by n_samples
+    mean: Doubles  # (n_features,)
+    variance: Doubles  # (n_features,), divided by n_samples
     bad_rows: int  # rows with NaN or infinite values
     first_bad_row: int  # -1: none
 
