@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cnnfeat.data import open_source, rows
+from cnnfeat.data import npy, open_source
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.records import ImageTarget
 
@@ -369,7 +369,7 @@ def test_hdf5_reads_nothing_outside_the_file(tmp_path, x):
 
 
 def test_large_compressed_members_go_to_a_nameless_file(tmp_path, x, monkeypatch):
-    monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(npy, "IN_MEMORY_BYTES", 100)
     np.savez_compressed(tmp_path / "d.npz", images=x)
     with open_source(str(tmp_path / "d.npz")) as source:
         np.testing.assert_array_equal(read(source, "all", start=4)[..., 0], x[4:])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cnnfeat.data import rows
+from cnnfeat.data import npy, open_source
 from cnnfeat.data.idx import read_idx
 from cnnfeat.errors import DataError, StorageError
 
@@ -25,6 +26,10 @@ def idx(code: int, shape: tuple[int, ...], values: list[float]) -> bytes:
     letters = {0x08: "B", 0x09: "b", 0x0B: "h", 0x0C: "i", 0x0D: "f", 0x0E: "d"}
     header = struct.pack(f">BBBB{len(shape)}I", 0, 0, code, len(shape), *shape)
     return header + struct.pack(f">{len(values)}{letters[code]}", *values)
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return idx(0x08, array.shape, array.ravel().tolist())
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -167,23 +172,23 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path):
 
 
 def test_large_packed_arrays_are_unpacked_to_a_nameless_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 1000)
-    monkeypatch.setattr(rows.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
-    monkeypatch.setattr(rows.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(npy, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(npy.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.setattr(npy.tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     expected = np.arange(3000, dtype=np.uint8).reshape(30, 10, 10)
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(idx(0x08, (30, 10, 10), expected.ravel().tolist())))
     _, array = read_idx(path)
-    assert isinstance(array, rows.StoredRows)
+    assert isinstance(array, npy.StoredRows)
     np.testing.assert_array_equal(array[3:29], expected[3:29])
     assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_unpacking_needs_room_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr(npy, "IN_MEMORY_BYTES", 10)
     monkeypatch.setattr(
-        rows.shutil, "disk_usage", lambda folder: rows.shutil._ntuple_diskusage(100, 80, 20)
+        npy.shutil, "disk_usage", lambda folder: npy.shutil._ntuple_diskusage(100, 80, 20)
     )
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(idx(0x08, (30,), list(range(30)))))
@@ -193,8 +198,6 @@ def test_unpacking_needs_room_on_the_disk(tmp_path, monkeypatch):
 
 
 def test_only_regular_files_are_opened(tmp_path):
-    import os
-
     os.mkfifo(tmp_path / "pipe")
     for path, kind in (
         (tmp_path / "pipe", "a pipe"),
@@ -205,3 +208,100 @@ def test_only_regular_files_are_opened(tmp_path):
             read_idx(path)
     with pytest.raises(DataError, match="No such file"):
         read_idx(tmp_path / "missing")
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, (6, 4, 3), np.uint8)
+
+
+@pytest.fixture
+def labels():
+    return np.array([2, 0, 1, 1, 0, 4], np.uint8)
+
+
+def test_names_divide_into_splits(tmp_path, images, labels):
+    for stem in ("emnist-letters-train", "emnist-letters-test"):
+        (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (tmp_path / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(labels)))
+    with open_source(str(tmp_path)) as source:
+        assert source.kind == "idx"
+        assert source.name == str(tmp_path)
+        assert list(source.splits) == ["train", "test"]
+        assert source.splits["test"].image_shape == (4, 3, 1)
+        assert source.classes == ("0", "1", "2", "3", "4")
+        (batch,) = source.batches("test", batch_size=10)
+        np.testing.assert_array_equal(batch.images[..., 0], images)
+        np.testing.assert_array_equal(batch.labels, labels)
+        assert batch.ids[5] == "test/00005"
+
+
+def test_files_are_told_by_content_not_by_name(tmp_path, images, labels):
+    (tmp_path / "pictures.dat").write_bytes(idx_bytes(images))
+    (tmp_path / "answers.dat").write_bytes(idx_bytes(labels))
+    (tmp_path / "README").write_text("about this")
+    with open_source(str(tmp_path)) as source:
+        assert list(source.splits) == ["all"]
+        np.testing.assert_array_equal(source.labels("all"), labels)
+
+
+def test_labels_may_be_missing(tmp_path, images):
+    (tmp_path / "pictures").write_bytes(idx_bytes(images))
+    with open_source(str(tmp_path)) as source:
+        assert source.classes == ()
+        assert source.labels("all") is None
+        assert next(source.batches("all", batch_size=6)).labels is None
+
+
+def test_the_unpacked_file_is_taken_where_both_are_there(tmp_path, images, labels):
+    data = idx_bytes(images)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(data)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(data))
+    with open_source(str(tmp_path)) as source:
+        assert source.splits["train"].n_samples == 6
+
+
+def test_counts_that_disagree_are_told(tmp_path, images, labels):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels[:5]))
+    with pytest.raises(DataError, match="6 images but 5 labels"):
+        open_source(str(tmp_path))
+
+
+def test_labels_without_images_are_refused(tmp_path, labels):
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    with pytest.raises(DataError, match=r"the split train has labels .* but no images"):
+        open_source(str(tmp_path))
+
+
+def test_a_file_named_like_idx_but_damaged_is_named(tmp_path, images, labels):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\x1f\x8b garbage")
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    with pytest.raises(DataError, match="train-images-idx3-ubyte: not a complete gzip file"):
+        open_source(str(tmp_path))
+
+
+def test_two_data_sets_in_one_folder_are_refused(tmp_path, images):
+    (tmp_path / "a-train-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    (tmp_path / "b-train-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    with pytest.raises(DataError, match="both look like the images of the split train"):
+        open_source(str(tmp_path))
+
+
+def test_no_images_at_all_are_refused(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.empty((0, 4, 3), np.uint8)))
+    with pytest.raises(DataError, match=r"shape \(0, 4, 3\) holds no images"):
+        open_source(str(tmp_path))
+
+
+def test_the_file_that_changed_is_named(tmp_path, images, labels):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    with open_source(str(tmp_path)) as source:
+        before, state = source.fingerprint(), source.state()
+        assert source.changed_since(state) is None
+    labels[0] = 3
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    with open_source(str(tmp_path)) as source:
+        assert source.fingerprint() != before
+        assert source.changed_since(state) == "train-labels-idx1-ubyte has changed"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-from cnnfeat.data import DATASETS, download, fetch, list_sources, open_source, user_cache
+from cnnfeat.data import DATASETS, fetch, list_sources, open_source, registry, user_cache
 from cnnfeat.errors import DataError, DownloadError, StorageError, UsageError
 
 
@@ -129,8 +130,8 @@ def test_mirrors_are_asked_in_turn(small_set, server, monkeypatch):
 
 
 def test_unreachable_names_each_mirrors_reason_and_leaves_nothing(small_set, server, monkeypatch):
-    monkeypatch.setattr(download, "CONNECT_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(download, "MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(registry, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(registry, "MAX_FILE_BYTES", 1_000_000)
     names = ("missing", "wrong", "truncated", "endless", "hanging")
     use_mirrors(
         monkeypatch,
@@ -180,7 +181,7 @@ def test_auto_is_mnist_where_it_can_be_downloaded(small_set, server, monkeypatch
 def test_auto_is_digits_with_a_warning_where_mnist_is_out_of_reach(
     small_set, server, monkeypatch, caplog, behaviour
 ):
-    monkeypatch.setattr(download, "PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(registry, "PROBE_TIMEOUT_S", 0.5)
     use_mirrors(monkeypatch, small_set, server.mirror(behaviour))
     with open_source("auto") as source:
         assert source.name == "digits"
@@ -190,8 +191,8 @@ def test_auto_is_digits_with_a_warning_where_mnist_is_out_of_reach(
 
 
 def test_auto_learns_within_ten_seconds_that_mnist_is_out_of_reach(small_set, server, monkeypatch):
-    assert download.PROBE_TIMEOUT_S < 9
-    monkeypatch.setattr(download, "PROBE_TIMEOUT_S", 0.5)
+    assert registry.PROBE_TIMEOUT_S < 9
+    monkeypatch.setattr(registry, "PROBE_TIMEOUT_S", 0.5)
     use_mirrors(monkeypatch, small_set, *[server.mirror("hanging")] * 5)
     started = time.monotonic()
     open_source("auto")
@@ -261,6 +262,45 @@ def test_fetch_refuses_an_unknown_name_and_offers_a_near_one():
 def test_digits_need_no_files():
     assert fetch("digits").location == "inside scikit-learn"
     assert where("digits") == "inside scikit-learn"
+
+
+def test_digits_are_scikit_learns_divided_into_80_and_20_percent():
+    bunch = load_digits()
+    with open_source("digits") as source:
+        assert (source.name, source.kind) == ("digits", "digits")
+        assert source.classes == tuple("0123456789")
+        sizes = {name: info.n_samples for name, info in source.splits.items()}
+        assert sizes == {"train": 1438, "test": 359}
+        (train,) = source.batches("train", batch_size=2000)
+        (test,) = source.batches("test", batch_size=2000)
+    assert train.images.shape == (1438, 8, 8, 1)
+    assert train.images.dtype == np.uint8
+
+    def pixels(images, labels):
+        return sorted(
+            (int(label), image.tobytes()) for image, label in zip(images, labels, strict=True)
+        )
+
+    grey = np.array([round(level * 255 / 16) for level in range(17)], np.uint8)
+    everything = grey[bunch.images.astype(int)]
+    assert pixels(everything, bunch.target) == pixels(
+        np.concatenate([train.images, test.images]), np.concatenate([train.labels, test.labels])
+    )
+    shares = np.bincount(test.labels) / np.bincount(bunch.target)
+    assert np.all(np.abs(shares - 0.2) < 0.01)
+    for batch in (train, test):  # in the order of the bundled array
+        order = [image.tobytes() for image in everything]
+        places = [order.index(image.tobytes()) for image in batch.images]
+        assert places == sorted(places)
+
+
+def test_every_fifth_image_of_the_sorted_classes_is_a_test_image():
+    target = load_digits().target.tolist()
+    by_class = [row for label in range(10) for row in range(1797) if target[row] == label]
+    expected = [target[row] for row in sorted(by_class[4::5])]
+    with open_source("digits") as source:
+        assert source.labels("test").tolist() == expected
+        assert source.fingerprint() == open_source("digits").fingerprint()
 
 
 @pytest.mark.mnist

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cnnfeat.data.arrays import ArraySource, index_labels, make_split
-from cnnfeat.data.fingerprint import file_states
 from cnnfeat.data.hdf5 import HDF5_MAGIC, Hdf5File
-from cnnfeat.data.npy import NPY_MAGIC, ZIP_MAGIC, NpyFile, NpzFile
-from cnnfeat.data.regular import open_regular
-from cnnfeat.data.rows import Rows, StoredRows
+from cnnfeat.data.npy import NPY_MAGIC, ZIP_MAGIC, NpyFile, NpzFile, StoredRows
+from cnnfeat.data.source import Rows, file_states, open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
 
 if TYPE_CHECKING:

@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnfeat.data.fingerprint import FileStates, Fingerprinted
 from cnnfeat.data.fitting import fit_images
-from cnnfeat.data.rows import Rows
-from cnnfeat.data.splits import check_range, find_split
+from cnnfeat.data.source import FileStates, OpenedSource, RowRequest, Rows
 from cnnfeat.errors import DataError
-from cnnfeat.records import (
-    Batch,
-    ImageTarget,
-    OnError,
-    SplitInfo,
-)
+from cnnfeat.records import Batch, SplitInfo
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array, Labels
@@ -55,21 +48,14 @@ class ArraySplit:
         return as_pixels(block, first_row=start)
 
 
-class ArraySource(Fingerprinted):
+class ArraySource(OpenedSource):
     """A source made of arrays.
 
     Parameters
     ----------
-    name, kind : str
-        As in `records.Source`.
     arrays : mapping of str to ArraySplit
-    classes : sequence of str
-    states : callable
-        Makes the states of the files behind the arrays; called when first needed.
-    close : sequence of callable
-        Called on leaving the context.
-    labels_from : str
-        As in `records.Source`.
+    name, kind, classes, states, labels_from, close
+        As in `OpenedSource`.
     """
 
     def __init__(
@@ -83,11 +69,7 @@ class ArraySource(Fingerprinted):
         close: Sequence[Callable[[], None]] = (),
         labels_from: str = "",
     ) -> None:
-        self.name = name
-        self.labels_from = labels_from
-        self.kind = kind
-        self.classes = tuple(classes)
-        self.splits: Mapping[str, SplitInfo] = {
+        splits = {
             split: SplitInfo(
                 name=split,
                 n_samples=array.images.shape[0],
@@ -97,45 +79,33 @@ class ArraySource(Fingerprinted):
             )
             for split, array in arrays.items()
         }
+        super().__init__(
+            name,
+            kind,
+            splits=splits,
+            classes=classes,
+            states=states,
+            labels_from=labels_from,
+            close=close,
+        )
         self._arrays = arrays
-        super().__init__(states)
-        self._close = close
 
-    def labels(self, split: str) -> Labels | None:
-        """See `records.Source`."""
-        return self._arrays[find_split(self.splits, split).name].labels
+    def _labels(self, split: str) -> Labels | None:
+        return self._arrays[split].labels
 
-    def batches(
-        self,
-        split: str,
-        *,
-        batch_size: int,
-        start: int = 0,
-        stop: int | None = None,
-        target: ImageTarget | None = None,
-        on_error: OnError = "raise",  # noqa: ARG002 - a row of an array can't be bad by itself
-    ) -> Iterator[Batch]:
-        """See `records.Source`."""
-        info = find_split(self.splits, split)
-        end = check_range(info, start=start, stop=stop, batch_size=batch_size)
+    def _read(self, asked: RowRequest) -> Iterator[Batch]:
+        split = asked.split.name
         array = self._arrays[split]
-        width = max(5, len(str(info.n_samples - 1)))
-        for begin in range(start, end, batch_size):
-            after = min(begin + batch_size, end)
+        width = max(5, len(str(asked.split.n_samples - 1)))
+        for begin in asked.rows[:: asked.batch_size]:
+            after = min(begin + asked.batch_size, asked.rows.stop)
             yield Batch(
-                images=fit_images(array.read(begin, after), target),
+                images=fit_images(array.read(begin, after), asked.target),
                 labels=None if array.labels is None else array.labels[begin:after],
                 ids=tuple(f"{split}/{row:0{width}d}" for row in range(begin, after)),
                 start=begin,
                 stop=after,
             )
-
-    def __enter__(self) -> ArraySource:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for close in self._close:
-            close()
 
 
 def make_split(images: Rows, labels: Labels | None, *, name: str) -> ArraySplit:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cnnfeat.data.regular import open_regular
+from cnnfeat.data.source import open_regular
 from cnnfeat.errors import DataError, ImageError
 
 if TYPE_CHECKING:

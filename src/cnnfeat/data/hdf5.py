@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from cnnfeat.data.regular import open_regular
-from cnnfeat.data.rows import Rows
+from cnnfeat.data.source import Rows, open_regular
 from cnnfeat.errors import DataError
 
 if TYPE_CHECKING:

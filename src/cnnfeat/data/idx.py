@@ -1,31 +1,42 @@
-"""IDX, the format of MNIST: http://yann.lecun.com/exdb/mnist/ (section "file formats").
+"""IDX, the format of MNIST and its relatives, and folders of IDX files as sources.
 
-Four bytes: two zeros, the type of the numbers, the number of dimensions. Then each dimension as a
-big-endian 32-bit integer, then the numbers, big-endian, the last dimension varying fastest.
-Nothing in a file is believed: magic, dimensions and length are checked before memory is taken.
+http://yann.lecun.com/exdb/mnist/ (section "file formats"): four bytes, two zeros, the type of the
+numbers, the number of dimensions. Then each dimension as a big-endian 32-bit integer, then the
+numbers, big-endian, the last dimension varying fastest. Nothing in a file is believed: magic,
+dimensions and length are checked before memory is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import os
+import re
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from cnnfeat.data.regular import open_regular, unreadable
-from cnnfeat.data.rows import Rows, StoredRows, unpack
+from cnnfeat.data.arrays import ArraySource, ArraySplit, index_labels, make_split
+from cnnfeat.data.npy import DEFLATE_LIMIT, StoredRows, unpack
+from cnnfeat.data.source import FileStates, Rows, file_states, open_regular, unreadable
 from cnnfeat.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    from cnnfeat.records import Array
 
 GZIP_MAGIC = b"\x1f\x8b"
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 4
-_DEFLATE_LIMIT = 1032  # DEFLATE can't pack better than this
 _BAD_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
+_NAMED = re.compile(r"idx\d-ubyte(\.gz)?$")
+_SPLIT_WORDS = {"train": "train", "t10k": "test", "test": "test"}
+_MAX_ENTRIES = 200  # a folder with more entries holds something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +68,8 @@ def read_idx(path: Path) -> tuple[IdxHeader, Rows]:
     DataError
         If it isn't IDX, or its length isn't what its header declares.
     """
-    with open_regular(path) as file:
-        magic = file.read(2)
-        file.seek(0)
-        try:
-            if magic == GZIP_MAGIC:
-                return _read_packed(file, path)
-            return _read_plain(file, path)
-        except StorageError:
-            raise
-        except _BAD_GZIP as error:
-            raise _bad_gzip(path, error) from error
-        except OSError as error:
-            raise unreadable(path, error) from error
+    with _opened(path) as (file, packed):
+        return _read_packed(file, path) if packed else _read_plain(file, path)
 
 
 def read_idx_header(path: Path) -> IdxHeader:
@@ -80,19 +80,33 @@ def read_idx_header(path: Path) -> IdxHeader:
     DataError
         If it isn't IDX.
     """
+    with _opened(path) as (file, packed):
+        return _read_header(_unpacked(file) if packed else file, str(path))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """Open a file, and say whether it is packed; what is wrong with it becomes a `DataError`."""
     with open_regular(path) as file:
         packed = file.read(2) == GZIP_MAGIC
         file.seek(0)
         try:
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
-            return read_header(stream, str(path))
+            yield file, packed
+        except StorageError:
+            raise
         except _BAD_GZIP as error:
-            raise _bad_gzip(path, error) from error
+            raise DataError(
+                f"{path}: not a complete gzip file: {error}", hint="download or copy it again"
+            ) from error
         except OSError as error:
             raise unreadable(path, error) from error
 
 
-def read_header(stream: BinaryIO, name: str) -> IdxHeader:
+def _unpacked(file: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+
+
+def _read_header(stream: BinaryIO, name: str) -> IdxHeader:
     """Read and check the header at the start of a stream.
 
     Raises
@@ -119,7 +133,7 @@ def read_header(stream: BinaryIO, name: str) -> IdxHeader:
 
 
 def _read_plain(file: BinaryIO, path: Path) -> tuple[IdxHeader, Rows]:
-    header = read_header(file, str(path))
+    header = _read_header(file, str(path))
     expected = header.length + header.data_bytes
     actual = os.fstat(file.fileno()).st_size
     if actual != expected:
@@ -132,10 +146,10 @@ def _read_plain(file: BinaryIO, path: Path) -> tuple[IdxHeader, Rows]:
 
 
 def _read_packed(file: BinaryIO, path: Path) -> tuple[IdxHeader, Rows]:
-    stream = cast(BinaryIO, gzip.GzipFile(fileobj=file))
-    header = read_header(stream, str(path))
+    stream = _unpacked(file)
+    header = _read_header(stream, str(path))
     packed_bytes = os.fstat(file.fileno()).st_size
-    if header.data_bytes > packed_bytes * _DEFLATE_LIMIT:
+    if header.data_bytes > packed_bytes * DEFLATE_LIMIT:
         raise DataError(
             f"{path}: its header declares {header.shape}, {header.data_bytes:,} bytes; "
             f"{packed_bytes:,} packed bytes can't hold them"
@@ -148,5 +162,110 @@ def _read_packed(file: BinaryIO, path: Path) -> tuple[IdxHeader, Rows]:
     return header, rows
 
 
-def _bad_gzip(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: not a complete gzip file: {error}", hint="download or copy it again")
+@dataclass(slots=True)
+class _Pair:
+    images: Path | None = None
+    labels: Path | None = None
+
+
+def find_idx_files(folder: Path) -> tuple[Path, ...]:
+    """IDX files right in `folder`, told by their content, or by a name like MNIST's."""
+    try:
+        entries = sorted(islice(folder.iterdir(), _MAX_ENTRIES + 1))
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    if len(entries) > _MAX_ENTRIES:
+        return ()
+    return tuple(path for path in entries if path.is_file() and _looks_like_idx(path))
+
+
+def open_idx_folder(folder: Path, files: tuple[Path, ...]) -> ArraySource:
+    """Open the IDX files of a folder as a source.
+
+    `train` in a file's name makes it part of the split "train", `test` or `t10k` of "test"; without
+    either, images and labels make the split "all".
+
+    Raises
+    ------
+    DataError
+        If a file is damaged, a split has no images, or counts disagree.
+    """
+    pairs = _pair(folder, files)
+    used = {
+        path.name: path for pair in pairs.values() for path in (pair.images, pair.labels) if path
+    }
+    return open_idx_pairs(
+        {split: (pair.images, pair.labels) for split, pair in pairs.items()},
+        name=str(folder),
+        kind="idx",
+        states=lambda: file_states(used),
+    )
+
+
+def open_idx_pairs(
+    pairs: Mapping[str, tuple[Path | None, Path | None]],
+    *,
+    name: str,
+    kind: str,
+    states: Callable[[], FileStates],
+    classes: tuple[str, ...] = (),
+) -> ArraySource:
+    """Open pairs of image and label files, one pair a split."""
+    images: dict[str, Rows] = {}
+    raw_labels: dict[str, Array] = {}
+    for split, (image_path, label_path) in pairs.items():
+        if image_path is None:
+            raise DataError(f"{name}: the split {split} has labels ({label_path}) but no images")
+        images[split] = read_idx(image_path)[1]
+        if label_path is not None:
+            raw_labels[split] = read_idx(label_path)[1][:]
+    labels, found = index_labels(raw_labels, name=name)
+    arrays: dict[str, ArraySplit] = {
+        split: make_split(rows, labels.get(split), name=str(pairs[split][0]))
+        for split, rows in images.items()
+    }
+    if classes and len(found) > len(classes):
+        raise DataError(f"{name}: labels up to {found[-1]}; there are {len(classes)} classes")
+    return ArraySource(
+        name,
+        kind,
+        arrays=arrays,
+        classes=classes or found,
+        states=states,
+        close=[rows.close for rows in images.values() if isinstance(rows, StoredRows)],
+    )
+
+
+def _looks_like_idx(path: Path) -> bool:
+    if _NAMED.search(path.name):
+        return True
+    try:
+        read_idx_header(path)
+    except DataError:
+        return False
+    return True
+
+
+def _split_of(file_name: str) -> str:
+    for word, split in _SPLIT_WORDS.items():
+        if word in file_name.lower():
+            return split
+    return "all"
+
+
+def _pair(folder: Path, files: tuple[Path, ...]) -> dict[str, _Pair]:
+    unpacked = {path.name for path in files}
+    pairs: dict[str, _Pair] = {}
+    for path in files:
+        if path.suffix == ".gz" and path.stem in unpacked:
+            continue  # the same file, packed
+        pair = pairs.setdefault(_split_of(path.name), _Pair())
+        part = "labels" if len(read_idx_header(path).shape) == 1 else "images"
+        if getattr(pair, part) is not None:
+            raise DataError(
+                f"{folder}: {getattr(pair, part).name} and {path.name} both look like the {part} "
+                f"of the split {_split_of(path.name)}",
+                hint="keep one data set in a folder",
+            )
+        setattr(pair, part, path)
+    return {split: pairs[split] for split in ("train", "test", "all") if split in pairs}

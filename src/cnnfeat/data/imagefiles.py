@@ -1,4 +1,8 @@
-"""Sources whose images are picture files, decoded by several threads at once."""
+"""Picture files as a source: a single one, or those a folder holds.
+
+A folder says which pictures there are, in which order, with which labels; several threads decode
+them at once.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +10,28 @@ import functools
 import logging
 import math
 import os
+import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnfeat.data.decode import decode_image, prepare_pillow
-from cnnfeat.data.fingerprint import FileStates, Fingerprinted
+from cnnfeat.data.decode import decode_image, is_image, prepare_pillow
 from cnnfeat.data.fitting import fit_depth, fit_images
-from cnnfeat.data.listing import ImageFile, Listing
-from cnnfeat.data.regular import printable
-from cnnfeat.data.splits import check_range, find_split
-from cnnfeat.errors import DataError, ImageError
-from cnnfeat.records import (
-    Batch,
-    ImageTarget,
-    OnError,
-    SkippedSample,
-    SplitInfo,
+from cnnfeat.data.source import (
+    FileStates,
+    OpenedSource,
+    RowRequest,
+    file_states,
+    printable,
+    unreadable,
 )
+from cnnfeat.errors import DataError, ImageError
+from cnnfeat.records import Batch, ImageTarget, SkippedSample, SplitInfo
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array, Labels
@@ -36,10 +40,60 @@ _MAX_WORKERS = 16
 _READ_AHEAD_BYTES = 128 * 2**20  # of decoded images, if all are like the first
 _SMALL_PIXELS = 4096  # below, decoding is mostly Python, and threads get in each other's way
 _MAX_CHUNK = 16  # images a thread decodes before it is asked again
+# A file with one of these endings claims to be a picture, and is an error if it isn't one.
+_ENDINGS = frozenset(
+    f".{ending}"
+    for endings in ("png jpg jpeg jpe jfif", "bmp gif webp tif tiff", "pgm ppm pbm pnm")
+    for ending in endings.split()
+)
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_VALIDATION = ("val", "valid", "validation")
+_NOT_OURS = ("__MACOSX", "__pycache__")
+_NUMBER = re.compile(r"([0-9]+)")
 _log = logging.getLogger("cnnfeat")
 
 
-class ImageFileSource(Fingerprinted):
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One picture of a source."""
+
+    id: str  # relative to the source, with `/` between folders
+    path: Path
+    label: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All pictures of a source."""
+
+    splits: dict[str, tuple[ImageFile, ...]]
+    classes: tuple[str, ...]
+
+
+def open_image_folder(folder: Path, *, max_pixels: int) -> ImageFileSource:
+    """Open a folder of pictures; see `list_folder` for its layout."""
+    listing = list_folder(folder)
+    return _open(folder, "folder", listing=listing, max_pixels=max_pixels)
+
+
+def open_image(path: Path, *, max_pixels: int) -> ImageFileSource:
+    """Open a single picture as a source of one."""
+    listing = Listing({"all": (ImageFile(path.name, path, None),)}, ())
+    return _open(path, "image", listing=listing, max_pixels=max_pixels)
+
+
+def _open(path: Path, kind: str, *, listing: Listing, max_pixels: int) -> ImageFileSource:
+    files = {file.id: file.path for split in listing.splits.values() for file in split}
+    return ImageFileSource(
+        printable(str(path)),
+        kind,
+        listing=listing,
+        states=lambda: file_states(files),
+        max_pixels=max_pixels,
+    )
+
+
+class ImageFileSource(OpenedSource):
     """A source made of picture files.
 
     Pixels of a split are brought to the depth of its first picture: 8-bit pictures among 16-bit
@@ -66,46 +120,28 @@ class ImageFileSource(Fingerprinted):
         states: Callable[[], FileStates],
         max_pixels: int,
     ) -> None:
-        self.name = name
-        self.labels_from = ""
-        self.kind = kind
-        self.classes = listing.classes
         self._files = listing.splits
         self._max_pixels = max_pixels
-        super().__init__(states)
-        self.splits: Mapping[str, SplitInfo] = {
-            split: self._describe(split, files) for split, files in self._files.items()
-        }
+        splits = {split: self._describe(split, name=name) for split in self._files}
+        super().__init__(name, kind, splits=splits, classes=listing.classes, states=states)
 
-    def labels(self, split: str) -> Labels | None:
-        """See `records.Source`."""
-        return _labels(self._files[find_split(self.splits, split).name])
+    def _labels(self, split: str) -> Labels | None:
+        return _labels(self._files[split])
 
-    def batches(
-        self,
-        split: str,
-        *,
-        batch_size: int,
-        start: int = 0,
-        stop: int | None = None,
-        target: ImageTarget | None = None,
-        on_error: OnError = "raise",
-    ) -> Iterator[Batch]:
-        """See `records.Source`."""
-        info = find_split(self.splits, split)
-        end = check_range(info, start=start, stop=stop, batch_size=batch_size)
+    def _read(self, asked: RowRequest) -> Iterator[Batch]:
+        info, target = asked.split, asked.target
         prepare_pillow(self._max_pixels)
-        read = functools.partial(self._read, dtype=np.dtype(info.dtype), target=target)
-        pending = _Pending(position=start)
+        read = functools.partial(self._read_file, dtype=np.dtype(info.dtype), target=target)
+        pending = _Pending(position=asked.rows.start)
         small = info.image_shape[0] * info.image_shape[1] < _SMALL_PIXELS
         for file, image in _decoded(
-            self._files[split][start:end],
+            self._files[info.name][asked.rows.start : asked.rows.stop],
             read,
             image_bytes=max(_n_bytes(info, None), _n_bytes(info, target)),
             n_workers=1 if small else min(_MAX_WORKERS, _n_cpus()),
         ):
             if isinstance(image, ImageError):
-                if on_error == "raise":
+                if asked.on_error == "raise":
                     raise image
                 pending.skip(file, image)
             else:
@@ -113,37 +149,37 @@ class ImageFileSource(Fingerprinted):
                     yield pending.batch(info, target)
                     pending = _Pending(position=pending.stop)
                 pending.add(file, image)
-            if pending.n_positions == batch_size:
+            if pending.n_positions == asked.batch_size:
                 yield pending.batch(info, target)
                 pending = _Pending(position=pending.stop)
         if pending.n_positions:
             yield pending.batch(info, target)
 
-    def __enter__(self) -> ImageFileSource:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Nothing stays open."""
-
-    def _read(
+    def _read_file(
         self, file: ImageFile, *, dtype: np.dtype[np.generic], target: ImageTarget | None
     ) -> Array:
-        check_id(file)
-        image = decode_image(file.path, max_pixels=self._max_pixels)
+        image = self._decode(file)
         try:
             fitted: Array = fit_images(fit_depth(image[np.newaxis], dtype), target)[0]
         except DataError as error:
             raise ImageError(f"{file.path}: {error.message}", hint=error.hint) from error
         return fitted
 
-    def _describe(self, split: str, files: Sequence[ImageFile]) -> SplitInfo:
+    def _decode(self, file: ImageFile) -> Array:
+        if not _is_utf8(file.id):  # as an identifier must be
+            raise ImageError(
+                f"{printable(str(file.path))}: the name is not UTF-8", hint="rename the file"
+            )
+        return decode_image(file.path, max_pixels=self._max_pixels)
+
+    def _describe(self, split: str, *, name: str) -> SplitInfo:
         """Describe a split by its first picture that can be read."""
         prepare_pillow(self._max_pixels)
+        files = self._files[split]
         first_error: ImageError | None = None
         for file in files:
             try:
-                check_id(file)
-                image = decode_image(file.path, max_pixels=self._max_pixels)
+                image = self._decode(file)
             except ImageError as error:
                 first_error = first_error or error
                 continue
@@ -156,8 +192,7 @@ class ImageFileSource(Fingerprinted):
                 has_labels=files[0].label is not None,
             )
         raise DataError(
-            f"{self.name}: none of the {len(files):,} pictures can be read; the first: "
-            f"{first_error}"
+            f"{name}: none of the {len(files):,} pictures can be read; the first: {first_error}"
         ) from first_error
 
 
@@ -200,22 +235,6 @@ class _Pending:
             stop=self.stop,
             skipped=tuple(self.skipped),
         )
-
-
-def check_id(file: ImageFile) -> None:
-    """Check that a picture's name is UTF-8, as its identifier must be.
-
-    Raises
-    ------
-    ImageError
-        With the name's bytes.
-    """
-    try:
-        file.id.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ImageError(
-            f"{printable(str(file.path))}: the name is not UTF-8", hint="rename the file"
-        ) from error
 
 
 def _labels(files: Sequence[ImageFile]) -> Labels | None:
@@ -274,3 +293,184 @@ def _n_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
+    """Sort key that puts `2.png` before `10.png`; texts and numbers alternate."""
+    parts = _NUMBER.split(name)
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
+
+
+def list_folder(root: Path) -> Listing:
+    """List the pictures below a folder.
+
+    Sub-folders are classes; where all of them have names like `train` and `test`, they are splits,
+    and theirs are classes. A folder without sub-folders has no labels. Hidden files and folders are
+    left out; so are files that neither claim to be pictures by their ending nor are.
+
+    Raises
+    ------
+    DataError
+        If there are no pictures, a class has none, or pictures lie beside class folders.
+    """
+    folders, _ = _scan(root)
+    splits = _find_splits([folder for folder in folders if not folder.samefile(root)])
+    found = {
+        split: _list_split(folder, root) for split, folder in (splits or {"all": root}).items()
+    }
+    names = sorted({name for classes in found.values() for name in classes or ()}, key=natural_key)
+    if any(classes is None for classes in found.values()) and names:
+        raise DataError(
+            f"{root}: some splits have class folders and some have not: {', '.join(found)}"
+        )
+    if not names:
+        return Listing({split: _flat(splits.get(split, root), root) for split in found}, ())
+    labels = {name: label for label, name in enumerate(names)}
+    return Listing(
+        {
+            split: tuple(
+                ImageFile(_id(path, root), path, labels[name])
+                for name in sorted(classes or {}, key=natural_key)
+                for path in (classes or {})[name]
+            )
+            for split, classes in found.items()
+        },
+        tuple(names),
+    )
+
+
+def _find_splits(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders that are splits, `train` first; none if any folder isn't one."""
+    found: dict[str, Path] = {}
+    validation: Path | None = None
+    for folder in folders:
+        name = folder.name.lower()
+        if name in _VALIDATION:
+            validation = folder
+        elif name in _SPLITS and _SPLITS[name] not in found:
+            found[_SPLITS[name]] = folder
+        else:
+            return {}
+    if not found:
+        return {}
+    if validation is not None:
+        if "test" in found:
+            _log.warning("%s is left out: a source has the splits train and test", validation)
+        else:
+            _log.info("%s is used as the split test", validation)
+            found["test"] = validation
+    return {split: found[split] for split in ("train", "test") if split in found}
+
+
+def _list_split(folder: Path, root: Path) -> dict[str, list[Path]] | None:
+    """Pictures by class; None where there are no class folders."""
+    found, files = _scan(folder)
+    above = (_identity(root), _identity(folder))
+    folders = [sub for sub in found if not _leads_back(sub, above)]
+    if not folders:
+        return None
+    classes = {_utf8_name(sub): list(_walk(sub, above)) for sub in folders}
+    if not any(classes.values()):
+        if any(_is_candidate(path) for path in files):
+            return None
+        raise _empty(root)
+    loose = [path for path in files if _is_candidate(path)]
+    if loose:
+        raise DataError(
+            f"{folder}: {len(loose)} pictures lie beside {len(folders)} class folders, for example "
+            f"{loose[0].name!r}",
+            hint="move them into class folders, or the folders away",
+        )
+    if not all(classes.values()):
+        counts = ", ".join(f"{name}: {len(paths):,}" for name, paths in classes.items())
+        raise DataError(
+            f"{folder}: a class has no pictures ({counts})",
+            hint="remove its folder, or put its pictures there",
+        )
+    return classes
+
+
+def _flat(folder: Path, root: Path) -> tuple[ImageFile, ...]:
+    _, files = _scan(folder)
+    images = tuple(ImageFile(_id(path, root), path, None) for path in files if _is_candidate(path))
+    if not images:
+        raise _empty(folder)
+    return images
+
+
+def _empty(folder: Path) -> DataError:
+    folders, files = _scan(folder)
+    return DataError(
+        f"{folder}: holds no pictures ({len(files)} other files, {len(folders)} folders)",
+        hint="give a folder of pictures, with or without class folders",
+    )
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Pictures in a folder and all folders in it."""
+    if _leads_back(folder, above):
+        return
+    folders, files = _scan(folder)
+    yield from (path for path in files if _is_candidate(path))
+    for sub in folders:
+        yield from _walk(sub, (*above, _identity(folder)))
+
+
+def _leads_back(folder: Path, above: tuple[tuple[int, int], ...]) -> bool:
+    """Whether a folder is a link to one it lies in, which is said."""
+    if _identity(folder) not in above:
+        return False
+    _log.warning("%s leads back to a folder it lies in; left out", folder)
+    return True
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Folders and files in a folder, in natural order, without the hidden ones."""
+    folders: list[Path] = []
+    files: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: natural_key(entry.name)):
+                if entry.name.startswith(".") or entry.name in _NOT_OURS:
+                    continue
+                (folders if _is_folder(entry) else files).append(folder / entry.name)
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return folders, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_candidate(path: Path) -> bool:
+    return path.suffix.lower() in _ENDINGS or is_image(path)
+
+
+def _id(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _utf8_name(folder: Path) -> str:
+    if not _is_utf8(folder.name):
+        raise DataError(
+            f"{os.fsencode(folder)!r}: the name of a class must be UTF-8", hint="rename the folder"
+        )
+    return folder.name
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name holds no bytes that the system handed over as lone surrogates."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,10 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnfeat.data.fingerprint import file_states
-from cnnfeat.data.imagefiles import ImageFileSource
-from cnnfeat.data.listing import ImageFile, Listing, natural_key
-from cnnfeat.data.regular import open_regular
+from cnnfeat.data.imagefiles import ImageFile, ImageFileSource, Listing, natural_key
+from cnnfeat.data.source import file_states, open_regular
 from cnnfeat.errors import DataError
 
 _COLUMNS = {

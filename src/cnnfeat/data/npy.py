@@ -1,31 +1,162 @@
-"""NumPy's files: `.npy`, one array, and `.npz`, a zip archive of them. Nothing is ever unpickled.
+"""Arrays that stay in their file, and NumPy's files of them: `.npy`, one array, and `.npz`, a zip.
 
-https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html - nothing is ever unpickled.
+
+Rows are read when they are asked for, at their position in the file instead of through a memory
+map: what was read doesn't count as this process's memory for ever, and a file that shrinks
+meanwhile gives an error instead of killing the process.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
 import struct
+import tempfile
+import weakref
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from cnnfeat.data.regular import open_regular, unreadable
-from cnnfeat.data.rows import Rows, StoredRows, unpack
+from cnnfeat.data.source import Rows, open_regular, unreadable
 from cnnfeat.errors import DataError, StorageError
 
+if TYPE_CHECKING:
+    from cnnfeat.records import Array
+
+IN_MEMORY_BYTES = 256 * 2**20  # what is unpacked and larger goes to a temporary file
+_CHUNK_BYTES = 2**20
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of name and extra field come last
-_DEFLATE_LIMIT = 1032  # DEFLATE can't pack better than this
+DEFLATE_LIMIT = 1032  # DEFLATE can't pack better than this
 _BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError)
+
+
+class StoredRows:
+    """Rows that lie one after the other in a file.
+
+    Parameters
+    ----------
+    file : BinaryIO
+        Open for reading; its descriptor is duplicated, so it may be closed afterwards.
+    shape : tuple of int
+        With rows along the first axis.
+    dtype : numpy.dtype
+    offset : int
+        Where the first row begins, in bytes.
+    name : str
+        For messages.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        shape: tuple[int, ...],
+        *,
+        dtype: np.dtype[np.generic],
+        offset: int,
+        name: str,
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self._offset = offset
+        self._name = name
+        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._descriptor = os.dup(file.fileno())
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+
+    def __getitem__(self, rows: slice, /) -> Array:
+        start, stop, _ = rows.indices(self.shape[0])
+        block = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
+        view = block.reshape(-1).view(np.uint8).data
+        position = self._offset + start * self._row_bytes
+        done = 0
+        while done < len(view):
+            n_read = os.preadv(self._descriptor, [view[done:]], position + done)
+            if not n_read:
+                raise DataError(
+                    f"{self._name}: ends within row {start + done // self._row_bytes} of "
+                    f"{self.shape[0]}; it was cut short while being read"
+                )
+            done += n_read
+        return block
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._close()
+
+
+def unpack(
+    stream: BinaryIO, shape: tuple[int, ...], *, dtype: np.dtype[np.generic], name: str
+) -> Rows:
+    """Read an array out of a compressed stream, never more than its shape declares.
+
+    Up to 256 MiB it is held in memory; a larger one goes to a temporary file without a name, which
+    vanishes with the process.
+
+    Raises
+    ------
+    DataError
+        If the stream ends before the array does.
+    StorageError
+        If the temporary file doesn't fit on its disk.
+    """
+    size_bytes = math.prod(shape) * dtype.itemsize
+    chunks = _chunks(stream, size_bytes, name=name)
+    if size_bytes > IN_MEMORY_BYTES:
+        with _temporary_file(size_bytes, name=name) as file:
+            for chunk in chunks:
+                _write(file, chunk)
+            file.flush()
+            return StoredRows(file, shape, dtype=dtype, offset=0, name=name)
+    array = np.empty(shape, dtype)
+    view = array.reshape(-1).view(np.uint8).data
+    done = 0
+    for chunk in chunks:
+        view[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    array.flags.writeable = False
+    return array
+
+
+def _chunks(stream: BinaryIO, size_bytes: int, *, name: str) -> Iterator[bytes]:
+    done = 0
+    while done < size_bytes:
+        chunk = stream.read(min(_CHUNK_BYTES, size_bytes - done))
+        if not chunk:
+            raise DataError(
+                f"{name}: ends after {done:,} of the {size_bytes:,} bytes its header declares"
+            )
+        yield chunk
+        done += len(chunk)
+
+
+def _temporary_file(size_bytes: int, *, name: str) -> BinaryIO:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes:
+        raise StorageError(
+            f"{name}: unpacking needs {size_bytes:,} bytes in {folder}, which has {free:,} left",
+            hint="unpack it yourself, or set TMPDIR to a folder on a larger disk",
+        )
+    return cast(BinaryIO, tempfile.TemporaryFile())
+
+
+def _write(file: BinaryIO, chunk: bytes) -> None:
+    try:
+        file.write(chunk)
+    except OSError as error:
+        raise StorageError(
+            f"unpacking to {tempfile.gettempdir()} failed: {error.strerror}",
+            hint="set TMPDIR to a folder on a larger disk",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +182,7 @@ class NpyFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         with open_regular(path) as file:
-            self._header = read_header(file, str(path))
+            self._header = _read_header(file, str(path))
             _check_size(self._header, os.fstat(file.fileno()).st_size, str(path))
         self.shapes: Mapping[str, tuple[int, ...]] = {"": self._header.shape}
 
@@ -123,7 +254,7 @@ class NpzFile:
         member = self._members[name]
         label = f"{self._path}:/{name}"
         with self._archive.open(member) as stream:
-            header = read_header(stream, label)
+            header = _read_header(stream, label)
         if not header.dtype.hasobject:
             _check_size(header, member.file_size, label)
         return header
@@ -135,7 +266,7 @@ class NpzFile:
         return member.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
 
 
-def read_header(stream: IO[bytes], name: str) -> NpyHeader:
+def _read_header(stream: IO[bytes], name: str) -> NpyHeader:
     """Read the header at the start of an `.npy` stream.
 
     Raises
@@ -187,7 +318,7 @@ def _rows_at(file: BinaryIO, header: NpyHeader, *, offset: int, name: str) -> Ro
 
 
 def _unpack(stream: IO[bytes], header: NpyHeader, *, packed_bytes: int, name: str) -> Rows:
-    if header.data_bytes > packed_bytes * _DEFLATE_LIMIT:
+    if header.data_bytes > packed_bytes * DEFLATE_LIMIT:
         raise DataError(
             f"{name}: declares {header.shape} of {header.dtype}; {packed_bytes:,} packed bytes "
             "can't hold that"

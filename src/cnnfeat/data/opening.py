@@ -7,12 +7,12 @@ from pathlib import Path
 
 from cnnfeat.data.arrayfile import is_array_file, open_array_source, split_member
 from cnnfeat.data.decode import MAX_PIXELS, MAX_PIXELS_LIMIT, is_image
-from cnnfeat.data.folder import open_image, open_image_folder
-from cnnfeat.data.idxfolder import find_idx_files, open_idx_folder
+from cnnfeat.data.idx import find_idx_files, open_idx_folder
+from cnnfeat.data.imagefiles import open_image, open_image_folder
 from cnnfeat.data.manifest import is_manifest, open_manifest
 from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
-from cnnfeat.data.regular import unreadable
+from cnnfeat.data.source import unreadable
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Source

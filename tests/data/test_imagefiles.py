@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnfeat.data import fingerprint, open_source
+from cnnfeat.data import open_source
+from cnnfeat.data import source as source_module
 from cnnfeat.errors import DataError, ImageError, UsageError
 from cnnfeat.records import ImageTarget
 
@@ -373,7 +374,7 @@ def test_other_names_may_hold_anything_utf_8(tmp_path):
 
 @pytest.mark.parametrize("limit", [10**9, 0])
 def test_a_changed_folder_is_told_and_the_file_named(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(fingerprint, "CONTENTS_MAX_BYTES", limit)
+    monkeypatch.setattr(source_module, "CONTENTS_MAX_BYTES", limit)
     for value in range(5):
         put(tmp_path / f"{value}.png", value)
 

@@ -1,0 +1,310 @@
+"""What a source of any kind is made of: splits of which rows are asked for, and files.
+
+Only regular files are opened, so that no pipe is waited for. Each is digested; the digests together
+are the source's fingerprint. Kept as 16 bytes a file, they say later which file has changed since.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+from cnnfeat.errors import DataError, UsageError, near_names
+from cnnfeat.records import Batch, Fingerprint, ImageTarget, OnError, SplitInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cnnfeat.records import Array, Labels
+
+CONTENTS = "file contents"
+SIZES_AND_TIMES = "names, sizes and times"
+CONTENTS_MAX_BYTES = 64 * 2**20  # larger sources go by names, sizes and times
+CONTENTS_MAX_FILES = 10_000
+_UNREADABLE = bytes(32)
+_NAME_BYTES = 8
+_STATE_BYTES = 8
+_RECORD_BYTES = _NAME_BYTES + _STATE_BYTES
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class Rows(Protocol):
+    """An array read in slices of its first axis: NumPy's, an HDF5 data set, `npy.StoredRows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]: ...
+
+    def __getitem__(self, rows: slice, /) -> Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequest:
+    """Which rows of a split are asked for, and how; see `records.Source.batches`."""
+
+    split: SplitInfo
+    rows: range
+    batch_size: int
+    target: ImageTarget | None
+    on_error: OnError
+
+
+class OpenedSource(ABC):
+    """What all sources share. A kind of source says how labels and batches are read.
+
+    Parameters
+    ----------
+    name, kind : str
+        As in `records.Source`.
+    splits : mapping of str to SplitInfo
+    classes : sequence of str
+    states : callable
+        Makes the states of the files; called when first needed.
+    labels_from : str
+        As in `records.Source`.
+    close : sequence of callable
+        Called on leaving the context.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        *,
+        splits: Mapping[str, SplitInfo],
+        classes: Sequence[str],
+        states: Callable[[], FileStates],
+        labels_from: str = "",
+        close: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.splits = splits
+        self.classes = tuple(classes)
+        self.labels_from = labels_from
+        self._states = functools.cache(states)
+        self._close = close
+
+    def fingerprint(self) -> Fingerprint:
+        """See `records.Source`."""
+        return self._states().fingerprint()
+
+    def state(self) -> bytes:
+        """See `records.Source`."""
+        return self._states().pack()
+
+    def changed_since(self, state: bytes) -> str | None:
+        """See `records.Source`."""
+        return self._states().changed_since(state)
+
+    def labels(self, split: str) -> Labels | None:
+        """See `records.Source`."""
+        return self._labels(self._find(split).name)
+
+    def batches(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        start: int = 0,
+        stop: int | None = None,
+        target: ImageTarget | None = None,
+        on_error: OnError = "raise",
+    ) -> Iterator[Batch]:
+        """See `records.Source`.
+
+        Raises
+        ------
+        UsageError
+            With the splits there are; if `start` and `stop` aren't rows of the split, or
+            `batch_size` is less than 1.
+        """
+        info = self._find(split)
+        if batch_size < 1:
+            raise UsageError(f"batch size must be at least 1, not {batch_size}")
+        end = info.n_samples if stop is None else min(stop, info.n_samples)
+        if start < 0 or end < 0:
+            raise UsageError(f"rows {start} to {end}: {split} has rows 0 to {info.n_samples - 1}")
+        yield from self._read(RowRequest(info, range(start, end), batch_size, target, on_error))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for close in self._close:
+            close()
+
+    @abstractmethod
+    def _labels(self, split: str) -> Labels | None:
+        """Read the labels of a split there is."""
+
+    @abstractmethod
+    def _read(self, asked: RowRequest) -> Iterator[Batch]:
+        """Read rows that are there."""
+
+    def _find(self, split: str) -> SplitInfo:
+        if split not in self.splits:
+            raise UsageError(
+                f"no split {split!r}; this source has: {', '.join(self.splits)}",
+                hint=near_names(split, self.splits),
+            )
+        return self.splits[split]
+
+
+@dataclass(frozen=True, slots=True)
+class FileStates:
+    """The state of every file of a source.
+
+    `digests` has one entry a file: a SHA-256 by file name (relative to the source).
+    """
+
+    digests: Mapping[str, bytes]
+    method: str
+
+    def fingerprint(self) -> Fingerprint:
+        """Digest all of them, in their order."""
+        total = hashlib.sha256(self.method.encode())
+        for name, digest in self.digests.items():
+            total.update(hashlib.sha256(_encode(name)).digest() + digest)
+        return Fingerprint(total.hexdigest(), self.method)
+
+    def pack(self) -> bytes:
+        """16 bytes a file: a digest of its name, and one of its state."""
+        return b"".join(
+            _name_digest(name) + digest[:_STATE_BYTES] for name, digest in self.digests.items()
+        )
+
+    def changed_since(self, packed: bytes) -> str | None:
+        """Say which file differs from when `packed` was made; None: none does."""
+        records = [
+            packed[begin : begin + _RECORD_BYTES] for begin in range(0, len(packed), _RECORD_BYTES)
+        ]
+        before = {record[:_NAME_BYTES]: record[_NAME_BYTES:] for record in records}
+        for name, digest in self.digests.items():
+            state = before.pop(_name_digest(name), None)
+            if state is None:
+                return f"{name} is new"
+            if state != digest[:_STATE_BYTES]:
+                return f"{name} has changed"
+        if before:
+            return f"{len(before)} of {len(records)} files are gone"
+        return None if packed == self.pack() else "the order of files has changed"
+
+
+def file_states(files: Mapping[str, Path], *, always_contents: Iterable[str] = ()) -> FileStates:
+    """Digest files, by their contents if they are small together, else by size and time.
+
+    A file that can't be read has a state too, the same for all of them.
+
+    Parameters
+    ----------
+    files : mapping of str to Path
+        By the name that stands for each.
+    always_contents : iterable of str
+        Names of files that go by their contents in any case (a manifest).
+    """
+    sizes_and_times = {name: _size_and_time(path) for name, path in files.items()}
+    size_bytes = sum(size for size, _ in sizes_and_times.values())
+    if len(files) <= CONTENTS_MAX_FILES and size_bytes <= CONTENTS_MAX_BYTES:
+        return FileStates({name: _contents(path) for name, path in files.items()}, CONTENTS)
+    digests = {
+        name: hashlib.sha256(f"{size} {time_ns}".encode()).digest()
+        for name, (size, time_ns) in sizes_and_times.items()
+    }
+    exceptions = {name: _contents(files[name]) for name in always_contents}
+    return FileStates(digests | exceptions, SIZES_AND_TIMES)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return sha256_of(path)
+    except DataError:
+        return _UNREADABLE
+
+
+def sha256_of(path: Path) -> bytes:
+    """SHA-256 of a regular file's contents.
+
+    Raises
+    ------
+    DataError
+        If it can't be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _name_digest(name: str) -> bytes:
+    return hashlib.sha256(_encode(name)).digest()[:_NAME_BYTES]
+
+
+def _encode(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def open_regular(path: Path, *, error: type[DataError] = DataError) -> io.BufferedReader:
+    """Open a regular file for reading.
+
+    A pipe, socket or device is refused before it is opened, so that reading can't hang.
+
+    Raises
+    ------
+    DataError
+        Or its subclass `error`, if there is no such file, it isn't a regular one, or it can't be
+        read.
+    """
+    try:
+        _check_regular(path, path.stat().st_mode, error)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as problem:
+        raise unreadable(path, problem, error=error) from problem
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode, error)
+    except DataError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def unreadable(path: Path, problem: OSError, *, error: type[DataError] = DataError) -> DataError:
+    """Make the error for a file the system refuses to read."""
+    return error(f"{path}: can't be read: {problem.strerror or problem}")
+
+
+def printable(name: str) -> str:
+    """Show a file's name, with bytes that aren't UTF-8 as `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _check_regular(path: Path, mode: int, error: type[DataError]) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kind = next((words for test, words in _KINDS if test(mode)), "something else")
+    raise error(f"{path}: is {kind}, not a regular file")
