@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import threading
 import tracemalloc
@@ -14,6 +15,7 @@ from PIL import Image
 
 from cnnfeat.data import open_source
 from cnnfeat.data import source as source_module
+from cnnfeat.data.imagefiles import natural_key
 from cnnfeat.errors import DataError, ImageError, UsageError
 from cnnfeat.records import ImageTarget
 
@@ -53,6 +55,26 @@ def test_a_flat_folder_is_in_natural_order_without_labels(tmp_path):
             ("10.png", 10, None),
             ("33.png", 33, None),
         ]
+
+
+# In the order they must have, by hand. The text before the first number goes first, by code points:
+# none before any, capitals before small letters, both before whatever is not ASCII. Digits of other
+# scripts, superscripts and fractions are text.
+NATURAL = [
+    *("", "0", "00", "01", "1", "1.5", "1.25", "1a", "01b", "2", "2-1", "002b", "9", "10"),
+    *("1" + "0" * 90, "8" * 5_000, "9" * 5_000, "1" + "0" * 5_000),
+    *("-1", "-10", "A", "A2", "B", "_", "a", "a001", "a01", "a1", "a01b", "a1b", "a1c", "a2"),
+    *("a10", "a10.png", "a 2", "a-1", "aB", "ab", "a²", "a½", "a\u0301", "a٣", "b", "e"),
+    *("e\u0301", "f", "z", "²", "Ä", "é", "٣", "猫2", "猫10", "\udce9", "\udcff2", "\udcff10"),
+    "\U0001d7d8",
+]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_natural_order_of_hostile_names(seed):
+    names = [*NATURAL]
+    random.Random(seed).shuffle(names)
+    assert sorted(names, key=natural_key) == NATURAL
 
 
 def test_sub_folders_are_classes_in_natural_order(tmp_path):

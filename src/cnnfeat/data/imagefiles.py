@@ -295,10 +295,19 @@ def _n_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
-    """Sort key that puts `2.png` before `10.png`; texts and numbers alternate."""
-    parts = _NUMBER.split(name)
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
+def natural_key(name: str) -> tuple[tuple[str | tuple[int, str], ...], str]:
+    """Sort key that puts `2.png` before `10.png`; texts and numbers alternate, the name ends ties.
+
+    A number is a run of the digits 0 to 9. Of two without leading zeros the longer is the larger,
+    so that no run is too long to be compared.
+    """
+    parts = enumerate(_NUMBER.split(name))
+    return tuple(_number(part) if i % 2 else part for i, part in parts), name
+
+
+def _number(digits: str) -> tuple[int, str]:
+    significant = digits.lstrip("0")
+    return len(significant), significant
 
 
 def list_folder(root: Path) -> Listing:
