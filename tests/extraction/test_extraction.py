@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 
 import h5py
 import numpy as np
@@ -250,22 +251,35 @@ def test_reader_sees_the_old_file_or_none(run, work, tmp_path):
     reader = threading.Thread(target=look)
     reader.start()
     try:
-        for n in (130, 131):
+        for old, n in ((0, 130), (130, 131)):
+            _wait(lambda old=old: old in seen or not reader.is_alive())
             source = work.CountingSource({"train": n, "test": 40}, delay_s=0.005)
             run(path, source=source, overwrite=True)
+        _wait(lambda: 131 in seen or not reader.is_alive())
     finally:
         done.set()
         reader.join()
-    assert set(seen) <= {0, 130, 131} and 0 in seen and 130 in seen
+    assert set(seen) == {0, 130, 131}
     assert seen == sorted(seen)
 
 
-def _stop_after(n_calls):
+def _wait(condition):
+    while not condition():
+        time.sleep(0.001)
+
+
+def _stop_after(n_calls, *, written=None, n_blocks=0):
+    """Stop at the call after `n_calls`, but not before `written` has `n_blocks` in its journal."""
     calls = []
 
     def should_stop():
         calls.append(1)
-        return len(calls) > n_calls
+        if len(calls) <= n_calls:
+            return False
+        if written is not None:
+            journal = written.with_name(f"{written.name}.journal")
+            _wait(lambda: journal.read_bytes().count(b"\n") > n_blocks)  # a header, and a line each
+        return True
 
     return should_stop
 
@@ -273,7 +287,7 @@ def _stop_after(n_calls):
 def test_stop_keeps_finished_blocks_and_resume_goes_on(run, check, work, tmp_path, caplog):
     path = tmp_path / "f.h5"
     with pytest.raises(Interrupted, match=r"stopped after \d+ of 170 samples") as raised:
-        run(path, should_stop=_stop_after(8))
+        run(path, should_stop=_stop_after(8, written=path, n_blocks=4))
     assert "--resume" in raised.value.hint
     assert not path.exists() and (tmp_path / "f.h5.partial").exists()
     source = work.CountingSource(SIZES)
@@ -281,7 +295,7 @@ def test_stop_keeps_finished_blocks_and_resume_goes_on(run, check, work, tmp_pat
     run(path, source=source, resume=True)
     check(path, SIZES)
     _, start, _ = source.read_rows[0]
-    assert start >= 16 * 4  # at most the four unwritten batches were dropped
+    assert start >= 16 * 4  # what was in the journal when it stopped is kept
     assert f"going on after {start} of 170 samples" in caplog.text
 
 
@@ -366,7 +380,7 @@ def test_resume_after_the_source_changed_names_the_file(run, work, tmp_path):
 def test_resume_redoes_a_torn_block(run, check, work, tmp_path, caplog):
     path = tmp_path / "f.h5"
     with pytest.raises(Interrupted):
-        run(path, should_stop=_stop_after(10))
+        run(path, should_stop=_stop_after(10, written=path, n_blocks=5))
     with h5py.File(tmp_path / "f.h5.partial") as file:
         place = file["train/fc1"].id.get_offset()
     with (tmp_path / "f.h5.partial").open("r+b") as file:

@@ -10,7 +10,7 @@ import hashlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,10 @@ SIDE = 4
 
 
 class CountingSource:
-    """Image number i of a split is filled with i in base 256; `bad` ones can't be read."""
+    """Image number i of a split is filled with i in base 256; `bad` ones can't be read.
+
+    `before` is called before each batch, with the number of those read so far.
+    """
 
     kind = "counting"
     classes = ("even", "odd")
@@ -46,6 +49,7 @@ class CountingSource:
         delay_s: float = 0.0,
         labelled: bool = True,
         shape_change: int | None = None,
+        before: Callable[[int], object] | None = None,
     ) -> None:
         self.name = name
         self.content = "v1"
@@ -53,6 +57,7 @@ class CountingSource:
         self.delay_s = delay_s
         self.labelled = labelled
         self.shape_change = shape_change  # images from this number on are larger
+        self.before = before
         self.read_rows: list[tuple[str, int, int]] = []
         self.splits = {
             split: SplitInfo(split, n, (SIDE, SIDE, 1), "uint8", labelled)
@@ -86,6 +91,8 @@ class CountingSource:
             end = min(start + batch_size, stop)
             if self.shape_change is not None and start < self.shape_change < end:
                 end = self.shape_change
+            if self.before is not None:
+                self.before(len(self.read_rows))
             self.read_rows.append((split, start, end))
             yield self._batch(split, start, end, on_error)
             time.sleep(self.delay_s)
@@ -176,12 +183,24 @@ def provenance(source: CountingSource, changes: dict[str, object] | None = None)
     return Provenance(**{**values, **(changes or {})})  # type: ignore[arg-type]
 
 
+def holding(at: int) -> Callable[[int], None]:
+    """Say "holding" before batch number `at`, and wait for a line on stdin or its end."""
+
+    def before(n_read: int) -> None:
+        if n_read == at:
+            print("holding", flush=True)  # noqa: T201
+            sys.stdin.readline()
+
+    return before
+
+
 def outcome(options: argparse.Namespace, out: Path, stopped: list[int]) -> int:
     """Extract once; print the error where there is one; return the exit code."""
     source = CountingSource(
         {"train": options.rows, "test": options.rows // 4},
         bad={"train": {options.bad}} if options.bad is not None else None,
         delay_s=options.delay,
+        before=None if options.hold is None else holding(options.hold),
     )
     try:
         extract(
@@ -209,6 +228,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--hold", type=int, default=None)
     parser.add_argument("--bad", type=int, default=None)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
