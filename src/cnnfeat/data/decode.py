@@ -91,7 +91,11 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:
         ):
             width, height = image.size
             if width * height > max_pixels:
-                raise too_large(path, width, height, max_pixels=max_pixels)
+                raise ImageError(
+                    f"{path}: {width} × {height} is {width * height:,} pixels; "
+                    f"{max_pixels:,} are allowed",
+                    hint="--max-pixels sets the limit",
+                )
             image.load()
             return _pixels(_upright(image), path)
     except ImageError:
@@ -105,14 +109,6 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:
         ) from error
     except _DAMAGE as error:
         raise ImageError(f"{path}: damaged: {error or type(error).__name__}") from error
-
-
-def too_large(path: Path, width: int, height: int, *, max_pixels: int) -> ImageError:
-    """Make the error for a picture of more pixels than allowed."""
-    return ImageError(
-        f"{path}: {width} × {height} is {width * height:,} pixels; {max_pixels:,} are allowed",
-        hint="--max-pixels sets the limit",
-    )
 
 
 def is_image(path: Path) -> bool:

@@ -162,12 +162,6 @@ def _read_packed(file: BinaryIO, path: Path) -> tuple[IdxHeader, Rows]:
     return header, rows
 
 
-@dataclass(slots=True)
-class _Pair:
-    images: Path | None = None
-    labels: Path | None = None
-
-
 def find_idx_files(folder: Path) -> tuple[Path, ...]:
     """IDX files right in `folder`, told by their content, or by a name like MNIST's."""
     try:
@@ -191,11 +185,9 @@ def open_idx_folder(folder: Path, files: tuple[Path, ...]) -> ArraySource:
         If a file is damaged, a split has no images, or counts disagree.
     """
     pairs = _pair(folder, files)
-    used = {
-        path.name: path for pair in pairs.values() for path in (pair.images, pair.labels) if path
-    }
+    used = {path.name: path for pair in pairs.values() for path in pair if path}
     return open_idx_pairs(
-        {split: (pair.images, pair.labels) for split, pair in pairs.items()},
+        pairs,
         name=str(folder),
         kind="idx",
         states=lambda: file_states(used),
@@ -253,19 +245,24 @@ def _split_of(file_name: str) -> str:
     return "all"
 
 
-def _pair(folder: Path, files: tuple[Path, ...]) -> dict[str, _Pair]:
+def _pair(folder: Path, files: tuple[Path, ...]) -> dict[str, tuple[Path | None, Path | None]]:
+    """Find the images and the labels of each split."""
     unpacked = {path.name for path in files}
-    pairs: dict[str, _Pair] = {}
+    found: dict[tuple[str, str], Path] = {}
     for path in files:
         if path.suffix == ".gz" and path.stem in unpacked:
             continue  # the same file, packed
-        pair = pairs.setdefault(_split_of(path.name), _Pair())
+        split = _split_of(path.name)
         part = "labels" if len(read_idx_header(path).shape) == 1 else "images"
-        if getattr(pair, part) is not None:
+        other = found.setdefault((split, part), path)
+        if other != path:
             raise DataError(
-                f"{folder}: {getattr(pair, part).name} and {path.name} both look like the {part} "
-                f"of the split {_split_of(path.name)}",
+                f"{folder}: {other.name} and {path.name} both look like the {part} "
+                f"of the split {split}",
                 hint="keep one data set in a folder",
             )
-        setattr(pair, part, path)
-    return {split: pairs[split] for split in ("train", "test", "all") if split in pairs}
+    return {
+        split: (found.get((split, "images")), found.get((split, "labels")))
+        for split in ("train", "test", "all")
+        if (split, "images") in found or (split, "labels") in found
+    }

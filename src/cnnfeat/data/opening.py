@@ -72,7 +72,10 @@ def open_source(
         )
     if stat.S_ISDIR(mode):
         _refuse_labels(labels, spec)
-        return _open_folder(path.absolute(), max_pixels=max_pixels)
+        folder = path.absolute()
+        if files := find_idx_files(folder):
+            return open_idx_folder(folder, files)
+        return open_image_folder(folder, max_pixels=max_pixels)
     return _open_file(path.absolute(), member=member, labels=labels, max_pixels=max_pixels)
 
 
@@ -84,13 +87,6 @@ def _mode(path: Path) -> int | None:
         return None
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def _open_folder(folder: Path, *, max_pixels: int) -> Source:
-    files = find_idx_files(folder)
-    if files:
-        return open_idx_folder(folder, files)
-    return open_image_folder(folder, max_pixels=max_pixels)
 
 
 def _open_file(path: Path, *, member: str | None, labels: str | None, max_pixels: int) -> Source:
