@@ -25,6 +25,16 @@ def y(rng) -> np.ndarray:
     return rng.integers(0, 4, 23)
 
 
+def saved(folder: Path, array: np.ndarray | None = None, **arrays: np.ndarray) -> str:
+    """Write one array as `.npy`, named ones as `.npz`."""
+    path = folder / ("d.npz" if array is None else "x.npy")
+    if array is None:
+        np.savez(path, **arrays)
+    else:
+        np.save(path, array)
+    return str(path)
+
+
 def read(source, split: str, **options) -> np.ndarray:
     options = {"batch_size": 5} | options
     return np.concatenate([batch.images for batch in source.batches(split, **options)])
@@ -53,23 +63,20 @@ def test_npz_with_kerass_names_has_two_splits(tmp_path, x, y, save):
     "names", [("images", "labels"), ("x", "y"), ("train_images", "train_labels")]
 )
 def test_npz_under_other_names(tmp_path, x, y, names):
-    np.savez(tmp_path / "d.npz", **{names[0]: x, names[1]: y.reshape(-1, 1)})
-    with open_source(str(tmp_path / "d.npz")) as source:
+    with open_source(saved(tmp_path, **{names[0]: x, names[1]: y.reshape(-1, 1)})) as source:
         (split,) = source.splits
         np.testing.assert_array_equal(read(source, split)[..., 0], x)
         np.testing.assert_array_equal(source.labels(split), y)
 
 
 def test_the_only_array_that_can_be_images_is_taken(tmp_path, x):
-    np.savez(tmp_path / "d.npz", stuff=x, numbers=np.arange(3))
-    with open_source(str(tmp_path / "d.npz")) as source:
+    with open_source(saved(tmp_path, stuff=x, numbers=np.arange(3))) as source:
         np.testing.assert_array_equal(read(source, "all")[..., 0], x)
         assert source.classes == ()
 
 
 def test_npy_is_read_in_slices(tmp_path, x):
-    np.save(tmp_path / "x.npy", x)
-    with open_source(str(tmp_path / "x.npy")) as source:
+    with open_source(saved(tmp_path, x)) as source:
         batches = list(source.batches("all", batch_size=10, start=2))
         assert [(batch.start, batch.stop) for batch in batches] == [(2, 12), (12, 22), (22, 23)]
         assert batches[0].ids[0] == "all/00002"
@@ -78,8 +85,7 @@ def test_npy_is_read_in_slices(tmp_path, x):
 
 
 def test_npy_in_fortran_order(tmp_path, x):
-    np.save(tmp_path / "x.npy", np.asfortranarray(x))
-    with open_source(str(tmp_path / "x.npy")) as source:
+    with open_source(saved(tmp_path, np.asfortranarray(x))) as source:
         np.testing.assert_array_equal(read(source, "all")[..., 0], x)
 
 
@@ -133,8 +139,7 @@ def test_labels_in_a_file_of_their_own(tmp_path, x, y):
 )
 def test_dtypes_are_brought_to_three(tmp_path, x, dtype, scale, expected):
     values = (x * np.float64(scale)).astype(dtype)
-    np.save(tmp_path / "x.npy", values)
-    with open_source(str(tmp_path / "x.npy")) as source:
+    with open_source(saved(tmp_path, values)) as source:
         assert source.splits["all"].dtype == expected
         images = read(source, "all")
         assert images.dtype == np.dtype(expected)
@@ -142,22 +147,19 @@ def test_dtypes_are_brought_to_three(tmp_path, x, dtype, scale, expected):
 
 
 def test_bools_are_black_and_white(tmp_path, x):
-    np.save(tmp_path / "x.npy", x > 100)
-    with open_source(str(tmp_path / "x.npy")) as source:
+    with open_source(saved(tmp_path, x > 100)) as source:
         np.testing.assert_array_equal(read(source, "all")[..., 0], np.where(x > 100, 255, 0))
 
 
 def test_channels_first_arrays_are_turned(tmp_path, rng):
     x = rng.integers(0, 256, (4, 3, 8, 9), np.uint8)
-    np.save(tmp_path / "x.npy", x)
-    with open_source(str(tmp_path / "x.npy")) as source:
+    with open_source(saved(tmp_path, x)) as source:
         assert source.splits["all"].image_shape == (8, 9, 3)
         np.testing.assert_array_equal(read(source, "all"), np.moveaxis(x, 1, 3))
 
 
 def test_a_target_changes_size_and_channels_while_reading(tmp_path, x):
-    np.save(tmp_path / "x.npy", x)
-    with open_source(str(tmp_path / "x.npy")) as source:
+    with open_source(saved(tmp_path, x)) as source:
         assert read(source, "all", target=ImageTarget((12, 10), 3)).shape == (23, 12, 10, 3)
 
 
@@ -212,9 +214,8 @@ def test_object_arrays_are_refused_and_nothing_is_unpickled(tmp_path, x, save):
 
 
 def test_counts_that_disagree_are_told(tmp_path, x, y):
-    np.savez(tmp_path / "d.npz", images=x, labels=y[:20])
     with pytest.raises(DataError, match="23 images but 20 labels") as caught:
-        open_source(str(tmp_path / "d.npz"))
+        open_source(saved(tmp_path, images=x, labels=y[:20]))
     assert caught.value.exit_code == 3
 
 
@@ -228,9 +229,8 @@ def test_counts_that_disagree_are_told(tmp_path, x, y):
     ],
 )
 def test_labels_that_cannot_be_are_refused(tmp_path, x, labels, message):
-    np.savez(tmp_path / "d.npz", images=x, labels=labels)
     with pytest.raises(DataError, match=message):
-        open_source(str(tmp_path / "d.npz"))
+        open_source(saved(tmp_path, images=x, labels=labels))
 
 
 def test_labels_that_are_not_small_numbers_become_places(tmp_path, x):
@@ -239,8 +239,7 @@ def test_labels_that_are_not_small_numbers_become_places(tmp_path, x):
         (np.array([10**9, 5, 5]), ("5", "1000000000")),
         (np.array(["b", "a", "b"]), ("a", "b")),
     ):
-        np.savez(tmp_path / "d.npz", images=x[:3], labels=labels)
-        with open_source(str(tmp_path / "d.npz")) as source:
+        with open_source(saved(tmp_path, images=x[:3], labels=labels)) as source:
             assert source.classes == classes
             assert [classes[label] for label in source.labels("all")] == [str(v) for v in labels]
 
@@ -256,9 +255,8 @@ def test_labels_that_are_not_small_numbers_become_places(tmp_path, x):
     ],
 )
 def test_arrays_that_are_not_images_are_refused(tmp_path, array, message):
-    np.save(tmp_path / "x.npy", array)
     with pytest.raises(DataError, match=message):
-        open_source(str(tmp_path / "x.npy"))
+        open_source(saved(tmp_path, array))
 
 
 @pytest.mark.parametrize("value", [256, -1])
@@ -284,9 +282,8 @@ def test_a_missing_array_is_a_usage_error_with_those_there(tmp_path, x):
 
 
 def test_labels_without_images_are_refused(tmp_path, x, y):
-    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, y_test=y)
     with pytest.raises(DataError, match="has y_test but no images of the split test"):
-        open_source(str(tmp_path / "d.npz"))
+        open_source(saved(tmp_path, x_train=x, y_train=y, y_test=y))
 
 
 def test_one_array_of_labels_cannot_serve_two_splits(tmp_path, x, y):
@@ -376,8 +373,7 @@ def test_large_compressed_members_go_to_a_nameless_file(tmp_path, x, monkeypatch
 
 
 def test_bad_rows_and_splits_are_refused(tmp_path, x):
-    np.save(tmp_path / "x.npy", x)
-    with open_source(str(tmp_path / "x.npy")) as source:
+    with open_source(saved(tmp_path, x)) as source:
         with pytest.raises(UsageError, match="no split 'train'; this source has: all"):
             next(source.batches("train", batch_size=2))
         with pytest.raises(UsageError, match="batch size must be at least 1, not 0"):
@@ -400,3 +396,24 @@ def test_where_labels_lie_is_known_from_any_folder(tmp_path: Path, monkeypatch: 
     with open_source("x.npy") as source:
         assert source.labels_from == ""
         assert source.fingerprint().digest != digest
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted on Linux")
+@pytest.mark.parametrize("kind", ["npy", "npz", "hdf5"])
+def test_leaving_the_context_closes_the_file(tmp_path, x, kind):
+    path = tmp_path / "pictures"
+    with path.open("wb") as file:
+        if kind == "npy":
+            np.save(file, x)
+        elif kind == "npz":
+            np.savez(file, images=x)
+        else:
+            h5py.File(file, "w").create_dataset("images", data=x).file.close()
+
+    def n_open() -> int:
+        return sum(os.path.realpath(link) == str(path) for link in Path("/proc/self/fd").iterdir())
+
+    with open_source(str(path)) as source:
+        read(source, "all")
+        assert n_open()
+    assert not n_open()
