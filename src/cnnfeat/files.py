@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all."""
+"""Outputs that appear whole or not at all: checked before, locked meanwhile, renamed at the end."""
 
 from __future__ import annotations
 
@@ -7,18 +7,28 @@ import csv
 import io
 import json
 import os
+import resource
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cnnfeat.errors import OutputExistsError, StorageError
+from cnnfeat.errors import LockedError, OutputExistsError, StorageError
 
 _QUOTED_ENDS = "\r\n"  # the csv module quotes a cell only for characters of its own line end
+_HOLDER_WAIT_S = 0.5
 
 
-def check_output(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> None:
+def check_output(
+    path: Path,
+    *,
+    overwrite: bool,
+    resume: bool = False,
+    needed_bytes: int = 0,
+    unfinished: Path | None = None,
+) -> None:
     """Make sure, before any long work, that `path` can be written.
 
     Parameters
@@ -27,32 +37,173 @@ def check_output(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> None:
         The final name. Its folder is made if there is none.
     overwrite : bool
         Whether a file of that name may be replaced.
+    resume : bool
+        Whether to go on with what is there.
     needed_bytes : int
         What must be free on the disk, in bytes.
+    unfinished : Path, optional
+        What an interrupted run has left, and only `overwrite` or `resume` may touch.
 
     Raises
     ------
     OutputExistsError
-        If the file exists and may not be replaced.
+        If there is a file, or a part of one, and neither `overwrite` nor `resume` says what to do.
+    LockedError
+        If another process writes it.
     StorageError
         If the folder can't be made or written to, or the disk is too full.
     """
+    writer = _writer_of(lock_path(path))
+    if writer not in (None, os.getpid()):
+        raise _locked_error(path, writer)
     if path.is_dir():
         raise OutputExistsError(f"{path} is a folder, not a file", hint="name a file with -o")
-    if path.exists() and not overwrite:
-        raise OutputExistsError(
-            f"{path} exists", hint="--overwrite replaces it; -o writes elsewhere"
-        )
+    if not overwrite and not resume:
+        _refuse_existing(path, unfinished)
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as probe:
             probe.write(b"\0")
-        free_bytes = shutil.disk_usage(path.parent).free
-    if free_bytes < needed_bytes:
-        raise StorageError(
-            f"{path} needs {needed_bytes:,} bytes, and {path.parent} has {free_bytes:,} free",
-            hint="free some space, or write elsewhere with -o",
+    if needed_bytes:
+        check_space(path, needed_bytes)
+
+
+def _refuse_existing(path: Path, unfinished: Path | None) -> None:
+    if path.exists():
+        raise OutputExistsError(
+            f"{path} exists", hint="--overwrite replaces it; -o writes elsewhere"
         )
+    if unfinished is not None:
+        raise OutputExistsError(
+            f"{path} was begun and interrupted: {unfinished} holds what is done",
+            hint="--resume goes on with it; --overwrite starts over",
+        )
+
+
+def check_space(
+    path: Path, needed_bytes: int, *, present_bytes: int = 0, smaller: str = ""
+) -> None:
+    """Compare what a file needs with what the disk and the process's limit leave.
+
+    Parameters
+    ----------
+    path : Path
+        The file, which need not exist.
+    needed_bytes : int
+        Its size when it is complete.
+    present_bytes : int
+        What an interrupted run has taken of it already.
+    smaller : str
+        Options that make it smaller, for the hint.
+
+    Raises
+    ------
+    StorageError
+        With both numbers.
+    """
+    less = f", or store less: {smaller}" if smaller else ""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and needed_bytes > limit:
+        raise StorageError(
+            f"{path} needs {needed_bytes:,} bytes, and this process may write files of {limit:,}",
+            hint=f"raise the limit (ulimit -f){less}",
+        )
+    with _storage_errors(path):
+        free_bytes = shutil.disk_usage(path.parent).free
+    if needed_bytes - present_bytes > free_bytes:
+        raise StorageError(
+            f"{path} needs {needed_bytes - present_bytes:,} bytes, "
+            f"and {path.parent} has {free_bytes:,} free",
+            hint=f"free some space, {'' if less else 'or '}write elsewhere with -o{less}",
+        )
+
+
+def lock_path(path: Path) -> Path:
+    """Name the file that says who writes `path`; two names of one file have one lock."""
+    return Path(os.path.realpath(path) + ".lock")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let no other process write `path` meanwhile.
+
+    The lock ends with its process, however that ends. Its file keeps the process's number and is
+    removed at the end; one left by a dead process doesn't block.
+
+    Raises
+    ------
+    LockedError
+        At once, if another process has the lock.
+    StorageError
+        If the lock file can't be made.
+    """
+    from filelock import FileLock, Timeout  # takes 0.08 s, and few outputs are locked
+
+    file = lock_path(path)
+    lock = FileLock(
+        file,
+        timeout=0,
+        thread_local=False,
+        fallback_to_soft=False,
+        on_acquired=_write_process_id,
+    )
+    end = time.monotonic() + _HOLDER_WAIT_S
+    with _storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        while not lock.is_locked:
+            try:
+                lock.acquire()
+            except Timeout as error:  # its holder may be about to write its number, or to end
+                holder = _process_in(file)
+                if holder is not None or time.monotonic() > end:
+                    raise _locked_error(path, holder or "unknown") from error
+                time.sleep(0.01)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # before letting go: no second file of that name while held
+        lock.release()
+
+
+def _write_process_id(handle: int) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, str(os.getpid()).encode(), 0)
+
+
+def _process_in(lock: Path) -> int | None:
+    """The process id in a lock file, if it is one that lives."""
+    try:
+        pid = int(lock.read_text("ascii"))
+        os.kill(pid, 0)
+    except (OSError, ValueError) as error:
+        return pid if isinstance(error, PermissionError) else None
+    return pid
+
+
+def _writer_of(lock: Path) -> int | None:
+    """The process that holds a lock now; None where it could be taken."""
+    pid = _process_in(lock)
+    if pid is None:
+        return None
+    from filelock import lock_descriptor
+
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:  # of another user
+        return pid
+    except OSError:
+        return None
+    try:
+        return None if lock_descriptor(handle, blocking=False) else pid
+    finally:
+        os.close(handle)
+
+
+def _locked_error(path: Path, process: object) -> LockedError:
+    return LockedError(
+        f"{Path(os.path.realpath(path))} is being written by process {process}",
+        hint="wait for it, stop it, or write elsewhere with -o",
+    )
 
 
 @contextmanager

@@ -200,13 +200,13 @@ def _extract(run: _Run) -> StageOutcome:
         from cnnfeat.network import load_network
 
         network = load_network(str(run.folder / MODEL))
-        if unfinished_header(out) is not None:
+        if FeatureWriter.unfinished(out) is not None:
             with contextlib.suppress(UsageError, DataError):  # of other settings: start over
                 _extract_features(run, network, out, resume=True)
                 return
         _extract_features(run, network, out, resume=False)
 
-    from cnnfeat.features import unfinished_header
+    from cnnfeat.features import FeatureWriter
 
     out = run.folder / FEATURES
     inputs = {

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import Interrupted, LockedError, StorageError
-from cnnfeat.features import FeatureFile, check_output, verify_file
-from cnnfeat.features.disk import OutputLock
+from cnnfeat.features import FeatureFile, FeatureWriter, verify_file
 from cnnfeat.features.journal import Journal
+from cnnfeat.files import locked
 
 SIZES = {"train": 40, "test": 12}
 WORKER_SIZES = {"train": 2000, "test": 500}
@@ -395,7 +395,7 @@ def test_second_writer_fails_at_once_and_names_the_first(worker_command, run, ch
     with pytest.raises(LockedError, match=f"being written by process {process.pid}"):
         run(tmp_path / "f.h5", overwrite=True)
     with pytest.raises(LockedError, match=f"being written by process {process.pid}"):
-        check_output(tmp_path / "f.h5")  # asked before anything is loaded
+        FeatureWriter.check(tmp_path / "f.h5")  # asked before anything is loaded
     assert _end(process)[0] == 0
     check(tmp_path / "f.h5", WORKER_SIZES)
 
@@ -436,14 +436,19 @@ def test_lock_file_of_a_dead_process_whose_number_lives_does_not_block(run, chec
 
 
 def test_lock_is_one_even_while_it_is_removed(tmp_path):
-    first, second = OutputLock(tmp_path / "l"), OutputLock(tmp_path / "l")
-    assert first.acquire()
-    assert not second.acquire()
-    assert second.holder() == os.getpid()
-    first.release()
-    assert second.acquire()
-    assert not first.acquire()
-    second.release()
+    def is_refused():
+        with (
+            pytest.raises(LockedError, match=f"written by process {os.getpid()}$"),
+            locked(tmp_path / "f"),
+        ):
+            pass
+        return True
+
+    with locked(tmp_path / "f"):
+        assert is_refused()
+        assert (tmp_path / "f.lock").read_text() == str(os.getpid())
+    with locked(tmp_path / "f"):
+        assert is_refused()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -123,9 +123,9 @@ def extract(
     One pass over the images computes all layers asked for, and nothing behind them. `cnnfeat
     layers` lists what there is. An interrupted run goes on with --resume.
     """
-    from cnnfeat.features import check_output
+    from cnnfeat.features import FeatureWriter
 
-    check_output(out, overwrite=overwrite, resume=resume)
+    FeatureWriter.check(out, overwrite=overwrite, resume=resume)
     from cnnfeat.extraction import IN_FLIGHT
 
     start_tensorflow(settings, n_calls=IN_FLIGHT)

@@ -19,11 +19,6 @@ from cnnfeat.features import (
     FeatureFile,
     FeatureWriter,
     FilePlan,
-    check_output,
-    finish,
-    finished_before,
-    open_writer,
-    unfinished_header,
 )
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import (
@@ -113,7 +108,7 @@ def extract(
     began = time.monotonic()
     check_options(limit=limit, batch_size=batch_size, dtype=dtype, on_error=on_error)
     chosen = choose_splits(source, splits)
-    check_output(out, overwrite=overwrite, resume=resume)
+    FeatureWriter.check(out, overwrite=overwrite, resume=resume)
     size = _batch_size(
         source, chosen[0], batch_size, probe=probe, on_error=on_error, out=out, resume=resume
     )
@@ -130,10 +125,10 @@ def extract(
     _announce(plan, out)
     if resume:
         _check_source(source, out, plan)
-        if finished_before(out, plan):
+        if FeatureWriter.finished_before(out, plan):
             _log.info("%s is complete already", out)
             return _result(out, probe, began)
-    with open_writer(
+    with FeatureWriter(
         out, plan, overwrite=overwrite, resume=resume, disk=disk, progress=progress
     ) as writer:
         _run(
@@ -145,7 +140,7 @@ def extract(
             should_stop=should_stop or _never,
             progress=progress,
         )
-        skipped = finish(writer)
+        skipped = writer.finish()
         _warn(writer, skipped)
     return _result(out, probe, began)
 
@@ -172,14 +167,14 @@ def _batch_size(
 ) -> int:
     if isinstance(given, int):
         return given
-    header = unfinished_header(out) if resume else None
+    header = FeatureWriter.unfinished(out) if resume else None
     if header is not None:
         return int(header.settings["batch size"])
     return pick_batch_size(source, split, probe=probe, on_error=on_error)
 
 
 def _check_source(source: Source, out: Path, plan: FilePlan) -> None:
-    header = unfinished_header(out)
+    header = FeatureWriter.unfinished(out)
     if header is None or header.settings.get("data") != plan.settings["data"]:
         return
     change = source.changed_since(header.source_state)

@@ -1,7 +1,5 @@
 """The feature file: h5py lives here and nowhere else."""
 
-from cnnfeat.features.arrays import write_arrays
-from cnnfeat.features.completion import finish
 from cnnfeat.features.disk import Disk
 from cnnfeat.features.format import (
     RESERVED_SPLITS,
@@ -11,15 +9,8 @@ from cnnfeat.features.format import (
     plan_columns,
 )
 from cnnfeat.features.integrity import Damage, Verification, verify_file
-from cnnfeat.features.opening import finished_before, open_writer
-from cnnfeat.features.output import (
-    OutputPaths,
-    check_output,
-    check_same,
-    unfinished_header,
-)
 from cnnfeat.features.reader import FeatureFile
-from cnnfeat.features.writer import FeatureWriter
+from cnnfeat.features.writer import FeatureWriter, write_arrays
 
 __all__ = [
     "RESERVED_SPLITS",
@@ -28,17 +19,10 @@ __all__ = [
     "FeatureFile",
     "FeatureWriter",
     "FilePlan",
-    "OutputPaths",
     "SplitPlan",
     "StoredLayer",
     "Verification",
-    "check_output",
-    "check_same",
-    "finish",
-    "finished_before",
-    "open_writer",
     "plan_columns",
-    "unfinished_header",
     "verify_file",
     "write_arrays",
 ]

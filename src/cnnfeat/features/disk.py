@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,81 +100,3 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
         raise StorageError(f"{path}: can't write: {reason}", hint=_HINT) from error
-
-
-class OutputLock:
-    """An advisory lock on `path`, held by one process at a time and freed when that ends.
-
-    The lock file keeps the holder's process id. It is removed on `release`; one left by a dead
-    process doesn't block.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle = -1
-
-    def acquire(self) -> bool:
-        """Take the lock at once, or return False.
-
-        Raises
-        ------
-        OSError
-            If the lock file can't be made.
-        """
-        while True:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._still_named(handle):
-                    os.ftruncate(handle, 0)
-                    os.pwrite(handle, str(os.getpid()).encode(), 0)
-                    self._handle = handle
-                    return True
-            except BlockingIOError:
-                os.close(handle)
-                return False
-            except OSError:
-                os.close(handle)
-                raise
-            os.close(handle)
-
-    def _still_named(self, handle: int) -> bool:
-        try:
-            named = self.path.stat()
-        except FileNotFoundError:
-            return False
-        opened = os.fstat(handle)
-        return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
-
-    def holder(self) -> int | None:
-        """The process id in the lock file, if it is one that lives."""
-        try:
-            pid = int(self.path.read_text("ascii"))
-            os.kill(pid, 0)
-        except (OSError, ValueError) as error:
-            return pid if isinstance(error, PermissionError) else None
-        return pid
-
-    def held_by(self) -> int | None:
-        """The process that holds the lock now; None where it could be taken."""
-        pid = self.holder()
-        if pid is None:
-            return None
-        try:
-            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return pid
-        finally:
-            os.close(handle)
-        return None
-
-    def release(self) -> None:
-        """Remove the lock file and let go."""
-        if self._handle >= 0:
-            self.path.unlink(missing_ok=True)
-            os.close(self._handle)
-            self._handle = -1

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cnnfeat.errors import UsageError
 from cnnfeat.features.disk import Disk
 from cnnfeat.records import Json, SkippedSample
 
@@ -28,6 +29,23 @@ class Header:
     created: str
     overwrite: bool
     source_state: bytes
+
+    def check_same(self, path: Path, now: Mapping[str, str]) -> None:
+        """Refuse to go on with an output that was begun with other settings; name the first.
+
+        Raises
+        ------
+        UsageError
+            With the setting's name and both values.
+        """
+        before = self.settings
+        for name in dict.fromkeys((*now, *before)):
+            if before.get(name) != now.get(name):
+                raise UsageError(
+                    f"{path} was begun with another {name}: "
+                    f"{before.get(name, 'none')}, and now it is {now.get(name, 'none')}",
+                    hint="give the same again, or start over with --overwrite",
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,28 +10,53 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
 
+from cnnfeat.errors import DataError
 from cnnfeat.features import format as fmt
+from cnnfeat.features.checksum import text_checksum
 from cnnfeat.features.disk import Disk
 from cnnfeat.features.format import Column, FilePlan, SplitPlan
+from cnnfeat.features.journal import Block, BlockNames
+from cnnfeat.features.seal import write_seal
 from cnnfeat.records import ProbeOutput, SkippedSample
 
 _TEXT = h5py.string_dtype("utf-8")
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
 
 
-@dataclass(frozen=True, slots=True)
-class SplitTail:
-    """What is written of a split once its rows are complete."""
+@dataclass(slots=True)
+class SplitState:
+    """How far one split is, and what will be said of it when its rows are complete."""
 
-    stops: Sequence[int]  # the row after each block's last
-    sums: Sequence[tuple[int, ...]]  # (n_blocks, n_columns), without the ids'
-    overflows: Sequence[int]  # a column each
+    plan: SplitPlan
+    position: int = 0  # samples of the source that are done
+    n_rows: int = 0  # of them kept
+    stops: list[int] = field(default_factory=list)  # the row after each block's last
+    sums: list[tuple[int, ...]] = field(default_factory=list)  # (n_blocks, n_columns), no ids'
+    overflows: list[int] = field(default_factory=list)  # a column each
+
+    def add(self, block: Block) -> None:
+        """Count a block in."""
+        self.position = block.stop
+        self.n_rows += block.n_rows
+        self.stops.append(self.n_rows)
+        self.sums.append(block.sums)
+        before = self.overflows or [0] * len(block.overflows)
+        self.overflows = [a + b for a, b in zip(before, block.overflows, strict=True)]
+
+
+@dataclass(slots=True)
+class _Names:
+    """What the journal's texts of one split come to."""
+
+    n_rows: int = 0
+    sums: list[int] = field(default_factory=list)  # a block each
+    skipped: list[SkippedSample] = field(default_factory=list)
 
 
 class _Bytes(io.RawIOBase):
@@ -122,7 +147,7 @@ def _allocate(group: h5py.Group, column: Column, n_rows: int) -> h5py.h5d.Datase
     return h5py.h5d.create(group.id, column.name.encode(), kind, space, how)
 
 
-class FileTail:
+class _FileTail:
     """Writes what is known once all rows are: names, labels' scales, checksums, provenance."""
 
     def __init__(self, file: h5py.File, plan: FilePlan) -> None:
@@ -139,13 +164,13 @@ class FileTail:
         classes[...] = list(self._plan.classes)
         _scale(self._file, "class", classes)
 
-    def write_split(self, split: SplitPlan, tail: SplitTail) -> None:
+    def write_split(self, split: SplitPlan, state: SplitState) -> None:
         """Describe a split's arrays, and lay out its array of ids."""
         group = self._file[split.name]
         ids = h5py.Dataset(_allocate_texts(group, fmt.ID, split.n_rows))
         rows = _dimension(group, "sample", split.n_rows)
         taken = {"sample", *group}
-        for column, overflow in zip(split.columns, tail.overflows, strict=True):
+        for column, overflow in zip(split.columns, state.overflows, strict=True):
             array = group[column.name]
             array.dims[0].attach_scale(rows)
             if column.output is not None:
@@ -153,17 +178,17 @@ class FileTail:
                 _name_axes(group, array, column, taken)
         ids.dims[0].attach_scale(rows)
 
-    def write_sums(self, split: SplitPlan, tail: SplitTail, id_sums: Sequence[int]) -> None:
+    def write_sums(self, split: SplitPlan, state: SplitState, id_sums: Sequence[int]) -> None:
         """Write the table of block checksums."""
         group = self._file.require_group(fmt.CHECKSUMS).create_group(split.name)
         names = [*(column.name for column in split.columns), fmt.ID]
-        stop = group.create_dataset("stop", data=np.asarray(tail.stops, "<i8"))
+        stop = group.create_dataset("stop", data=np.asarray(state.stops, "<i8"))
         column = _texts(group, "column", len(names))
         column[...] = names
-        table = np.array(tail.sums, "<u8").reshape(len(tail.stops), len(names) - 1)
+        table = np.array(state.sums, "<u8").reshape(len(state.stops), len(names) - 1)
         table = np.column_stack([table, np.array(id_sums, "<u8")])
         sums = group.create_dataset("sum", data=table)
-        block = _dimension(group, "block", len(tail.stops))
+        block = _dimension(group, "block", len(state.stops))
         wide = _dimension(group, "sum_column", len(names))
         for array, scales in ((stop, [block]), (column, [wide]), (sums, [block, wide])):
             for axis, scale in enumerate(scales):
@@ -191,39 +216,70 @@ class FileTail:
         return [(array.get_offset(), array.get_storage_size()) for array in arrays]
 
 
-class IdArrays:
-    """The arrays of ids, filled after everything else, so that the texts lie at the file's end."""
+def complete_file(
+    handle: int,
+    plan: FilePlan,
+    states: Mapping[str, SplitState],
+    blocks: Callable[[], Iterator[BlockNames]],
+    *,
+    disk: Disk,
+) -> dict[str, tuple[SkippedSample, ...]]:
+    """Write all that comes after the rows, and the seal; return the samples left out, by split.
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
-        self._n_rows: dict[str, int] = {}
-
-    def append(self, split: str, ids: Sequence[str]) -> None:
-        """Write the next ids of a split."""
-        start = self._n_rows.get(split, 0)
-        self._n_rows[split] = start + len(ids)
-        if ids:
-            self._file[split][fmt.ID][start : start + len(ids)] = list(ids)
-
-
-@contextlib.contextmanager
-def open_tail(handle: int, plan: FilePlan, *, disk: Disk) -> Iterator[FileTail]:
-    """Open a file with complete rows for its last writes.
+    Parameters
+    ----------
+    handle : int
+        A file with complete rows.
+    plan : FilePlan
+        What is in it.
+    states : mapping of str to SplitState
+        By split.
+    blocks : callable
+        Reads the texts of all blocks; called twice, so that they need not be held.
+    disk : Disk
+        What makes the system calls.
 
     Raises
     ------
     OSError
         What the disk said at the first write that failed.
     """
+    names = {name: _Names() for name in states}
+    for block in blocks():
+        found = names[block.split]
+        found.n_rows += len(block.ids)
+        found.sums.append(text_checksum(block.ids))
+        found.skipped.extend(block.skipped)
     with _hdf5(handle, disk, mode="r+") as file:
-        yield FileTail(file, plan)
+        tail = _FileTail(file, plan)
+        tail.write_head()
+        for split in plan.splits:
+            _write_split(tail, split, states[split.name], names[split.name])
+        arrays = tail.complete()
+    end = os.fstat(handle).st_size
+    with _hdf5(handle, disk, mode="r+") as file:
+        _write_ids(file, blocks())
+    write_seal(handle, end, arrays, disk=disk)
+    return {name: tuple(found.skipped) for name, found in names.items()}
 
 
-@contextlib.contextmanager
-def open_ids(handle: int, *, disk: Disk) -> Iterator[IdArrays]:
-    """Open a described file for its ids; raises as `open_tail` does."""
-    with _hdf5(handle, disk, mode="r+") as file:
-        yield IdArrays(file)
+def _write_split(tail: _FileTail, split: SplitPlan, state: SplitState, names: _Names) -> None:
+    tail.write_split(split, state)
+    if names.n_rows != split.n_rows:
+        raise DataError(f"split {split.name!r} has {split.n_rows:,} rows and {names.n_rows:,} ids")
+    tail.write_sums(split, state, names.sums)
+    if names.skipped:
+        tail.write_skipped(split, names.skipped)
+
+
+def _write_ids(file: h5py.File, blocks: Iterator[BlockNames]) -> None:
+    """Fill the arrays of ids, after everything else, so that the texts lie at the file's end."""
+    n_rows: dict[str, int] = {}
+    for block in blocks:
+        start = n_rows.get(block.split, 0)
+        stop = n_rows[block.split] = start + len(block.ids)
+        if block.ids:
+            file[block.split][fmt.ID][start:stop] = list(block.ids)
 
 
 def _allocate_texts(group: h5py.Group, name: str, n_rows: int) -> h5py.h5d.DatasetID:
