@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnfeat.errors import DataError, MissingInputError
+from cnnfeat.card import CARD_FORMAT, ModelCard
+from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
 from cnnfeat.features import FeatureFile, StoredLayer
 from cnnfeat.records import Json
+from cnnfeat.result import SVM_FORMAT, SvmResult
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _MAX_JSON_BYTES = 256 << 20
@@ -111,7 +113,7 @@ def _network(path: Path, metadata: Mapping[str, Json]) -> Artifact:
         "keras": metadata.get("keras_version"),
         "saved": metadata.get("date_saved"),
     }
-    return _with_companion(path, "network", facts, "cnnfeat-model")
+    return _with_companion(path, "network", facts, CARD_FORMAT)
 
 
 def _svm(path: Path, schema: Mapping[str, Json]) -> Artifact:
@@ -119,7 +121,7 @@ def _svm(path: Path, schema: Mapping[str, Json]) -> Artifact:
         "class": f"{schema.get('__module__')}.{schema.get('__class__')}",
         "skops": schema.get("_skops_version"),
     }
-    return _with_companion(path, "SVM", facts, "cnnfeat-svm")
+    return _with_companion(path, "SVM", facts, SVM_FORMAT)
 
 
 def _with_companion(path: Path, kind: str, facts: dict[str, Json], wanted: str) -> Artifact:
@@ -142,7 +144,7 @@ def _document(path: Path) -> Artifact:
         document = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON: {error}") from error
-    kinds = {"cnnfeat-model": "network card", "cnnfeat-svm": "SVM result"}
+    kinds = {CARD_FORMAT: "network card", SVM_FORMAT: "SVM result"}
     found = document.get("format")
     if not isinstance(found, str) or found not in kinds:
         raise _unknown(path, f"JSON with format {found!r}")
@@ -156,24 +158,22 @@ def _document(path: Path) -> Artifact:
 
 def summary(artifact: Artifact) -> list[tuple[str, str]]:
     """Say the main facts in words, for people."""
-    shown: dict[str, Callable[[Mapping[str, Json]], list[tuple[str, str]]]] = {
-        "feature file": _features_summary,
-        "network": lambda facts: _plain(facts) + _nested(facts, _card_summary),
-        "network card": _card_summary,
-        "SVM": lambda facts: _plain(facts) + _nested(facts, _svm_summary),
-        "SVM result": _svm_summary,
-    }
-    return [("file", f"{artifact.path}: {artifact.kind}"), *shown[artifact.kind](artifact.facts)]
-
-
-def _plain(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in facts.items() if isinstance(value, str)]
-
-
-def _nested(
-    facts: Mapping[str, Json], show: Callable[[Mapping[str, Json]], list[tuple[str, str]]]
-) -> list[tuple[str, str]]:
-    return [line for value in facts.values() if isinstance(value, Mapping) for line in show(value)]
+    path, facts = Path(artifact.path), artifact.facts
+    lines = [("file", f"{path}: {artifact.kind}")]
+    if artifact.kind == "feature file":
+        return lines + _features_summary(facts)
+    show = _card_summary if artifact.kind in ("network", "network card") else _svm_summary
+    if artifact.kind in ("network card", "SVM result"):
+        return lines + show(facts, path)
+    for name, value in facts.items():
+        if isinstance(value, str):
+            lines.append((name, value))
+        elif isinstance(value, Mapping):  # the JSON file beside it
+            try:
+                lines += show(value, path.parent / name)
+            except CnnfeatError as error:
+                lines.append((name, str(error)))
+    return lines
 
 
 def _features_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
@@ -201,41 +201,29 @@ def _features_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
     return lines + ([("left out", f"{left_out:,} samples; --json lists them")] if left_out else [])
 
 
-def _card_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
-    source = facts.get("source")
-    source = source if isinstance(source, Mapping) else {}
+def _card_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]]:
+    card = ModelCard.from_json(facts, path=path)
+    source = card.source
     return [
-        (
-            "trained on",
-            f"{source.get('name')} ({source.get('kind')}), {facts.get('n_train')} images",
-        ),
+        ("trained on", f"{card.source_name} ({source.get('kind')}), {card.n_train} images"),
         ("source SHA-256", f"{source.get('fingerprint')}, of {source.get('fingerprint_method')}"),
         (
             "accuracy",
-            f"validation {_percent(facts.get('validation_accuracy'))}, "
-            f"test {_percent(facts.get('test_accuracy'))}",
+            f"validation {_percent(card.validation_accuracy)}, test {_percent(card.test_accuracy)}",
         ),
-        ("epochs", f"{len(_items(facts.get('history')))}, best {facts.get('best_epoch')}"),
-        (
-            "created",
-            f"{facts.get('created')} by cnnfeat {facts.get('cnnfeat')}, "
-            f"TensorFlow {facts.get('tensorflow')}",
-        ),
-        ("model SHA-256", str(facts.get("model_sha256"))),
+        ("epochs", f"{card.epochs}, best {card.best_epoch}"),
+        ("created", f"{card.created} by cnnfeat {card.cnnfeat}, TensorFlow {card.tensorflow}"),
+        ("model SHA-256", card.model_sha256),
     ]
 
 
-def _svm_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
-    features = facts.get("features")
-    features = features if isinstance(features, Mapping) else {}
+def _svm_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]]:
+    result = SvmResult.from_json(facts, path=path)
+    best, features = result.best, result.features
     return [
-        ("layer", f"{facts.get('layer')} ({facts.get('n_features')} features)"),
-        (
-            "machine",
-            f"{facts.get('kernel')} kernel, C = {facts.get('C')}, "
-            f"{facts.get('n_train')} training rows",
-        ),
-        ("accuracy", f"{_percent(facts.get('accuracy'))} of {facts.get('n_test')} test rows"),
+        ("layer", f"{best.layer} ({best.n_features} features)"),
+        ("machine", f"{result.kernel} kernel, C = {best.C}, {result.n_train} training rows"),
+        ("accuracy", f"{_percent(best.accuracy)} of {result.n_test} test rows"),
         (
             "features",
             f"{features.get('path')}, from {features.get('source')} "
@@ -248,5 +236,5 @@ def _items(value: Json) -> list[Json]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
-def _percent(value: Json) -> str:
-    return f"{value:.2%}" if isinstance(value, float) else "unknown"
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2%}"

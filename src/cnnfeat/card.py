@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.files import write_json
@@ -39,11 +40,67 @@ class ModelCard:
     model_sha256: str
 
     @property
+    def epochs(self) -> int:
+        """How many were trained."""
+        return len(self.history)
+
+    @property
+    def source_name(self) -> str:
+        """What it was trained on."""
+        return str(self.source.get("name"))
+
+    @property
     def data_dir(self) -> Path | None:
         """Where its data set lay, if that was said."""
         data = self.config.get("data")
         folder = data.get("dir") if isinstance(data, Mapping) else None
         return Path(folder) if isinstance(folder, str) else None
+
+    def to_json(self) -> dict[str, Json]:
+        """Make the document."""
+        fields = {name: getattr(self, name) for name in ModelCard.__slots__}
+        return {"format": CARD_FORMAT, "format_version": CARD_VERSION, **fields}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, object], *, path: Path) -> ModelCard:
+        """Check and take up a document.
+
+        Parameters
+        ----------
+        document : mapping
+            What JSON holds.
+        path : Path
+            Where it stood, for messages.
+
+        Raises
+        ------
+        NetworkError
+            If it is of another version, or a field is missing or of another type.
+        """
+        if document.get("format_version") != CARD_VERSION:
+            raise NetworkError(
+                f"{path} has format version {document.get('format_version')!r}; "
+                f"this version of cnnfeat reads {CARD_VERSION}"
+            )
+        missing = [name for name in ModelCard.__slots__ if name not in document]
+        if missing:
+            raise NetworkError(f"{path} lacks {', '.join(missing)}", hint="delete it to go on")
+        values = {name: document[name] for name in ModelCard.__slots__}
+        for name, (kind, words) in _KINDS.items():
+            if not isinstance(values[name], kind):
+                raise NetworkError(f"{path}: {name} must be {words}, not {values[name]!r}")
+            if kind is list:
+                values[name] = tuple(cast("list[object]", values[name]))
+        return cls(**values)  # type: ignore[arg-type]
+
+
+_NUMBER, _RECORD, _LIST = (int | float, "a number"), (dict, "a record"), (list, "a list")
+_KINDS = {
+    **dict.fromkeys(("config", "source"), _RECORD),
+    **dict.fromkeys(("classes", "image_shape", "history"), _LIST),
+    **dict.fromkeys(("best_epoch", "validation_accuracy", "elapsed_s"), _NUMBER),
+    **dict.fromkeys(("n_train", "n_validation", "n_test"), _NUMBER),
+}
 
 
 def card_path(model: Path) -> Path:
@@ -53,8 +110,7 @@ def card_path(model: Path) -> Path:
 
 def write_card(card: ModelCard, path: Path) -> None:
     """Write a card, whole or not at all."""
-    fields = {name: getattr(card, name) for name in ModelCard.__slots__}
-    write_json(path, {"format": CARD_FORMAT, "format_version": CARD_VERSION, **fields})
+    write_json(path, card.to_json())
 
 
 def read_card(model: Path, *, sha256: str | None = None) -> ModelCard | None:
@@ -81,30 +137,13 @@ def read_card(model: Path, *, sha256: str | None = None) -> ModelCard | None:
         raise NetworkError(f"{path} can't be read: {error}", hint="delete it to go on") from error
     if not isinstance(document, dict) or document.get("format") != CARD_FORMAT:
         return None
-    if document.get("format_version") != CARD_VERSION:
-        raise NetworkError(
-            f"{path} has format version {document.get('format_version')!r}; "
-            f"this version of cnnfeat reads {CARD_VERSION}"
-        )
-    if sha256 is not None and document.get("model_sha256") != sha256:
+    of_another = sha256 is not None and document.get("model_sha256") != sha256
+    if of_another and document.get("format_version") == CARD_VERSION:
         return None
-    return _parse(document, path)
+    return ModelCard.from_json(document, path=path)
 
 
 def file_sha256(path: Path) -> str:
     """Digest a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _parse(document: Mapping[str, object], path: Path) -> ModelCard:
-    missing = [name for name in ModelCard.__slots__ if name not in document]
-    if missing:
-        raise NetworkError(f"{path} lacks {', '.join(missing)}", hint="delete it to go on")
-    values = {name: document[name] for name in ModelCard.__slots__}
-    for name in ("classes", "image_shape", "history"):
-        value = values[name]
-        if not isinstance(value, list):
-            raise NetworkError(f"{path}: {name} must be a list, not {value!r}")
-        values[name] = tuple(value)
-    return ModelCard(**values)  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from cnnfeat.card import read_card
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.files import check_output
 from cnnfeat.knobs import to_dict
 from cnnfeat.options import ExtractOptions, RunOptions, SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json, Source
+from cnnfeat.result import read_result
 from cnnfeat.stages import StageBook
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def _svm(run: _Run) -> StageOutcome:
             progress=run.progress,
         )
         plot_confusion(
-            result.best.scores.confusion,
+            result.confusion,
             result.classes,
             run.folder / CONFUSION,
             title=f"SVM on {result.best.layer}: {result.accuracy:.2%} right",
@@ -276,17 +277,16 @@ def _report(run: _Run) -> StageOutcome:
 
 
 def _result(run: _Run, stages: tuple[StageOutcome, ...]) -> RunResult:
-    card = json.loads((run.folder / CARD).read_text("utf-8"))
-    svm = json.loads((run.folder / SVM_RESULT).read_text("utf-8"))
-    low, high = svm["accuracy_interval"]
+    card = read_card(run.folder / MODEL)
+    svm = read_result(run.folder / SVM_RESULT)
     names = (MODEL, FEATURES, SVM, SVM_RESULT, PREDICTIONS, CONFUSION, REPORT)
     return RunResult(
         folder=str(run.folder),
         source=run.source.name,
-        network_accuracy=card["test_accuracy"],
-        svm_accuracy=svm["accuracy"],
-        svm_accuracy_interval=(low, high),
-        svm_layer=svm["layer"],
+        network_accuracy=None if card is None else card.test_accuracy,
+        svm_accuracy=svm.accuracy,
+        svm_accuracy_interval=svm.best.accuracy_interval,
+        svm_layer=svm.best.layer,
         stages=stages,
         files=tuple(str(run.folder / name) for name in names),
     )

@@ -208,19 +208,3 @@ class ExtractResult:
     size_bytes: int
     elapsed_s: float
     skipped: Mapping[str, tuple[SkippedSample, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a training made. Accuracies are fractions, 0 to 1."""
-
-    path: str
-    source: str
-    epochs: int
-    best_epoch: int  # counted from 1
-    validation_accuracy: float
-    test_accuracy: float | None
-    n_train: int
-    n_validation: int
-    n_test: int
-    elapsed_s: float

@@ -18,13 +18,20 @@ CARD = {
     "format_version": 1,
     "cnnfeat": "0.1.0",
     "tensorflow": "2.21.0",
+    "keras": "3.15.1",
     "created": "2026-01-02T03:04:05+00:00",
     "source": {"name": "mnist", "kind": "mnist", "fingerprint": "ab12", "fingerprint_method": "x"},
+    "config": {},
+    "classes": ["a", "b"],
+    "image_shape": [28, 28, 1],
     "history": [{"epoch": 1}, {"epoch": 2}],
     "best_epoch": 2,
     "validation_accuracy": 0.9912,
     "test_accuracy": 0.9931,
     "n_train": 54000,
+    "n_validation": 6000,
+    "n_test": 10000,
+    "elapsed_s": 60.0,
     "model_sha256": "cd34",
 }
 SVM = {
@@ -37,6 +44,9 @@ SVM = {
     "n_train": 60000,
     "n_test": 10000,
     "accuracy": 0.9925,
+    "accuracy_interval": [0.9906, 0.994],
+    "classes": ["a", "b"],
+    "confusion": [[5000, 40], [35, 4925]],
     "features": {"path": "features.h5", "source": "mnist", "network": "model.keras"},
 }
 
@@ -131,6 +141,20 @@ def test_info_of_an_svm_and_its_result(run):
         assert code == 0
         assert f"{name}: {kind}" in out
         assert "conv2 (1764 features)" in out and "99.25% of 10000 test rows" in out
+
+
+def test_info_of_damaged_records(run):
+    short = {name: value for name, value in SVM.items() if name != "classes"}
+    Path("svm.json").write_text(json.dumps(short))
+    code, _, err = run("info", "svm.json")
+    assert code == 3 and "svm.json: damaged: KeyError: 'classes'" in err
+    _zip("svm.skops", {"schema.json": {"__module__": "sklearn.pipeline", "__class__": "Pipeline"}})
+    code, out, _ = run("info", "svm.skops")
+    assert code == 0 and "sklearn.pipeline.Pipeline" in out
+    assert "svm.json: damaged: KeyError: 'classes'" in out
+    Path("model.json").write_text(json.dumps({**CARD, "history": 2}))
+    code, _, err = run("info", "model.json")
+    assert code == 4 and "model.json: history must be a list, not 2" in err
 
 
 def test_info_of_what_it_does_not_know(run, tmp_path):

@@ -378,12 +378,12 @@ def test_refusals_leave_the_old_page(run, tmp_path):
     ],
 )
 def test_a_damaged_svm_result_is_left_out_and_named(run, tmp_path, damage, message):
-    from cnnfeat.report.results import read_svm
+    from cnnfeat.result import read_result
 
     folder = copy_run(run, tmp_path / "run", "features.h5")
     (folder / "svm.json").write_text(damage, "utf-8")
     with pytest.raises(FeatureFileError, match=message):
-        read_svm(folder / "svm.json")
+        read_result(folder / "svm.json")
     result = write_report(folder, tmp_path / "report.html", embedding="pca")
     assert any(message in text for text in result.missing)
 

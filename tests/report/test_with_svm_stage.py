@@ -9,7 +9,8 @@ import numpy as np
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import SvmOptions
 from cnnfeat.report.page import write_report
-from cnnfeat.report.results import read_predictions, read_svm
+from cnnfeat.report.results import read_predictions
+from cnnfeat.result import read_result
 from cnnfeat.svm import svm_stage
 
 
@@ -18,10 +19,10 @@ def test_the_stage_s_outputs_are_read(run, tmp_path):
     result = svm_stage(
         tmp_path / "features.h5", tmp_path, config=SvmOptions(layer=("all",), C=0.01)
     )
-    read = read_svm(tmp_path / "svm.json")
+    read = read_result(tmp_path / "svm.json")
     assert [score.layer for score in read.layers] == ["conv2", "fc1"]
     assert read.best.accuracy == result.accuracy
-    assert read.p_value is not None
+    assert read.mcnemar is not None
     with FeatureFile(tmp_path / "features.h5") as file:
         predictions = read_predictions(tmp_path / "predictions.csv", file=file, result=read)
     np.testing.assert_array_equal(predictions.labels, run.labels)

@@ -54,7 +54,7 @@ def test_mcnemar_equals_the_binomial_by_hand():
     first = np.array([True] * 10 + [False] * 2 + [True] * 50)
     second = np.array([False] * 10 + [True] * 2 + [True] * 50)
     found = mcnemar(first, second)
-    assert (found.only_first, found.only_second) == (10, 2)
+    assert (found.only_first_right, found.only_second_right) == (10, 2)
     # 2 * (C(12,0) + C(12,1) + C(12,2)) / 2^12
     assert found.p_value == pytest.approx(2 * (1 + 12 + 66) / 4096)
 

@@ -8,10 +8,10 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.svm import LinearSVC
 
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.result import Trial
 from cnnfeat.svm.design import Design
 from cnnfeat.svm.matrix import ArrayRows
 from cnnfeat.svm.selection import (
-    Trial,
     check_grid,
     choose,
     default_grid,

@@ -142,14 +142,14 @@ def test_layers_are_compared_by_cross_validation(digits_file, tmp_path, caplog):
     result = svm_stage(
         digits_file, tmp_path, config=config, options=MachineOptions(grid=(0.001, 0.01))
     )
-    assert [run.layer for run in result.runs] == ["whole", "half"]
+    assert [run.layer for run in result.layers] == ["whole", "half"]
     assert result.best.layer == "whole"
-    assert result.document["layer"] == "whole"
-    records = {record["layer"]: record for record in result.document["layers"]}
+    assert result.to_json()["layer"] == "whole"
+    records = {record["layer"]: record for record in result.to_json()["layers"]}
     assert records["half"]["n_features"] == 32
     assert records["whole"]["cv_accuracy"] > records["half"]["cv_accuracy"]
-    assert result.comparison is not None
-    assert result.comparison.p_value < 0.01
+    assert result.mcnemar is not None
+    assert result.mcnemar.p_value < 0.01
     assert "smallest within one standard error" in caplog.text
 
 
@@ -164,8 +164,8 @@ def test_choice_of_C_never_sees_test_rows(digits_file, make_file, pixels, tmp_pa
     config = SvmOptions(layer=("whole",), folds=3)
     first = svm_stage(digits_file, tmp_path / "a", config=config)
     second = svm_stage(broken, tmp_path / "b", config=config)
-    assert first.document["selection"] == second.document["selection"]
-    assert first.best.machine.objective == second.best.machine.objective
+    assert first.to_json()["selection"] == second.to_json()["selection"]
+    assert first.best.objective == second.best.objective
     assert first.accuracy > 0.85
     assert second.accuracy < 0.3
 
@@ -175,13 +175,13 @@ def test_without_a_test_split_rows_are_held_out(make_file, pixels, tmp_path, cap
     X, y = pixels
     path = make_file({"all": {"whole": X[:500]}}, {"all": y[:500]})
     result = svm_stage(path, tmp_path / "out", config=FIXED)
-    assert result.how == "hold-out"
-    assert result.document["n_train"] + result.document["n_test"] == 500
-    assert 95 <= result.document["n_test"] <= 105
+    assert result.evaluation == "hold-out"
+    assert result.n_train + result.n_test == 500
+    assert 95 <= result.n_test <= 105
     assert "no test split: trained on" in caplog.text
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8") as lines:
         ids = [record["id"] for record in csv.DictReader(lines)]
-    assert len(set(ids)) == result.document["n_test"]
+    assert len(set(ids)) == result.n_test
     counts = np.bincount(y[[int(name.removeprefix("all/")) for name in ids]])
     assert abs(counts - np.bincount(y[:500]) / 5).max() <= 1
 
@@ -190,8 +190,8 @@ def test_cross_validation_scores_every_row(make_file, pixels, tmp_path):
     X, y = pixels
     path = make_file({"all": {"whole": X[:500]}}, {"all": y[:500]})
     result = svm_stage(path, tmp_path / "out", config=FIXED, cross_validate=True)
-    assert result.how == "cross-validation"
-    assert result.document["n_train"] == result.document["n_test"] == 500
+    assert result.evaluation == "cross-validation"
+    assert result.n_train == result.n_test == 500
     assert 0.8 < result.accuracy < 1
 
 
@@ -218,7 +218,7 @@ def test_little_memory_gives_the_same_machine(make_file, tmp_path):
     tight = svm_stage(
         path, tmp_path / "b", config=config, options=MachineOptions(memory_bytes=2 * 2**20)
     )
-    assert tight.best.machine.objective == pytest.approx(roomy.best.machine.objective, rel=1e-4)
+    assert tight.best.objective == pytest.approx(roomy.best.objective, rel=1e-4)
     assert abs(tight.accuracy - roomy.accuracy) < 0.005
 
 
@@ -241,7 +241,7 @@ def test_labels_need_not_be_consecutive(make_file, pixels, tmp_path):
     )
     result = svm_stage(path, tmp_path / "out", config=FIXED)
     assert result.classes == ("1", "3", "5", "7", "9")
-    assert np.shape(result.document["confusion"]) == (5, 5)
+    assert np.shape(result.confusion) == (5, 5)
     assert result.accuracy > 0.9
 
 

@@ -13,7 +13,7 @@ from cnnfeat.cli.settings import Settings, artifact, pass_settings
 from cnnfeat.options import SvmOptions
 
 if TYPE_CHECKING:
-    from cnnfeat.svm import SvmResult
+    from cnnfeat.result import SvmResult
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _LEAST_BYTES = 64 * 2**20
@@ -149,38 +149,38 @@ def svm(
         extra_outputs=extra_outputs(layer),
         progress=console.progress(settings),
     )
-    drawn = draw(result)
+    drawn = draw(result, out)
     if as_json:
-        console.show_json(result.document)
+        console.show_json(result.to_json())
     else:
-        _show(result, drawn)
+        _show(result, out, drawn)
 
 
-def _show(result: SvmResult, drawn: list[Path]) -> None:
+def _show(result: SvmResult, folder: Path, drawn: list[Path]) -> None:
     """Print the result for people."""
-    best, scores = result.best, result.best.scores
-    if len(result.runs) > 1:
+    best = result.best
+    if len(result.layers) > 1:
         _show_layers(result)
-    low, high = scores.interval
+    low, high = best.accuracy_interval
     where = {"test split": "test", "hold-out": "held-out", "cross-validation": "cross-validated"}
     facts = [
         ("layer", f"{best.layer}: {best.n_features:,} features"),
         (
             "accuracy",
-            f"{scores.accuracy:.2%} of {scores.n_samples:,} {where[result.how]} rows "
+            f"{best.accuracy:.2%} of {result.n_test:,} {where[result.evaluation]} rows "
             f"(95% interval {low:.2%} to {high:.2%})",
         ),
-        ("balanced accuracy", f"{scores.balanced_accuracy:.2%}"),
+        ("balanced accuracy", f"{best.balanced_accuracy:.2%}"),
     ]
-    if result.network_accuracy is not None:
-        facts.append(("the network itself", f"{result.network_accuracy:.2%}"))
-    facts.append(("time", f"{sum(run.elapsed_s for run in result.runs):.1f} s"))
+    if result.network_test_accuracy is not None:
+        facts.append(("the network itself", f"{result.network_test_accuracy:.2%}"))
+    facts.append(("time", f"{sum(score.elapsed_s or 0.0 for score in result.layers):.1f} s"))
     console.show_facts(facts)
     console.show_table(
         ("class", "precision", "recall", "F1", "rows"),
         [
             (c.name, f"{c.precision:.2%}", f"{c.recall:.2%}", f"{c.f1:.2%}", f"{c.support:,}")
-            for c in scores.per_class
+            for c in result.per_class
         ],
         numeric=("precision", "recall", "F1", "rows"),
     )
@@ -189,36 +189,35 @@ def _show(result: SvmResult, drawn: list[Path]) -> None:
             ("true \\ predicted", *result.classes),
             [
                 (name, *(f"{count:,}" if count else "." for count in row))
-                for name, row in zip(result.classes, scores.confusion.tolist(), strict=True)
+                for name, row in zip(result.classes, result.confusion.tolist(), strict=True)
             ],
             numeric=result.classes,
         )
     names = ", ".join(path.name for path in drawn)
-    console.show(f"{result.folder}: svm.skops, svm.json, predictions.csv, {names}")
+    console.show(f"{folder}: svm.skops, svm.json, predictions.csv, {names}")
 
 
 def _show_layers(result: SvmResult) -> None:
     """One line a layer, and whether the difference of the two best may be chance."""
     rows = []
-    for run in result.runs:
-        low, high = run.scores.interval
-        chosen = run.machine.selection
+    for score in result.layers:
+        low, high = score.accuracy_interval
         rows.append(
             (
-                run.layer,
-                f"{run.n_features:,}",
-                f"{run.machine.C:g}",
-                "" if chosen is None else f"{chosen.chosen.mean:.2%}",
-                f"{run.scores.accuracy:.2%}",
+                score.layer,
+                f"{score.n_features:,}",
+                f"{score.C:g}",
+                "" if score.cv_accuracy is None else f"{score.cv_accuracy:.2%}",
+                f"{score.accuracy:.2%}",
                 f"{low:.2%} to {high:.2%}",
-                f"{run.elapsed_s:.1f} s",
+                f"{score.elapsed_s:.1f} s",
             )
         )
     columns = ("layer", "features", "C", "cross-validated", "accuracy", "95% interval", "time")
     console.show_table(columns, rows, numeric=columns[1:])
-    test = result.comparison
+    test = result.mcnemar
     if test is not None:
         console.show(
-            f"the two best layers: {test.only_first} rows only the first gets right, "
-            f"{test.only_second} only the second; McNemar's p = {test.p_value:.2g}"
+            f"the two best layers: {test.only_first_right} rows only the first gets right, "
+            f"{test.only_second_right} only the second; McNemar's p = {test.p_value:.2g}"
         )

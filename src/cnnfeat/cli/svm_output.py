@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from cnnfeat.report.confusion import plot_confusion
 from cnnfeat.report.curves import plot_layers
-from cnnfeat.report.results import read_svm
 
 if TYPE_CHECKING:
-    from cnnfeat.svm import SvmResult
+    from cnnfeat.result import SvmResult
 
 CONFUSION, LAYERS = "confusion.png", "layers.png"
 
@@ -21,21 +20,21 @@ def extra_outputs(layer: Sequence[str]) -> list[str]:
     return [CONFUSION, LAYERS] if len(layer) > 1 or "all" in layer else [CONFUSION]
 
 
-def draw(result: SvmResult) -> list[Path]:
+def draw(result: SvmResult, folder: Path) -> list[Path]:
     """Draw the confusion matrix, and the layers where several were compared."""
-    drawn = [result.folder / CONFUSION]
+    drawn = [folder / CONFUSION]
     plot_confusion(
-        result.best.scores.confusion,
+        result.confusion,
         result.classes,
         drawn[0],
         title=f"SVM on {result.best.layer}",
     )
-    if len(result.runs) > 1:
-        drawn.append(result.folder / LAYERS)
+    if len(result.layers) > 1:
+        drawn.append(folder / LAYERS)
         plot_layers(
-            read_svm(result.folder / "svm.json").layers,
+            result.layers,
             drawn[1],
-            network_accuracy=result.network_accuracy,
+            network_accuracy=result.network_test_accuracy,
             title="SVMs by layer",
         )
     return drawn

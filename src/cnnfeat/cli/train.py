@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -12,7 +12,10 @@ from cnnfeat.cli import console, options
 from cnnfeat.cli.settings import Settings, pass_settings
 from cnnfeat.cli.startup import start_tensorflow
 from cnnfeat.options import DataOptions, RunOptions, TrainOptions
-from cnnfeat.records import TrainResult
+
+if TYPE_CHECKING:
+    from cnnfeat.card import ModelCard
+    from cnnfeat.records import Json
 
 
 @click.command()
@@ -68,26 +71,41 @@ def train(
         start_tensorflow(settings)
         from cnnfeat.network.training import train as train_network
 
-        result = train_network(config, images, out=out, overwrite=overwrite, progress=progress)
+        card = train_network(config, images, out=out, overwrite=overwrite, progress=progress)
     if as_json:
-        console.show_json(dataclasses.asdict(result))
+        console.show_json(_document(card, out))
     else:
-        console.show_facts(_facts(result))
+        console.show_facts(_facts(card, out))
 
 
-def _facts(result: TrainResult) -> list[tuple[str, str]]:
+def _document(card: ModelCard, out: Path) -> dict[str, Json]:
+    return {
+        "path": str(out),
+        "source": card.source_name,
+        "epochs": card.epochs,
+        "best_epoch": card.best_epoch,
+        "validation_accuracy": card.validation_accuracy,
+        "test_accuracy": card.test_accuracy,
+        "n_train": card.n_train,
+        "n_validation": card.n_validation,
+        "n_test": card.n_test,
+        "elapsed_s": card.elapsed_s,
+    }
+
+
+def _facts(card: ModelCard, out: Path) -> list[tuple[str, str]]:
     """Say what a training made, for people."""
     facts = [
         (
             "validation accuracy",
-            f"{result.validation_accuracy:.2%} of {result.n_validation:,} images held back, "
-            f"after epoch {result.best_epoch} of {result.epochs}",
+            f"{card.validation_accuracy:.2%} of {card.n_validation:,} images held back, "
+            f"after epoch {card.best_epoch} of {card.epochs}",
         )
     ]
-    if result.test_accuracy is None:
+    if card.test_accuracy is None:
         facts.append(("test accuracy", "none: the source has no test split"))
     else:
-        facts.append(("test accuracy", f"{result.test_accuracy:.2%} of {result.n_test:,} images"))
-    facts.append(("trained in", f"{result.elapsed_s:.0f} s"))
-    facts.append(("model", result.path))
+        facts.append(("test accuracy", f"{card.test_accuracy:.2%} of {card.n_test:,} images"))
+    facts.append(("trained in", f"{card.elapsed_s:.0f} s"))
+    facts.append(("model", str(out)))
     return facts

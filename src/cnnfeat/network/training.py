@@ -22,7 +22,7 @@ from cnnfeat.knobs import to_dict
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import RunOptions, TrainOptions
 from cnnfeat.progress import SILENT, Progress, Task
-from cnnfeat.records import Labels, Source, TrainResult
+from cnnfeat.records import Labels, Source
 
 logger = logging.getLogger("cnnfeat")
 
@@ -54,7 +54,7 @@ def train(
     out: Path,
     overwrite: bool = False,
     progress: Progress = SILENT,
-) -> TrainResult:
+) -> ModelCard:
     """Train the network of `config` and write it with its card.
 
     A stratified part of the training split is held back: the weights of the epoch that does best
@@ -130,22 +130,7 @@ def train(
         model_sha256=_save(network, out),
     )
     write_card(card, card_path(out))
-    return _result(card, out)
-
-
-def _result(card: ModelCard, out: Path) -> TrainResult:
-    return TrainResult(
-        path=str(out),
-        source=str(card.source["name"]),
-        epochs=len(card.history),
-        best_epoch=card.best_epoch,
-        validation_accuracy=card.validation_accuracy,
-        test_accuracy=card.test_accuracy,
-        n_train=card.n_train,
-        n_validation=card.n_validation,
-        n_test=card.n_test,
-        elapsed_s=card.elapsed_s,
-    )
+    return card
 
 
 def _describe(source: Source) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnfeat.report.results import LayerScore
+from cnnfeat.result import LayerScore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,7 +109,7 @@ def interval_bars(
     scores: Sequence[LayerScore], *, network_accuracy: float | None
 ) -> tuple[list[IntervalBar], float | None]:
     """Place accuracies on one common scale; also where the network's own stands."""
-    ends = [end for score in scores for end in (score.low, score.high)]
+    ends = [end for score in scores for end in score.accuracy_interval]
     if network_accuracy is not None:
         ends.append(network_accuracy)
     low, width = min(ends), (max(ends) - min(ends)) or 1.0
@@ -118,7 +118,7 @@ def interval_bars(
         return round(10 + 180 * (value - low) / width, 1)
 
     bars = [
-        IntervalBar(score, place(score.accuracy), place(score.low), place(score.high))
+        IntervalBar(score, place(score.accuracy), *map(place, score.accuracy_interval))
         for score in scores
     ]
     return bars, None if network_accuracy is None else place(network_accuracy)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cnnfeat.errors import DataError
 from cnnfeat.report.figure import BAD, GOOD, drawing, short
-from cnnfeat.report.results import LayerScore
+from cnnfeat.result import LayerScore
 
 
 def plot_layers(
@@ -37,8 +37,8 @@ def plot_layers(
         axes = figure.add_subplot()
         places = range(len(scores))
         values = [100 * score.accuracy for score in scores]
-        below = [100 * (score.accuracy - score.low) for score in scores]
-        above = [100 * (score.high - score.accuracy) for score in scores]
+        below = [100 * (score.accuracy - score.accuracy_interval[0]) for score in scores]
+        above = [100 * (score.accuracy_interval[1] - score.accuracy) for score in scores]
         axes.errorbar(
             values,
             places,

@@ -13,7 +13,8 @@ from cnnfeat.errors import CnnfeatError, DataError, MissingInputError, UsageErro
 from cnnfeat.features import FeatureFile
 from cnnfeat.features.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.report.results import Predictions, SvmResult, read_predictions, read_svm
+from cnnfeat.report.results import Predictions, read_predictions
+from cnnfeat.result import SvmResult, read_result
 
 if TYPE_CHECKING:
     from cnnfeat.card import ModelCard
@@ -144,15 +145,14 @@ def _open_svm(
     artifacts: Artifacts, file: FeatureFile, missing: list[str]
 ) -> tuple[SvmResult | None, Predictions | None]:
     try:
-        svm = read_svm(artifacts.svm)
+        svm = read_result(artifacts.svm)
     except MissingInputError:
         missing.append(f"No SVM yet: {artifacts.svm} does not exist; cnnfeat svm makes it.")
         return None, None
     except CnnfeatError as error:
         missing.append(f"No SVM: {error}.")
         return None, None
-    features = svm.document.get("features")
-    if isinstance(features, dict) and _differs(features, file.attributes):
+    if _differs(svm.features, file.attributes):
         missing.append(
             f"No SVM: {artifacts.svm.name} was made from other features than {file.path.name}."
         )

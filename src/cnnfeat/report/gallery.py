@@ -15,7 +15,8 @@ from cnnfeat.errors import DataError, UsageError
 from cnnfeat.features import FeatureFile
 from cnnfeat.features.pictures import Pictures
 from cnnfeat.report.figure import BAD, drawing, short
-from cnnfeat.report.results import Predictions, SvmResult
+from cnnfeat.report.results import Predictions
+from cnnfeat.result import SvmResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

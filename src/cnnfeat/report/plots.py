@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnnfeat.card import card_path, read_card
 from cnnfeat.errors import (
     CnnfeatError,
     FeatureFileError,
     LayerLookupError,
     MissingInputError,
+    NetworkError,
     UsageError,
 )
 from cnnfeat.features import FeatureFile
@@ -26,7 +27,8 @@ from cnnfeat.report.evidence import Artifacts, open_pictures
 from cnnfeat.report.exhibits import computed_maps, filters_of, stored_maps
 from cnnfeat.report.filters import plot_activations, plot_filters
 from cnnfeat.report.gallery import mistake_images, plot_errors, plot_top
-from cnnfeat.report.results import read_predictions, read_svm
+from cnnfeat.report.results import read_predictions
+from cnnfeat.result import read_result
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -180,7 +182,7 @@ def draw_embedding(
 
 def draw_confusion(canvas: Canvas) -> None:
     """Draw the confusion matrix of `svm.json`."""
-    result = read_svm(canvas.artifacts.svm)
+    result = read_result(canvas.artifacts.svm)
     title = f"{result.kernel} SVM on {result.best.layer}"
     plot_confusion(
         result.confusion,
@@ -199,7 +201,7 @@ def draw_errors(canvas: Canvas, *, n_images: int) -> None:
     DataError
         If it made none, or the images are not where they were.
     """
-    result = read_svm(canvas.artifacts.svm)
+    result = read_result(canvas.artifacts.svm)
     with FeatureFile(canvas.artifacts.features) as file:
         predictions = read_predictions(canvas.artifacts.predictions, file=file, result=result)
         images = {}
@@ -219,12 +221,12 @@ def draw_errors(canvas: Canvas, *, n_images: int) -> None:
 
 def draw_layers(canvas: Canvas) -> None:
     """Draw the accuracies of all layers that `svm.json` compares."""
-    result = read_svm(canvas.artifacts.svm)
+    result = read_result(canvas.artifacts.svm)
     rows = f"{result.n_test:,} images ({result.evaluation})"
     plot_layers(
         result.layers,
         canvas.out,
-        network_accuracy=result.network_accuracy,
+        network_accuracy=result.network_test_accuracy,
         title=f"Accuracy of a {result.kernel} SVM by layer, {rows}",
         dpi=canvas.dpi,
     )
@@ -240,18 +242,24 @@ def draw_training(canvas: Canvas) -> None:
     FeatureFileError
         If it is damaged.
     """
-    path = canvas.artifacts.model.with_suffix(".json")
-    try:
-        card = json.loads(path.read_text("utf-8"))
-        history, best_epoch = card["history"], card["best_epoch"]
-        title = f"Training on {Path(card['source']['name']).name}: {card['n_train']:,} images"
-    except FileNotFoundError as error:
+    path = card_path(canvas.artifacts.model)
+    if not path.exists():
         raise MissingInputError(
             f"no model card {path}", hint="cnnfeat train writes it beside the model"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FeatureFileError(f"{path}: not a model's card: {error!r}") from error
-    plot_training(history, canvas.out, best_epoch=best_epoch, title=title, dpi=canvas.dpi)
+        )
+    try:
+        card = read_card(canvas.artifacts.model)
+    except NetworkError as error:
+        raise FeatureFileError(f"{path}: not a model's card: {error}") from error
+    if card is None:
+        raise FeatureFileError(f"{path}: not a model's card: its format is another")
+    plot_training(
+        card.history,
+        canvas.out,
+        best_epoch=card.best_epoch,
+        title=f"Training on {Path(card.source_name).name}: {card.n_train:,} images",
+        dpi=canvas.dpi,
+    )
 
 
 def choose_split(file: FeatureFile, split: str | None) -> str:

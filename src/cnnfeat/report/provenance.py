@@ -69,14 +69,18 @@ def _svm_facts(evidence: Evidence) -> list[tuple[str, str]]:
     svm = evidence.svm
     if svm is None:
         return []
-    document = svm.document
     facts = [("SVM", f"{svm.kernel}, {svm.n_train:,} training rows, {svm.n_test:,} test rows")]
-    for key, name in (("C", "C"), ("gamma", "gamma"), ("normalize", "Scaling"), ("pca", "PCA")):
-        value = document.get(key)
+    settings = {
+        "C": svm.best.C,
+        "gamma": svm.best.gamma,
+        "Scaling": svm.normalize,
+        "PCA": svm.pca,
+    }
+    for name, value in settings.items():
         if value is not None:
             facts.append(
                 (f"SVM: {name}", f"{value:.6g}" if isinstance(value, float) else str(value))
             )
-    if isinstance(document.get("elapsed_s"), int | float):
-        facts.append(("SVM: time", f"{document['elapsed_s']:.1f} s"))
+    if svm.best.elapsed_s is not None:
+        facts.append(("SVM: time", f"{svm.best.elapsed_s:.1f} s"))
     return facts

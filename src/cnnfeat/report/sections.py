@@ -15,8 +15,9 @@ from cnnfeat.report.embedding import METHODS, Embedding
 from cnnfeat.report.encoding import data_uri
 from cnnfeat.report.evidence import Evidence
 from cnnfeat.report.exhibits import Exhibit
-from cnnfeat.report.results import Predictions, SvmResult
+from cnnfeat.report.results import Predictions
 from cnnfeat.report.tiles import Sheet, filter_tiles, make_sheet, map_tiles
+from cnnfeat.result import SvmResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,9 +1,10 @@
 """Support vector machines on features: solver, choice of C, evaluation, saving."""
 
+from cnnfeat.result import SvmResult
 from cnnfeat.svm.linear import LinearSVM
 from cnnfeat.svm.machine import MachineOptions
 from cnnfeat.svm.persistence import SavedSVM, load_svm
-from cnnfeat.svm.stage import OUTPUTS, SvmResult, svm_stage
+from cnnfeat.svm.stage import OUTPUTS, svm_stage
 
 __all__ = [
     "OUTPUTS",

@@ -9,18 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from cnnfeat.result import ClassScore, McNemar
+
 Codes = NDArray[np.integer]
-
-
-@dataclass(frozen=True, slots=True)
-class ClassScore:
-    """One class. Fractions are 0 where nothing was counted."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int  # rows whose true class it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +57,6 @@ def wilson_interval(
         return 0.0, 1.0
     found = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return float(found.low), float(found.high)
-
-
-@dataclass(frozen=True, slots=True)
-class McNemar:
-    """Which of two machines is right more often on the same rows, and whether by chance."""
-
-    only_first: int  # rows only the first machine gets right
-    only_second: int
-    p_value: float
 
 
 def mcnemar(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_]) -> McNemar:

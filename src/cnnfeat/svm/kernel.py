@@ -21,8 +21,9 @@ from sklearn.metrics.pairwise import pairwise_kernels
 from sklearn.svm import SVC
 
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.result import CostSearch, Trial
 from cnnfeat.svm.matrix import Floats
-from cnnfeat.svm.selection import Selection, Trial, choose, stratified_folds
+from cnnfeat.svm.selection import choose, stratified_folds
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ def select_kernel(
     folds: int,
     seed: int,
     progress: Progress = SILENT,
-) -> Selection:
+) -> CostSearch:
     """Choose C and gamma by cross-validation, on a stratified subsample above 6,000 rows."""
     rows = subsample(codes, SELECTION_ROWS, seed=seed)
     X, codes = X[rows], codes[rows]

@@ -16,6 +16,7 @@ from sklearn.svm import LinearSVC
 
 from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.result import CostSearch
 from cnnfeat.svm.design import Design
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.kernel import (
@@ -34,7 +35,7 @@ from cnnfeat.svm.matrix import MappedRows, Moments, RowBlocks, SubsetRows, read_
 from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.preparation import Preparation, prepare
 from cnnfeat.svm.problems import Targets
-from cnnfeat.svm.selection import Selection, check_grid, default_grid, select_cost
+from cnnfeat.svm.selection import check_grid, default_grid, select_cost
 
 TOLERANCE = 1e-6
 SELECTION_VALUES = 50_000_000  # features times rows that C is chosen on
@@ -51,7 +52,7 @@ class Machine:
     pipeline: Pipeline  # plain scikit-learn; its classes are 0, 1 ...
     C: float
     gamma: float | None
-    selection: Selection | None  # None: C was given
+    selection: CostSearch | None  # None: C was given
     n_support: int | None  # of kernel machines
     steps: int | None  # of Newton, for linear machines
     objective: float | None
@@ -206,7 +207,7 @@ def _choose_cost(
     config: SvmOptions,
     options: MachineOptions,
     progress: Progress,
-) -> tuple[Selection, NDArray[np.float64]]:
+) -> tuple[CostSearch, NDArray[np.float64]]:
     """Choose C on the training rows, or on a sample of them where they are large."""
     width = prepared.n_outputs if mapping is None else len(mapping.components_)
     room = min(SELECTION_VALUES, options.memory_bytes // (4 * rows.dtype.itemsize))
@@ -232,7 +233,7 @@ def _choose_cost(
     return selection, start.weights
 
 
-def _say_choice(selection: Selection, grid: Sequence[float]) -> None:
+def _say_choice(selection: CostSearch, grid: Sequence[float]) -> None:
     best, chosen = selection.best, selection.chosen
     _LOG.info(
         "C = %g: %.2f%% in %d-fold cross-validation on %s rows; the best is C = %g with "

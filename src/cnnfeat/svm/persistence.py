@@ -23,9 +23,8 @@ from skops.io.exceptions import UntrustedTypesFoundException
 from cnnfeat.errors import FeatureFileError, MissingInputError
 from cnnfeat.files import replacing
 from cnnfeat.records import Json
+from cnnfeat.result import SVM_FORMAT, SVM_VERSION
 
-FORMAT = "cnnfeat-svm"
-FORMAT_VERSION = 1
 SIZE_LIMIT = 32 * 2**30  # bytes an .skops may unpack to
 
 _HINT = "make it again with cnnfeat svm --overwrite"
@@ -52,7 +51,7 @@ class SavedSVM:
 
 def save_svm(pipeline: Pipeline, path: Path, *, metadata: Mapping[str, Json]) -> None:
     """Write a fitted pipeline, whole or not at all."""
-    pipeline.cnnfeat_ = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
+    pipeline.cnnfeat_ = {"format": SVM_FORMAT, "format_version": SVM_VERSION, **metadata}
     with replacing(path) as temporary:
         skops_io.dump(pipeline, temporary)
 
@@ -119,14 +118,14 @@ def _check_container(path: Path) -> None:
 
 
 def _check_metadata(path: Path, metadata: Mapping[str, object]) -> None:
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != SVM_FORMAT:
         raise FeatureFileError(
-            f"{path}: its format is {metadata.get('format')!r}, not {FORMAT!r}", hint=_HINT
+            f"{path}: its format is {metadata.get('format')!r}, not {SVM_FORMAT!r}", hint=_HINT
         )
-    if metadata.get("format_version") != FORMAT_VERSION:
+    if metadata.get("format_version") != SVM_VERSION:
         raise FeatureFileError(
             f"{path}: format version {metadata.get('format_version')!r}; "
-            f"this cnnfeat reads {FORMAT_VERSION}",
+            f"this cnnfeat reads {SVM_VERSION}",
             hint="update cnnfeat, or " + _HINT,
         )
     missing = [name for name in ("layer", "classes", "n_features") if name not in metadata]

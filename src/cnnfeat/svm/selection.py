@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.result import CostSearch, Trial
 from cnnfeat.svm.design import Design
 from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.newton import State, solve
@@ -23,37 +23,6 @@ GRID_REACH = (-1.0, 3.0)  # powers of ten around 1 / the rows' mean squared leng
 SELECTION_TOLERANCE = 1e-3  # of the objective: scores don't change below it
 MAX_STEPS = 100
 LOSING = 3  # values in a row
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One setting, tried on all folds."""
-
-    C: float
-    scores: tuple[float, ...]  # accuracy on each fold held out
-    gamma: float | None = None
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy."""
-        return float(np.mean(self.scores))
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean."""
-        return float(np.std(self.scores, ddof=1) / np.sqrt(len(self.scores)))
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What was tried, and what was chosen."""
-
-    trials: tuple[Trial, ...]  # by growing C
-    best: Trial  # of the highest mean
-    chosen: Trial  # of the smallest C within one standard error of the best
-    folds: int
-    seed: int
-    n_samples: int  # rows used
 
 
 def stratified_folds(codes: NDArray[np.intp], n_folds: int, *, seed: int) -> NDArray[np.intp]:
@@ -125,7 +94,7 @@ def select_cost(
     memory_bytes: int,
     stop_early: bool = False,
     progress: Progress = SILENT,
-) -> tuple[Selection, State]:
+) -> tuple[CostSearch, State]:
     """Cross-validate a linear machine along a path of C.
 
     All folds are columns of one problem, so a pass over the rows serves all of them, and the
@@ -134,7 +103,7 @@ def select_cost(
 
     Returns
     -------
-    selection : Selection
+    selection : CostSearch
     start : State
         The mean of the folds' solutions for the chosen C, to start the final fit from.
     """
@@ -173,7 +142,7 @@ def select_cost(
     return selection, State(weights=weights, decision=design.product(weights))
 
 
-def choose(trials: Sequence[Trial], *, folds: int, seed: int, n_samples: int) -> Selection:
+def choose(trials: Sequence[Trial], *, folds: int, seed: int, n_samples: int) -> CostSearch:
     """Apply the one-standard-error rule.
 
     L. Breiman, J. Friedman, R. Olshen and C. Stone, "Classification and Regression Trees" (1984).
@@ -181,7 +150,7 @@ def choose(trials: Sequence[Trial], *, folds: int, seed: int, n_samples: int) ->
     best = max(trials, key=lambda trial: trial.mean)
     enough = [trial for trial in trials if trial.mean >= best.mean - best.error]
     chosen = min(enough, key=lambda trial: (trial.C, -trial.mean))
-    return Selection(tuple(trials), best, chosen, folds, seed, n_samples)
+    return CostSearch(tuple(trials), best, chosen, folds, seed, n_samples)
 
 
 def _past_the_best(trials: Sequence[Trial]) -> bool:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+import scipy
+import sklearn
+import skops
 from numpy.typing import NDArray
 
+from cnnfeat import __version__
 from cnnfeat.errors import Interrupted
 from cnnfeat.features import FeatureFile
-from cnnfeat.files import check_output, csv_lines, replacing, write_json
+from cnnfeat.files import check_output, csv_lines, replacing
 from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
+from cnnfeat.result import LayerScore, SvmResult, write_result
 from cnnfeat.svm.division import Division, Part, check_finite, divide
-from cnnfeat.svm.document import layer_record, machine_metadata, result_document
-from cnnfeat.svm.evaluation import McNemar, Scores, mcnemar, score
+from cnnfeat.svm.evaluation import Scores, mcnemar, score
 from cnnfeat.svm.machine import Machine, MachineOptions, decide, fit_machine
 from cnnfeat.svm.matrix import SubsetRows, moments
 from cnnfeat.svm.persistence import save_svm
@@ -29,11 +34,24 @@ from cnnfeat.svm.selection import stratified_folds
 
 OUTPUTS = ("svm.skops", "svm.json", "predictions.csv")
 
+# What a feature file's attributes tell of its making, and machines and results repeat.
+PROVENANCE = (
+    "network",
+    "network_sha256",
+    "network_format",
+    "source",
+    "source_kind",
+    "source_fingerprint",
+    "source_fingerprint_method",
+    "preprocessing",
+    "precision",
+)
+
 _LOG = logging.getLogger("cnnfeat")
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRun:
+class _LayerRun:
     """One layer's machine and its answers."""
 
     layer: str
@@ -43,25 +61,6 @@ class LayerRun:
     margin: NDArray[np.float64]
     n_features: int
     elapsed_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class SvmResult:
-    """What the stage made."""
-
-    folder: Path
-    document: Mapping[str, Json]  # what svm.json holds
-    best: LayerRun  # whose machine was saved
-    runs: tuple[LayerRun, ...]  # one a layer, in the file's order
-    classes: tuple[str, ...]
-    comparison: McNemar | None  # of the two best layers
-    how: str  # "test split", "hold-out" or "cross-validation"
-    network_accuracy: float | None
-
-    @property
-    def accuracy(self) -> float:
-        """Accuracy of the saved machine, 0 to 1."""
-        return self.best.scores.accuracy
 
 
 def svm_stage(
@@ -151,7 +150,7 @@ class _Work:
     progress: Progress
 
 
-def _run_layer(work: _Work, layer: str) -> LayerRun:
+def _run_layer(work: _Work, layer: str) -> _LayerRun:
     file, division = work.file, work.division
     started = time.monotonic()
     rows = division.train.features(file, layer)
@@ -174,7 +173,7 @@ def _run_layer(work: _Work, layer: str) -> LayerRun:
         predicted, margin = decide(machine.pipeline, division.test.features(file, layer))
     else:
         predicted, margin = _cross_validated(work, layer, machine)
-    return LayerRun(
+    return _LayerRun(
         layer=layer,
         machine=machine,
         scores=score(scored.codes, predicted, classes=division.classes),
@@ -209,44 +208,131 @@ def _cross_validated(
 
 
 def _finish(
-    file: FeatureFile, out: Path, division: Division, runs: list[LayerRun], config: SvmOptions
+    file: FeatureFile, out: Path, division: Division, runs: list[_LayerRun], config: SvmOptions
 ) -> SvmResult:
     """Write everything; the record comes last."""
     ranked = sorted(runs, key=_quality, reverse=True)
+    result = _result(file, division, ranked=ranked, runs=runs, config=config)
     best = ranked[0]
-    scored = division.test or division.train
-    right = [run.predicted == scored.codes for run in ranked[:2]]
-    comparison = mcnemar(right[0], right[1]) if len(right) == 2 else None
-    document = result_document(
-        file, division, best=best, runs=runs, comparison=comparison, config=config
-    )
     save_svm(
         best.machine.pipeline,
         out / "svm.skops",
         metadata=machine_metadata(file, division, layer=best.layer, n_features=best.n_features),
     )
+    scored = division.test or division.train
     _write_predictions(out / "predictions.csv", file, scored, best, division.classes)
-    write_json(out / "svm.json", document)
+    write_result(result, out / "svm.json")
+    return result
+
+
+def _result(
+    file: FeatureFile,
+    division: Division,
+    *,
+    ranked: list[_LayerRun],
+    runs: list[_LayerRun],
+    config: SvmOptions,
+) -> SvmResult:
+    """Fill the record; `ranked` has the best run first, `runs` is in the file's order."""
+    scored = division.test or division.train
+    right = [run.predicted == scored.codes for run in ranked[:2]]
+    best = ranked[0]
     return SvmResult(
-        folder=out,
-        document=document,
-        best=best,
-        runs=tuple(runs),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        best=_layer_score(file, division, best),
+        kernel=config.kernel,
+        normalize=config.normalize,
+        pca=config.pca,
         classes=division.classes,
-        comparison=comparison,
-        how=division.how,
-        network_accuracy=cast("float | None", document["network_test_accuracy"]),
+        n_train=len(division.train.rows),
+        n_test=len(scored.rows),
+        train_split=division.train.split,
+        test_split=scored.split,
+        evaluation=division.how,
+        per_class=best.scores.per_class,
+        confusion=best.scores.confusion,
+        selection=best.machine.selection,
+        features={"path": str(file.path), **_provenance(file)},
+        network_test_accuracy=_network_accuracy(file),
+        layers=tuple(_layer_score(file, division, run) for run in runs),
+        mcnemar=mcnemar(right[0], right[1]) if len(right) == 2 else None,
+        versions={
+            "cnnfeat": __version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "scikit-learn": sklearn.__version__,
+            "skops": skops.__version__,
+        },
     )
 
 
-def _quality(run: LayerRun) -> float:
+def _layer_score(file: FeatureFile, division: Division, run: _LayerRun) -> LayerScore:
+    machine, scores = run.machine, run.scores
+    chosen = None if machine.selection is None else machine.selection.chosen
+    return LayerScore(
+        layer=run.layer,
+        tensor=file.layer(division.train.split, run.layer).tensor,
+        n_features=run.n_features,
+        C=machine.C,
+        gamma=machine.gamma,
+        n_support=machine.n_support,
+        objective=machine.objective,
+        newton_steps=machine.steps,
+        cv_accuracy=None if chosen is None else chosen.mean,
+        cv_standard_error=None if chosen is None else chosen.error,
+        accuracy=scores.accuracy,
+        accuracy_interval=scores.interval,
+        balanced_accuracy=scores.balanced_accuracy,
+        elapsed_s=run.elapsed_s,
+    )
+
+
+def machine_metadata(
+    file: FeatureFile, division: Division, *, layer: str, n_features: int
+) -> dict[str, Json]:
+    """What a saved machine says of itself: enough to refuse pictures it wasn't made for."""
+    stored = file.layer(division.train.split, layer)
+    return {
+        "layer": layer,
+        "layer_name": stored.layer,
+        "tensor": stored.tensor,
+        "pooling": stored.pooling,
+        "shape": [int(length) for length in stored.shape[1:]],
+        "n_features": n_features,
+        "classes": list(division.classes),
+        "labels": list(division.labels),
+        "cnnfeat": __version__,
+        **_provenance(file),
+    }
+
+
+def _provenance(file: FeatureFile) -> dict[str, Json]:
+    return {name: _plain(file.attributes.get(name)) for name in PROVENANCE}
+
+
+def _plain(value: object) -> Json:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return cast("Json", value.item())
+    return str(value)
+
+
+def _network_accuracy(file: FeatureFile) -> float | None:
+    value = file.attributes.get("network_test_accuracy")
+    if value is None or value != value:  # noqa: PLR0124 - NaN stands for unknown
+        return None
+    return float(cast("float", value))
+
+
+def _quality(run: _LayerRun) -> float:
     """What layers are ranked by: cross-validation where there was one, so not the test rows."""
     chosen = run.machine.selection
     return chosen.chosen.mean if chosen is not None else run.scores.accuracy
 
 
 def _write_predictions(
-    path: Path, file: FeatureFile, part: Part, run: LayerRun, classes: Sequence[str]
+    path: Path, file: FeatureFile, part: Part, run: _LayerRun, classes: Sequence[str]
 ) -> None:
     """Write a line for each scored row."""
     with (
@@ -258,7 +344,7 @@ def _write_predictions(
 
 
 def _prediction_rows(
-    file: FeatureFile, part: Part, run: LayerRun, classes: Sequence[str], step: int = 10_000
+    file: FeatureFile, part: Part, run: _LayerRun, classes: Sequence[str], step: int = 10_000
 ) -> Iterator[tuple[str, str, str, str]]:
     """Read ids a part at a time, and put each beside what was said of its row."""
     for start in range(0, len(part.rows), step):
@@ -272,6 +358,3 @@ def _prediction_rows(
                 classes[run.predicted[place]],
                 f"{run.margin[place]:.6g}",
             )
-
-
-__all__ = ["OUTPUTS", "LayerRun", "SvmResult", "layer_record", "svm_stage"]

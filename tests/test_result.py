@@ -1,0 +1,141 @@
+"""`svm.json`: what it holds, and that it is read back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnfeat.errors import FeatureFileError, MissingInputError
+from cnnfeat.result import SvmResult, read_result, write_result
+
+SCORE = {
+    "layer": "fc1",
+    "tensor": "fc1/relu/Relu:0",
+    "n_features": 128,
+    "C": 0.01,
+    "gamma": None,
+    "n_support": None,
+    "objective": 12.5,
+    "newton_steps": 7,
+    "cv_accuracy": 0.875,
+    "cv_standard_error": 0.0625,
+    "accuracy": 0.75,
+    "accuracy_interval": [0.3, 0.95],
+    "balanced_accuracy": 0.75,
+    "elapsed_s": 1.5,
+}
+TRIAL = {"C": 0.01, "gamma": None, "mean": 0.875, "standard_error": 0.125, "folds": [0.75, 1.0]}
+DOCUMENT = {
+    "format": "cnnfeat-svm",
+    "format_version": 1,
+    "created": "2026-01-02T03:04:05+00:00",
+    **SCORE,
+    "kernel": "linear",
+    "normalize": "standard",
+    "pca": None,
+    "classes": ["cat", "dog"],
+    "n_train": 8,
+    "n_test": 4,
+    "train_split": "train",
+    "test_split": "test",
+    "evaluation": "test split",
+    "per_class": [
+        {"class": "cat", "precision": 1.0, "recall": 0.5, "f1": 0.66, "support": 2},
+        {"class": "dog", "precision": 0.66, "recall": 1.0, "f1": 0.8, "support": 2},
+    ],
+    "confusion": [[1, 1], [0, 2]],
+    "selection": {
+        "folds": 2,
+        "seed": 0,
+        "n_samples": 8,
+        "rule": "smallest C within one standard error of the best",
+        "grid": [0.01, 0.1],
+        "scores": [TRIAL, {**TRIAL, "C": 0.1}],
+        "best": {**TRIAL, "C": 0.1},
+        "chosen": TRIAL,
+    },
+    "features": {"path": "features.h5", "network": "model.keras", "precision": "float32"},
+    "network_test_accuracy": 0.8,
+    "layers": [{**SCORE, "layer": "conv2"}, SCORE],
+    "mcnemar": {"only_first_right": 1, "only_second_right": 0, "p_value": 1.0},
+    "versions": {"cnnfeat": "0.1.0"},
+}
+# What a reader can't do without.
+LEAST = ("format", "format_version", "layer", "accuracy", "accuracy_interval", "kernel", "classes",
+         "n_train", "n_test", "confusion")  # fmt: skip
+
+
+def test_a_document_comes_back_key_by_key(tmp_path: Path):
+    path = tmp_path / "svm.json"
+    path.write_text(json.dumps(DOCUMENT), "utf-8")
+    write_result(read_result(path), tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text("utf-8"))
+    assert again == DOCUMENT
+    assert list(again) == list(DOCUMENT)
+
+
+def test_fields_are_read(tmp_path: Path):
+    result = SvmResult.from_json(DOCUMENT, path=tmp_path)
+    assert result.accuracy == result.best.accuracy == 0.75
+    assert result.best.accuracy_interval == (0.3, 0.95)
+    assert [score.layer for score in result.layers] == ["conv2", "fc1"]
+    np.testing.assert_array_equal(result.confusion, [[1, 1], [0, 2]])
+    assert [(c.name, c.recall, c.support) for c in result.per_class] == [
+        ("cat", 0.5, 2),
+        ("dog", 1.0, 2),
+    ]
+    assert result.selection is not None
+    assert result.selection.best.C == 0.1
+    assert result.selection.chosen.scores == (0.75, 1.0)
+    assert result.mcnemar is not None and result.mcnemar.only_first_right == 1
+
+
+def test_a_document_without_optional_keys_is_read(tmp_path: Path):
+    result = SvmResult.from_json({key: DOCUMENT[key] for key in LEAST}, path=tmp_path)
+    assert result.layers == (result.best,)
+    assert result.evaluation == "test split"
+    assert result.selection is result.mcnemar is result.network_test_accuracy is None
+    assert result.features == {}
+
+
+@pytest.mark.parametrize("key", LEAST[2:])
+def test_a_missing_key_is_named(tmp_path: Path, key: str):
+    damaged = {name: value for name, value in DOCUMENT.items() if name != key}
+    with pytest.raises(FeatureFileError, match=f"damaged: KeyError: '{key}'"):
+        SvmResult.from_json(damaged, path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confusion": [[1]]}, "2 classes, but a confusion matrix of"),
+        ({"accuracy": "much"}, "expected a number, found 'much'"),
+        ({"layers": 3}, "expected a list, found 3"),
+        ({"mcnemar": [1]}, "expected a record"),
+    ],
+)
+def test_damage_is_said(tmp_path: Path, change: dict[str, object], message: str):
+    with pytest.raises(FeatureFileError, match=message):
+        SvmResult.from_json({**DOCUMENT, **change}, path=tmp_path)
+
+
+def test_no_file_names_the_command(tmp_path: Path):
+    with pytest.raises(MissingInputError, match="no SVM result") as caught:
+        read_result(tmp_path / "svm.json")
+    assert "cnnfeat svm" in str(caught.value.hint)
+
+
+def test_records_are_read_without_the_large_libraries():
+    code = (
+        "import sys, cnnfeat.card, cnnfeat.result\n"
+        "print({'tensorflow', 'sklearn', 'h5py', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "set()"
