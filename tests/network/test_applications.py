@@ -59,9 +59,9 @@ def test_the_scales_are_those_of_each_family() -> None:
     """Compared with what each family's own `preprocess_input` makes of one pixel."""
     import tensorflow as tf
 
-    from cnnfeat.network.fitting import fit
+    from cnnfeat.network.feeding import image_input
     from cnnfeat.network.graph import GraphInput
-    from cnnfeat.network.inputs import image_input
+    from cnnfeat.network.preprocessing import fit_images
 
     pixel = np.array([10, 100, 200], np.uint8).reshape(1, 1, 1, 3)
     modules = {
@@ -74,7 +74,7 @@ def test_the_scales_are_those_of_each_family() -> None:
     to = image_input([GraphInput("x", "x:0", tf.float32, (None, None, None, 3))])
     for name, module in modules.items():
         family = getattr(keras.applications, module)
-        plan = fit(
+        plan = fit_images(
             to,
             image_shape=(1, 1, 3),
             image_dtype="uint8",

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
-from cnnfeat.network import Network, load_network, precision
+from cnnfeat.network import Network, load_network, runtime
 from cnnfeat.network.probe import GraphProbe
 
 v1 = tf.compat.v1
@@ -211,7 +211,7 @@ def test_types_and_ranks(dtype, returned: str, rank: int, tf1, tmp_path: Path) -
 
 def test_bfloat16_is_near_and_leaves_float32_alone(seed_network: Network, pixels) -> None:
     try:
-        precision.check_precision("bfloat16")
+        runtime.check_precision("bfloat16")
     except NetworkError:
         pytest.skip("this processor has no bfloat16")
     wanted = probe_of(seed_network, "conv2")(pixels)[0]
@@ -223,7 +223,7 @@ def test_bfloat16_is_near_and_leaves_float32_alone(seed_network: Network, pixels
 
 
 def test_bfloat16_is_refused_where_it_is_slow(seed_network: Network, monkeypatch) -> None:
-    monkeypatch.setattr(precision, "_cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: {"avx2"})
     with pytest.raises(NetworkError, match="AVX512-BF16 or AMX"):
         probe_of(seed_network, "conv2", precision="bfloat16")
     with pytest.raises(NetworkError, match="must be one of float32, bfloat16"):

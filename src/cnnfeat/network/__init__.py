@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from cnnfeat.network.loading import load_network
-from cnnfeat.network.network import Network
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cnnfeat.network.loading import load_network
+    from cnnfeat.network.network import Network
 
 __all__ = ["Network", "load_network"]
+
+_EXPORTS = {"Network": "cnnfeat.network.network", "load_network": "cnnfeat.network.loading"}
+
+
+def __getattr__(name: str) -> object:
+    """Import an exported name when it is first asked for: TensorFlow takes seconds."""
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,9 +12,8 @@ import tensorflow as tf
 
 from cnnfeat.errors import DownloadError, MissingInputError, NetworkError, near_names
 from cnnfeat.network.graph import FlatGraph, node_of
-from cnnfeat.network.hdf5_trust import check_hdf5
-from cnnfeat.network.keras_errors import KERAS_ERRORS, first_line
-from cnnfeat.network.keras_files import trace_keras
+from cnnfeat.network.keras_trust import KERAS_ERRORS, check_hdf5, first_line
+from cnnfeat.network.tracing import trace_keras
 
 PREFIX = "keras:"
 # How each family's pixels were scaled in training (its `preprocess_input`).

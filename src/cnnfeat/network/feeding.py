@@ -1,18 +1,185 @@
-"""Placeholders other than the images: their values, and the errors for those without."""
+"""What a graph is fed: which tensor takes the images, which others could, and their values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError, near_names
-from cnnfeat.network.inputs import ImageInput
+from cnnfeat.network.flattening import importable
+from cnnfeat.network.graph import (
+    WEIGHED,
+    GraphInput,
+    ImageInput,
+    ancestors,
+    descendants,
+    nodes_by_name,
+    shape_of,
+    tensor_of,
+)
 from cnnfeat.records import TensorInfo
 
+_CHANNELS = (1, 3, 4)
+_FED = {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
+_PIPELINES = {
+    "IteratorGetNext", "QueueDequeueV2", "QueueDequeueManyV2", "QueueDequeueUpToV2",
+    "QueueDequeue", "QueueDequeueMany", "QueueDequeueUpTo",
+}  # fmt: skip
+_DECODERS = {
+    "DecodeJpeg", "DecodePng", "DecodeBmp", "DecodeGif", "DecodeImage", "DecodeAndCropJpeg",
+    "ParseExample", "ParseExampleV2",
+}  # fmt: skip
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _SOURCES = {"Placeholder", "PlaceholderV2", "IteratorGetNext", "QueueDequeueV2"}
+
+
+def image_input(inputs: Sequence[GraphInput], *, name: str | None = None) -> ImageInput:
+    """Choose the input that takes the images.
+
+    Raises
+    ------
+    NetworkError
+        If none can, if several can and `name` is None, or if `name` is none of them.
+    """
+    if name is not None:
+        return _named(inputs, name)
+    behind = [item for item in inputs if item.reach and _rating(item)]
+    rated = [(_rating(item), item) for item in behind or inputs]
+    best = max((rating for rating, _ in rated), default=0)
+    chosen = [item for rating, item in rated if rating == best]
+    if best == 0:
+        raise NetworkError(
+            f"no input of the network can take images: {_listed(inputs) or 'it has none'}",
+            hint="--input NAME names a tensor of shape (batch, height, width, channels)",
+        )
+    if len(chosen) > 1:
+        raise NetworkError(
+            f"several inputs could take the images: {_listed(chosen)}",
+            hint=f"say which with --input, such as --input {chosen[0].name}",
+        )
+    return _describe(chosen[0])
+
+
+def can_take_images(item: GraphInput) -> bool:
+    """Whether an input's type and shape could be those of images."""
+    return _rating(item) > 0
+
+
+def _named(inputs: Sequence[GraphInput], name: str) -> ImageInput:
+    for item in inputs:
+        if name in (item.name, item.tensor, item.tensor.removesuffix(":0")):
+            if not _rating(item):
+                raise NetworkError(
+                    f"input {name!r} can't take images: its shape is "
+                    f"{_shape_text(item)} and its type {item.dtype.name}"
+                )
+            return _describe(item)
+    raise NetworkError(
+        f"no input is called {name!r}; the network has {_listed(inputs) or 'none'}",
+        hint=near_names(name, [item.name for item in inputs]),
+    )
+
+
+def _rating(item: GraphInput) -> int:
+    """How much an input looks like one for images; 0: not at all."""
+    if not (item.dtype.is_floating or item.dtype.is_integer) or item.dtype.is_quantized:
+        return 0
+    if item.shape is None:
+        return 1
+    rank = len(item.shape)
+    if rank == 4:
+        return 6 if item.shape[3] in _CHANNELS else 5 if item.shape[1] in _CHANNELS else 4
+    if rank == 3:
+        return 3 if item.dtype.is_floating or item.dtype.size == 1 else 0
+    return 2 if rank == 2 and (item.shape[1] or 0) > 1 else 0
+
+
+def _describe(item: GraphInput) -> ImageInput:
+    layout, (height, width, channels), features = _layout(item.shape)
+    return ImageInput(
+        name=item.name,
+        tensor=item.tensor,
+        dtype=item.dtype.name,
+        layout=layout,
+        height=height,
+        width=width,
+        channels=channels,
+        features=features,
+        batch=1 if layout == "HWC" else item.shape[0] if item.shape else None,
+    )
+
+
+def _layout(
+    shape: tuple[int | None, ...] | None,
+) -> tuple[str, tuple[int | None, int | None, int | None], int | None]:
+    if shape is None:
+        return "NHWC", (None, None, None), None
+    if len(shape) == 4:
+        _, first, second, last = shape
+        if first in _CHANNELS and last not in _CHANNELS:
+            return "NCHW", (second, last, first), None
+        return "NHWC", (first, second, last), None
+    if len(shape) == 3 and shape[2] in _CHANNELS:
+        return "HWC", shape, None
+    if len(shape) == 3:
+        return "NHW", (shape[1], shape[2], 1), None
+    return "flat", (None, None, None), shape[1]
+
+
+def _shape_text(item: GraphInput) -> str:
+    if item.shape is None:
+        return "unknown"
+    inner = ", ".join("any" if length is None else str(length) for length in item.shape)
+    return f"({inner}{',' if len(item.shape) == 1 else ''})"
+
+
+def _listed(inputs: Sequence[GraphInput]) -> str:
+    return ", ".join(f"{item.name} {_shape_text(item)} {item.dtype.name}" for item in inputs)
+
+
+def graph_inputs(graph_def: tf.compat.v1.GraphDef) -> tuple[GraphInput, ...]:
+    """List what could take images: placeholders, else where a pipeline or decoder ends."""
+    graph = _imported(graph_def)
+    nodes = nodes_by_name(graph_def)
+    weighed = {node.name for node in graph_def.node if WEIGHED.match(node.op)}
+    inputs = [
+        GraphInput(
+            name=tensor.name.removesuffix(":0"),
+            tensor=tensor.name,
+            dtype=tensor.dtype.base_dtype,
+            shape=shape_of(tensor.shape),
+            reach=sum(name in weighed for name in descendants(graph_def, [tensor.name])),
+        )
+        for operation in graph.get_operations()
+        if operation.type in _FED | _PIPELINES
+        or (operation.type in _DECODERS and not _in_loop(nodes, operation.name))
+        for tensor in operation.outputs
+    ]
+    return tuple(item for item in inputs if item.dtype not in (tf.resource, tf.variant))
+
+
+def _imported(graph_def: tf.compat.v1.GraphDef) -> tf.Graph:
+    """Import a graph without what importing it could run."""
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(importable(graph_def), name="")
+    return graph
+
+
+def _in_loop(nodes: Mapping[str, tf.compat.v1.NodeDef], name: str) -> bool:
+    """Whether a node is computed many times in one run, so that nothing can be fed for it."""
+    return any(nodes[item].op == "Enter" for item in ancestors(nodes, [name], control=False))
+
+
+def internal_input(graph_def: tf.compat.v1.GraphDef, name: str) -> GraphInput | None:
+    """Describe any tensor as an input, for `--input` to name one in the middle of the graph."""
+    try:
+        tensor = _imported(graph_def).get_tensor_by_name(tensor_of(name))
+    except (KeyError, ValueError):
+        return None
+    return GraphInput(name, tensor.name, tensor.dtype.base_dtype, shape_of(tensor.shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config
 from tensorflow.python.framework import op_def_registry
 from tensorflow.python.grappler import tf_optimizer
 
-from cnnfeat.network.graph import ancestors, node_of, nodes_by_name, subgraph
+from cnnfeat.network.graph import ancestors, consumers_of, node_of, nodes_by_name, subgraph
 from cnnfeat.network.trust import called, impure_nodes
 
 _LOG = logging.getLogger("cnnfeat")
@@ -183,18 +183,15 @@ def _is_training(node: tf.compat.v1.NodeDef) -> bool:
 def without(graph_def: tf.compat.v1.GraphDef, lost: set[str]) -> tf.compat.v1.GraphDef:
     """Drop nodes and everything that depends on them."""
     lost = set(lost)
-    consumers: dict[str, list[str]] = {}
-    for node in graph_def.node:
-        for entry in node.input:
-            if not entry.startswith("^"):
-                consumers.setdefault(node_of(entry), []).append(node.name)
+    nodes = nodes_by_name(graph_def)
+    consumers = consumers_of(nodes, set(nodes))
     waiting = list(lost)
     while waiting:
         for name in consumers.get(waiting.pop(), ()):
             if name not in lost:
                 lost.add(name)
                 waiting.append(name)
-    return subgraph(graph_def, {node.name for node in graph_def.node} - lost)
+    return subgraph(graph_def, set(nodes) - lost)
 
 
 def needed_part(graph_def: tf.compat.v1.GraphDef, fetches: Iterable[str]) -> tf.compat.v1.GraphDef:
@@ -234,3 +231,33 @@ def make_placeholder(
 
 def _known(operation: str) -> bool:
     return op_def_registry.get(operation) is not None
+
+
+def modernise(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
+    """Rewrite withdrawn operations of a graph, in place.
+
+    `BatchNormWithGlobalNormalization` went in 2015, yet it is in the most copied graph there is,
+    the Inception of that year.
+    """
+    for node in list(graph_def.node):
+        if node.op == "BatchNormWithGlobalNormalization":
+            _rewrite_batch_norm(graph_def, node)
+    return graph_def
+
+
+def _rewrite_batch_norm(graph_def: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) -> None:
+    values, mean, variance, beta, gamma = node.input[:5]
+    epsilon = node.attr["variance_epsilon"].f
+    dtype = node.attr["T"].type
+    if not node.attr["scale_after_normalization"].b:
+        gamma = f"{node.name}/ones"
+        ones = graph_def.node.add(name=gamma, op="OnesLike", input=[mean])
+        ones.attr["T"].type = dtype
+    node.op = "FusedBatchNormV3"
+    node.ClearField("attr")
+    node.ClearField("input")
+    node.input.extend([values, gamma, beta, mean, variance])
+    node.attr["T"].type = dtype
+    node.attr["U"].type = dtype
+    node.attr["epsilon"].f = epsilon
+    node.attr["is_training"].b = False

@@ -1,4 +1,4 @@
-"""What kind of file a model is, by its content, never by its ending."""
+"""What kind of file a model is, by its content, never by its ending; and its messages read."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import json
 import pickletools
 import stat
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
+
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError, Message
+from tensorflow.core.framework import graph_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from cnnfeat.errors import MissingInputError, NetworkError
-from cnnfeat.network.protofiles import Kind, kind_of
+
+M = TypeVar("M", bound=Message)
+_LIMIT_BYTES = 2**31  # of a protocol buffer
 
 
 class Format(enum.Enum):
@@ -24,10 +33,11 @@ class Format(enum.Enum):
     APPLICATION = "applications"
 
 
-_MESSAGES = {
-    Kind.GRAPH: Format.GRAPH_DEF,
-    Kind.META_GRAPH: Format.CHECKPOINT,
-    Kind.SAVED_MODEL: Format.SAVED_MODEL,
+# The message that a file of each format is, whole.
+_MESSAGES: Mapping[Format, type[Message]] = {
+    Format.GRAPH_DEF: graph_pb2.GraphDef,
+    Format.CHECKPOINT: meta_graph_pb2.MetaGraphDef,
+    Format.SAVED_MODEL: saved_model_pb2.SavedModel,
 }
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _KNOWN = (
@@ -89,9 +99,9 @@ def _file(path: Path) -> Format:
     if path.name.endswith((".index", ".meta")) or ".data-" in path.name:
         return Format.CHECKPOINT
     _refuse_foreign(path, head)
-    kind = kind_of(path)
+    kind = _kind_of(path)
     if kind is not None:
-        return _MESSAGES[kind]
+        return kind
     if path.with_name(f"{path.name}.meta").is_file():
         return Format.CHECKPOINT
     raise NetworkError(f"{path} is no model this program knows", hint=f"models are {_KNOWN}")
@@ -194,3 +204,80 @@ def _is_json(head: bytes) -> bool:
     except json.JSONDecodeError:
         return b'"' in head[:200]
     return True
+
+
+def read_message(path: Path, kind: type[M]) -> M:
+    """Read a file as a message of one kind.
+
+    Raises
+    ------
+    NetworkError
+        If it is none.
+    """
+    size = path.stat().st_size
+    if size >= _LIMIT_BYTES:
+        raise NetworkError(
+            f"{path}: {size:,} bytes; a protocol buffer has less than {_LIMIT_BYTES:,}"
+        )
+    message: M = kind()
+    content = path.read_bytes()
+    try:
+        if _is_text(content[:4096]):
+            text_format.Parse(content.decode("utf-8"), message, allow_unknown_field=True)
+        else:
+            message.ParseFromString(content)
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        raise NetworkError(f"{path}: damaged, or no {kind.__name__}: {error}") from error
+    return message
+
+
+def _kind_of(path: Path) -> Format | None:
+    """Say of which format a file is that holds one message; None: of none."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if _is_text(head):
+        return _kind_of_text(head.decode("utf-8", "replace"))
+    if head[:3] == b"\x08\x01\x12":  # its schema's version, then a meta graph
+        return Format.SAVED_MODEL
+    if head[:1] not in (b"\x0a", b"\x12", b"\x22") or path.stat().st_size >= _LIMIT_BYTES:
+        return None
+    for kind, message_type in _MESSAGES.items():
+        try:
+            message = read_message(path, message_type)
+        except NetworkError:
+            continue
+        if _plausible(message):
+            return kind
+    return None
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether bytes look like a protocol buffer written as text."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:
+            return False
+        text = head[: error.start].decode("utf-8")
+    return "{" in text and all(char.isprintable() or char in "\r\n\t" for char in text)
+
+
+def _kind_of_text(text: str) -> Format | None:
+    fields = [line.split("{")[0].split(":")[0].strip() for line in text.splitlines()]
+    names = [field for field in fields if field and not field.startswith("#")]
+    first = names[0] if names else ""
+    if first in ("node", "versions", "library", "version"):
+        return Format.GRAPH_DEF
+    if first in ("saved_model_schema_version", "meta_graphs"):
+        return Format.SAVED_MODEL
+    if first in ("meta_info_def", "graph_def", "saver_def"):
+        return Format.CHECKPOINT
+    return None
+
+
+def _plausible(message: Message) -> bool:
+    if isinstance(message, saved_model_pb2.SavedModel):
+        return any(meta.graph_def.node for meta in message.meta_graphs)
+    graph = message.graph_def if isinstance(message, meta_graph_pb2.MetaGraphDef) else message
+    nodes = graph.node
+    return bool(nodes) and all(node.name and node.op for node in nodes)

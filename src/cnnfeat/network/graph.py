@@ -7,12 +7,16 @@ once in memory, however often the graph is copied, and no graph outgrows a proto
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import tensorflow as tf
 
 from cnnfeat.records import TensorInfo
+
+# Operations that weigh their inputs: what tells one layer from the next.
+WEIGHED = re.compile(r"(\w*Conv|\w*MatMul|Einsum|\w*While|PartitionedCall)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,37 @@ class GraphInput:
     dtype: tf.DType
     shape: tuple[int | None, ...] | None  # with the batch axis; None: rank unknown
     reach: int = 0  # convolutions and matrix products behind it, where that was counted
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The input that takes images. A side that is None takes any length."""
+
+    name: str
+    tensor: str
+    dtype: str
+    layout: str  # "NHWC", "NCHW", "NHW", "HWC" (one image at a time) or "flat"
+    height: int | None
+    width: int | None
+    channels: int | None
+    features: int | None = None  # of a flat input
+    batch: int | None = None  # of an input that takes exactly so many images
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int | None]:
+        """(height, width, channels)."""
+        return (self.height, self.width, self.channels)
+
+    def __str__(self) -> str:
+        lengths: tuple[int | None, ...] = {
+            "NHWC": (self.height, self.width, self.channels),
+            "NCHW": (self.channels, self.height, self.width),
+            "NHW": (self.height, self.width),
+            "HWC": (self.height, self.width, self.channels),
+            "flat": (self.features,),
+        }[self.layout]
+        inner = ", ".join("any" if length is None else str(length) for length in lengths)
+        return f"({inner}{',' if len(lengths) == 1 else ''}) {self.dtype}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +150,45 @@ def descendants(
             seen.add(name)
             waiting.extend(consumers.get(f"{name}/*", ()))
     return seen
+
+
+def in_order(nodes: Mapping[str, tf.compat.v1.NodeDef], wanted: set[str]) -> list[str]:
+    """Sort nodes so that each comes after what it needs, as near to the file's order as can be."""
+    done: set[str] = set()
+    ordered: list[str] = []
+    for start in nodes:
+        stack = [(start, False)] if start in wanted else []
+        while stack:
+            name, ready = stack.pop()
+            if ready:
+                ordered.append(name)
+            elif name not in done:
+                done.add(name)
+                stack.append((name, True))
+                stack.extend(
+                    (node_of(entry), False)
+                    for entry in reversed(nodes[name].input)
+                    if node_of(entry) in wanted and node_of(entry) not in done
+                )
+    return ordered
+
+
+def consumers_of(
+    nodes: Mapping[str, tf.compat.v1.NodeDef], wanted: set[str]
+) -> dict[str, list[str]]:
+    """Say which of the nodes take each node's values."""
+    consumers: dict[str, list[str]] = {}
+    for name in wanted:
+        for entry in nodes[name].input:
+            if entry[0] != "^":
+                consumers.setdefault(node_of(entry), []).append(name)
+    return consumers
+
+
+def ends(graph_def: tf.compat.v1.GraphDef) -> list[str]:
+    """Names of the nodes whose outputs nobody takes."""
+    taken = {node_of(entry) for node in graph_def.node for entry in node.input}
+    return [node.name for node in graph_def.node if node.name not in taken]
 
 
 def subgraph(graph_def: tf.compat.v1.GraphDef, keep: set[str]) -> tf.compat.v1.GraphDef:

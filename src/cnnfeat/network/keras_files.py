@@ -1,22 +1,38 @@
-"""`.keras` files and whole models in HDF5: from the file to a flat graph."""
+"""Whole models of Keras: `.keras` archives and HDF5, of Keras 3 and of Keras 2."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
+import h5py
 import keras
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
-from cnnfeat.network import keras_trust
 from cnnfeat.network.graph import FlatGraph
-from cnnfeat.network.keras_errors import KERAS_ERRORS, first_line, unknown_class
-from cnnfeat.network.legacy import load_legacy
-from cnnfeat.network.tracing import trace
+from cnnfeat.network.keras_trust import (
+    KERAS_ERRORS,
+    check_archive,
+    check_config,
+    check_hdf5,
+    check_meanings,
+    first_line,
+    is_keras_2,
+    regular_name,
+    unknown_class,
+)
+from cnnfeat.network.tracing import trace, trace_keras
 
-Pack = Callable[[Sequence[tf.Tensor]], object]
+_LOG = logging.getLogger("cnnfeat")
+_LEGACY_HINT = "Keras 2 may read it: pip install 'cnnfeat[legacy]'"
+_KERAS_2_ONLY = (
+    "TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceProperty", "InstanceMethod",
+    "ThresholdedReLU", "LocallyConnected", "CuDNNLSTM", "CuDNNGRU", "'Functional'",
+)  # fmt: skip
 
 
 def load_keras(path: Path) -> FlatGraph:
@@ -29,92 +45,165 @@ def load_keras(path: Path) -> FlatGraph:
     NetworkError
         If it can't be read.
     """
-    config = keras_trust.check_archive(path)
+    config = check_archive(path)
     try:
-        if keras_trust.is_keras_2(path):
-            keras_trust.check_meanings(json.dumps(config))
-        with keras_trust.regular_name(path, ".keras") as named:
+        if is_keras_2(path):
+            check_meanings(json.dumps(config))
+        with regular_name(path, ".keras") as named:
             model = keras.saving.load_model(named, compile=False, safe_mode=True)
         return trace_keras(model, config)
     except KERAS_ERRORS as error:
-        if keras_trust.is_keras_2(path):
-            return load_legacy(path, ".keras", reason=error)
+        if is_keras_2(path):
+            return _load_keras_2(path, ".keras", reason=error)
         raise unknown_class(path, error) or NetworkError(
             f"{path}: Keras {keras.__version__} can't read it: {first_line(error)}"
         ) from error
 
 
-def trace_keras(
-    model: keras.Model,
-    config: Mapping[str, object] | None = None,
-    *,
-    scale: str | None = None,
-    free: bool = False,
-) -> FlatGraph:
-    """Trace a built Keras 3 model.
+def load_hdf5(path: Path) -> FlatGraph:
+    """Load a whole model from HDF5 and trace it.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Functional, sequential or subclassed.
-    config : mapping, optional
-        The file's own configuration: says what shapes a subclassed model was built for.
-    scale : str, optional
-        How pixels were scaled in training, where known.
-    free : bool
-        Take images of any size, whatever size the model was built for.
+    Raises
+    ------
+    UntrustedModelError
+        If its configuration holds code or unknown classes, or it links to other files.
+    NetworkError
+        If it holds no whole model, or only Keras 2 reads it and that isn't installed.
     """
-    specs, pack = _inputs(model, config or {}, free)
-    return trace(model, call_owner=keras.Operation, specs=specs, pack=pack, scale=scale)
+    check_hdf5(path, name=str(path))
+    config, version = _configuration(path)
+    check_config(config, path=path)
+    try:
+        if not version.startswith("3"):
+            check_meanings(json.dumps(config))
+        with (
+            regular_name(path, ".h5") as named,
+            keras.saving.custom_object_scope(_operations(config)),
+        ):
+            model = keras.saving.load_model(str(named), compile=False, safe_mode=True)
+        return trace_keras(model)
+    except KERAS_ERRORS as error:
+        if version.startswith("3"):
+            raise unknown_class(path, error) or NetworkError(
+                f"{path}: Keras {keras.__version__} can't read it: {first_line(error)}"
+            ) from error
+        _LOG.debug("%s: Keras 3 can't read it: %s", path, first_line(error))
+        return _load_keras_2(path, ".h5", reason=error)
 
 
-def _free(shape: Sequence[int | None]) -> list[int | None]:
-    return [None, None, None, *shape[3:]] if len(shape) == 4 else list(shape)
+def _operations(config: object) -> dict[str, type]:
+    """Keras's own operations (`x / 2`) in a model: Keras 3 writes them and doesn't find them again.
+
+    Some have the name of a layer (`Subtract`), but no layer is without the key `trainable`.
+    """
+    known = {kind.__name__: kind for kind in _kinds(keras.Operation)}
+    used: dict[str, bool] = {}
+    waiting: list[object] = [config]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            name, inner = item.get("class_name"), item.get("config")
+            if isinstance(inner, Mapping) and name in known:
+                used[str(name)] = used.get(str(name), True) and "trainable" not in inner
+        waiting.extend(_inside(item))
+    return {name: known[name] for name, always in used.items() if always}
 
 
-def _name(tensor: keras.KerasTensor) -> str:
-    """The name of an input's layer."""
-    history = getattr(tensor, "_keras_history", None)
-    return str(history.operation.name if history is not None else tensor.name)
+def _kinds(parent: type) -> Iterator[type]:
+    children: list[type] = parent.__subclasses__()
+    for kind in children:
+        if kind.__module__.startswith("keras.src.ops."):
+            yield kind
+            yield from _kinds(kind)
 
 
-def _inputs(
-    model: keras.Model, config: Mapping[str, object], free: bool
-) -> tuple[list[tf.TensorSpec], Pack]:
-    struct = getattr(model, "_inputs_struct", None)
-    functional = getattr(model, "_functional", None)
-    if struct is None and functional is not None:
-        struct = functional._inputs_struct
-    if struct is not None:
-        specs = [
-            tf.TensorSpec(_free(item.shape) if free else item.shape, item.dtype, name=_name(item))
-            for item in keras.tree.flatten(struct)
-        ]
-        return specs, lambda tensors: keras.tree.pack_sequence_as(struct, tensors)
-    return _built_inputs(model, config)
+def _inside(item: object) -> list[object]:
+    if isinstance(item, Mapping):
+        return list(item.values())
+    return item if isinstance(item, list) else []
 
 
-def _built_inputs(
-    model: keras.Model, config: Mapping[str, object]
-) -> tuple[list[tf.TensorSpec], Pack]:
-    """What a subclassed model takes, from the shapes it was built with."""
-    build = config.get("build_config")
-    shape = build.get("input_shape") if isinstance(build, Mapping) else None
-    shape = shape or getattr(model, "_build_shapes_dict", None) or {}
-    if isinstance(shape, Mapping):
-        shape = next(iter(shape.values()), None)
-    lengths = _lengths(shape)
-    if lengths is None:
-        raise NetworkError(
-            f"the model {model.name!r} doesn't say what shape its input has",
-            hint="save it after it was called once, or export it: model.export('folder')",
+def _configuration(path: Path) -> tuple[Mapping[str, object], str]:
+    """The model's configuration and the version of Keras that wrote it."""
+    with h5py.File(path, "r") as file:
+        text = file.attrs.get("model_config")
+        version = _text(file.attrs.get("keras_version", ""))
+        if text is None:
+            raise _no_model(path, file)
+    try:
+        config = json.loads(_text(text))
+    except (ValueError, RecursionError) as error:
+        raise NetworkError(f"{path}: its model_config can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise NetworkError(f"{path}: its model_config is no Keras configuration")
+    return config, version
+
+
+def _no_model(path: Path, file: h5py.File) -> NetworkError:
+    if str(_text(file.attrs.get("format", ""))).startswith("cnnfeat"):
+        return NetworkError(
+            f"{path} is a file of features, no network", hint="`cnnfeat info` says what is in it"
         )
-    spec = tf.TensorSpec([None, *lengths[1:]], model.input_dtype, name="input")
-    return [spec], lambda tensors: tensors[0]
+    keras_3 = "layers" in file or "_layer_checkpoint_dependencies" in file
+    if "layer_names" in file.attrs or keras_3:
+        return NetworkError(
+            f"{path} holds weights only, not the network they belong to",
+            hint="in Keras, build the model, load_weights(...), then save('model.keras')",
+        )
+    return NetworkError(f"{path} is an HDF5 file, but no Keras model: it has no model_config")
 
 
-def _lengths(shape: object) -> list[int | None] | None:
-    if not isinstance(shape, list | tuple):
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _load_keras_2(path: Path, suffix: str, *, reason: Exception) -> FlatGraph:
+    """Load a file of Keras 2 with Keras 2; `tf-keras`, an extra, is Keras 2 kept alive.
+
+    Raises
+    ------
+    NetworkError
+        If `tf-keras` is not installed, or can't read it either.
+    """
+    tf_keras = _keras_2()
+    if tf_keras is None:
+        stranger = unknown_class(path, reason)
+        if stranger is not None and not any(name in str(reason) for name in _KERAS_2_ONLY):
+            raise stranger from reason
+        raise NetworkError(
+            f"{path}: a Keras 2 file that Keras {keras.__version__} can't read: "
+            f"{first_line(reason)}",
+            hint=_LEGACY_HINT,
+        ) from reason
+    try:
+        with regular_name(path, suffix) as named:
+            model = tf_keras.models.load_model(str(named), compile=False, safe_mode=True)
+    except KERAS_ERRORS as error:
+        raise unknown_class(path, error) or NetworkError(
+            f"{path}: neither Keras {keras.__version__} nor Keras {tf_keras.__version__} reads it: "
+            f"{first_line(error)}",
+            hint="load it where it was made and export it as a SavedModel",
+        ) from error
+    if model.inputs is None:
+        raise NetworkError(
+            f"{path}: the model doesn't say what shape its input has",
+            hint="where it was made, call it once and save it again",
+        )
+    specs = [tf.TensorSpec(item.shape, item.dtype, name=item.name) for item in model.inputs]
+    struct = getattr(model, "_nested_inputs", None)
+    struct = model.inputs if struct is None else struct
+    return trace(
+        model,
+        call_owner=tf_keras.layers.Layer,
+        specs=specs,
+        pack=lambda tensors: tf.nest.pack_sequence_as(struct, tensors),
+    )
+
+
+def _keras_2() -> ModuleType | None:
+    try:
+        import tf_keras
+    except ImportError:
         return None
-    whole = all(length is None or isinstance(length, int) for length in shape)
-    return list(shape) if whole else None
+    module: ModuleType = tf_keras
+    return module

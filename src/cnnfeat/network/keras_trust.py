@@ -1,4 +1,4 @@
-"""What is looked at in a Keras file before Keras may read it.
+"""What is looked at in a Keras file before Keras may read it, and what Keras says if it can't.
 
 A configuration names classes, and Keras imports and builds what it names. Only Keras's own layers
 pass, and classes this process registered itself; never code, and nothing that opens other files.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 import tempfile
 import zipfile
@@ -15,12 +16,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
+from typing import IO
 
+import h5py
 import keras
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
-from cnnfeat.network.hdf5_trust import check_hdf5
 
 _RATIO, _SLACK_BYTES = 50, 64 << 20
 _EXPORT = (
@@ -42,6 +44,14 @@ _KERAS_2_FUNCTIONS = (
     "norm", "meshgrid", "gather_nd", "tensor_scatter_nd_update", "sequence_mask", "signal",
     "space_to_batch", "batch_to_space", "saturate_cast", "bitcast", "zeros", "ones",
     "random.normal", "random.uniform",
+)  # fmt: skip
+_HDF5_SLACK_BYTES = 1 << 20
+_HDF5_RATIO = (
+    1_000  # declared bytes for one stored byte; more than any compression of weights gives
+)
+KERAS_ERRORS = (
+    ValueError, TypeError, KeyError, IndexError, OSError, AttributeError, ImportError,
+    NotImplementedError, RuntimeError, tf.errors.OpError,
 )  # fmt: skip
 
 
@@ -167,15 +177,15 @@ def _check_item(item: Mapping[str, object], path: Path) -> None:
     if name == "function":
         _check_named_function(module, inner, path)
     elif module is not None and not _is_keras(module) and name not in ("__tuple__",):
-        raise unregistered(path, layer, f"{module}.{name}")
+        raise _unregistered(path, layer, f"{module}.{name}")
     elif isinstance(registered, str) and ">" in registered and not registered.startswith("keras"):
-        raise unregistered(path, layer, registered)
+        raise _unregistered(path, layer, registered)
 
 
 def _check_named_function(module: object, name: object, path: Path) -> None:
     homes = str(module).removeprefix("keras.").removeprefix("src.").split(".")
     if module in (None, "builtins") or not _is_keras(module) or homes[0] not in _FUNCTION_HOMES:
-        raise unregistered(path, "function", f"{module}.{name}")
+        raise _unregistered(path, "function", f"{module}.{name}")
 
 
 def _check_function(function: str, layer: str, path: Path) -> None:
@@ -195,7 +205,7 @@ def _is_keras(module: object) -> bool:
     return isinstance(module, str) and module.split(".")[0] in ("keras", "tf_keras")
 
 
-def unregistered(path: Path, layer: str, name: str) -> UntrustedModelError:
+def _unregistered(path: Path, layer: str, name: str) -> UntrustedModelError:
     """Make the error for a class that is not Keras's own."""
     return UntrustedModelError(
         f"{path}: {layer} is of a class that is not Keras's own: {name}",
@@ -237,3 +247,86 @@ def regular_name(path: Path, suffix: str) -> Iterator[Path]:
         named = Path(folder) / f"{path.stem or 'model'}{suffix}"
         named.symlink_to(path.resolve())
         yield named
+
+
+def check_hdf5(file: IO[bytes] | Path, *, name: str) -> int:
+    """Walk a file's links and datasets without reading any data.
+
+    Returns
+    -------
+    int
+        How many numbers its datasets hold.
+
+    Raises
+    ------
+    UntrustedModelError
+        If something in it points out of it, or declares far more than it holds.
+    NetworkError
+        If it is damaged.
+    """
+    try:
+        with h5py.File(file, "r") as opened:
+            return _check_group(opened, name, seen=set())
+    except (OSError, RuntimeError, KeyError) as error:
+        if isinstance(error, UntrustedModelError):
+            raise
+        raise NetworkError(f"{name}: damaged HDF5: {error}") from error
+
+
+def _check_group(group: h5py.Group, name: str, *, seen: set[int]) -> int:
+    numbers = 0
+    for key in group:
+        where = f"{group.name.rstrip('/')}/{key}"
+        link = group.get(key, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise UntrustedModelError(
+                f"{name}: {where} is an external link to {link.filename!r}: a model reads no "
+                f"other files",
+                hint="get the model from someone you trust",
+            )
+        if isinstance(link, h5py.SoftLink):
+            raise UntrustedModelError(
+                f"{name}: {where} is a link to {link.path!r}; Keras writes none",
+                hint="get the model from someone you trust",
+            )
+        item = group[key]
+        if isinstance(item, h5py.Dataset):
+            numbers += _check_dataset(item, name)
+        elif isinstance(item, h5py.Group):
+            address = h5py.h5o.get_info(item.id).addr
+            if address not in seen:
+                seen.add(address)
+                numbers += _check_group(item, name, seen=seen)
+    return numbers
+
+
+def _check_dataset(dataset: h5py.Dataset, name: str) -> int:
+    if dataset.is_virtual or dataset.external:
+        raise UntrustedModelError(
+            f"{name}: {dataset.name} keeps its data in other files; a model reads none",
+            hint="get the model from someone you trust",
+        )
+    declared = dataset.nbytes if dataset.shape is not None else 0
+    stored = dataset.id.get_storage_size()
+    if declared > _HDF5_SLACK_BYTES + _HDF5_RATIO * stored:
+        raise UntrustedModelError(
+            f"{name}: {dataset.name} declares {dataset.shape}, {declared:,} bytes, and holds "
+            f"{stored:,}",
+            hint="the file is damaged, or made to fill the memory",
+        )
+    return int(dataset.size or 0)
+
+
+def unknown_class(path: Path, error: Exception) -> UntrustedModelError | None:
+    """Say it plainly where Keras failed for want of a class that somebody wrote."""
+    text = str(error)
+    match = re.search(r"(?:Unknown layer|Could not locate class|Unknown object): ?'?(\w+)", text)
+    if match is None:
+        return None
+    return _unregistered(path, "a layer", match.group(1))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,21 +1,32 @@
-"""Layer names where the file has no layers: read from the scopes of the graph's nodes.
+"""Layers by name where the file has none: read from the scopes of the graph's nodes.
 
 A scope is a layer: `conv2/Conv2D` and `conv2/Relu` belong to `conv2`, and what leaves the scope
-last is its output. A node outside every scope is a layer of its own.
+last is its output. A node outside every scope is a layer of its own. Of all layers, however named,
+those that every path goes through are the trunk.
 """
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import tensorflow as tf
 
-from cnnfeat.network.graph import FlatGraph, NamedTensor, descendants, node_of
-from cnnfeat.network.inputs import ImageInput
-from cnnfeat.network.naming import INTERNAL, clean_names, is_call, uncalled
-from cnnfeat.network.order import consumers_of, in_order
-from cnnfeat.records import TensorInfo
+from cnnfeat.network.graph import (
+    WEIGHED,
+    FlatGraph,
+    ImageInput,
+    NamedTensor,
+    ancestors,
+    consumers_of,
+    descendants,
+    in_order,
+    node_of,
+    nodes_by_name,
+)
+from cnnfeat.records import LayerInfo, TensorInfo
 
 _MINOR = {
     "Shape", "ShapeN", "Pack", "StridedSlice", "Slice", "Const", "Identity", "IdentityN", "NoOp",
@@ -31,6 +42,16 @@ _KINDS = (
     "MaxPool", "AvgPool", "MaxPoolV2", "FusedBatchNormV3", "FusedBatchNormV2", "FusedBatchNorm",
     "LRN", "ConcatV2", "Concat",
 )  # fmt: skip
+_CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?|Func|cond(_\d+)?_?|__inference_.*")
+_NUMBERED = re.compile(r".+_\d+")
+# Scopes that operations open inside a layer.
+_INTERNAL = {
+    "batchnorm", "moments", "Tensordot", "einsum", "einsum_1", "random_uniform", "normalize",
+    "separable_conv2d", "l2_normalize", "strided_slice",
+}  # fmt: skip
+_GENERIC = re.compile(
+    r"(model|functional|sequential|import|module|graph|network)(_\d+)?(_apply\w*)?"
+)
 
 
 @dataclass(slots=True)
@@ -61,7 +82,7 @@ def scope_layers(
     infos : mapping
         All tensors by name.
     """
-    nodes = {node.name: node for node in graph.graph_def.node}
+    nodes = nodes_by_name(graph.graph_def)
     loops = _in_loops(nodes, consumers_of(nodes, set(nodes)))
     ordered = in_order(nodes, dependent - loops - _label_dependent(graph, images, infos))
     members = [name for name in ordered if _is_activation(nodes[name], infos)]
@@ -100,7 +121,7 @@ def _label_dependent(
         and (info.shape or graph.signed)
     ]
     lost = descendants(graph.graph_def, labels, stop=[node_of(images.tensor)])
-    nodes = {node.name: node for node in graph.graph_def.node}
+    nodes = nodes_by_name(graph.graph_def)
     takers = consumers_of(nodes, set(nodes))
     scopes = {name.rpartition("/")[0] for name in lost} - {""}
     into = {name for name in nodes if name.rpartition("/")[0] in scopes and takers.get(name)}
@@ -142,9 +163,9 @@ def _passed_on(
         for name in ordered
         if stays(name)
         and not name.startswith("Func/")
-        and "/" in uncalled(name)
+        and "/" in _uncalled(name)
         and name.rsplit("/", 1)[0] not in filled
-        and not any(is_call(part) for part in name.split("/")[-2:])
+        and not any(_is_call(part) for part in name.split("/")[-2:])
     ]
 
 
@@ -155,12 +176,12 @@ def _scopes(members: Iterable[str], clean: Mapping[str, str]) -> dict[str, _Scop
         if len(parts) == 1:
             scopes.setdefault(parts[0], _Scope()).nodes.append(node)
         for depth in range(1, len(parts)):
-            if depth > 1 and parts[depth - 1] in INTERNAL:
+            if depth > 1 and parts[depth - 1] in _INTERNAL:
                 break
             name = "/".join(parts[:depth])
             scope = scopes.setdefault(name, _Scope())
             scope.nodes.append(node)
-            if depth + 1 < len(parts) and parts[depth] not in INTERNAL:
+            if depth + 1 < len(parts) and parts[depth] not in _INTERNAL:
                 scope.inner.add("/".join(parts[: depth + 1]))
     return scopes
 
@@ -211,3 +232,159 @@ def _path(name: str, scopes: Mapping[str, _Scope]) -> tuple[str, ...]:
     parts = name.split("/")[:-1]
     heads = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     return tuple(head for head in heads if head in scopes)
+
+
+def clean_names(members: Sequence[str], weights: Iterable[str]) -> dict[str, str]:
+    """Say what is left of each node's name without the prefixes and suffixes of tracing.
+
+    Parameters
+    ----------
+    members : sequence of str
+        Names of nodes, in order.
+    weights : iterable of str
+        Names of the variables, which carry the layers' own names.
+    """
+    clean = {name: _uncalled(name) for name in members}
+    traced = any(clean[name] != name for name in members)
+    if traced and _suffixed(clean.values(), weights):
+        clean = _without_suffixes(clean)
+    elif traced:
+        clean = _calls_apart(clean)
+    while True:
+        heads = {text.split("/")[0] for text in clean.values()}
+        if len(heads) != 1 or any("/" not in text for text in clean.values()):
+            return clean
+        seconds = {text.split("/")[1] for text in clean.values()}
+        if len(seconds) < 2 or not (traced or _GENERIC.fullmatch(next(iter(heads)))):
+            return clean
+        clean = {name: text.split("/", 1)[1] for name, text in clean.items()}
+        traced = False
+
+
+def _uncalled(name: str) -> str:
+    """Leave out the scopes of function calls."""
+    parts = [part for part in name.split("/") if not _CALL.fullmatch(part)]
+    return "/".join(parts) or name.rsplit("/", 1)[-1]
+
+
+def _is_call(scope: str) -> bool:
+    """Whether a part of a path names a function call."""
+    return bool(_CALL.fullmatch(scope))
+
+
+def _suffixed(names: Iterable[str], weights: Iterable[str]) -> bool:
+    """Whether the layers' scopes have got a number at their end, as Keras 3 exports them.
+
+    Then `conv2_1` is no layer's name, but `conv2` is the name its weights have. Scopes inside a
+    layer, such as `Gelu`, get none.
+    """
+    scopes = {part for name in names for part in name.split("/")[:-1]} - _INTERNAL
+    numbered = {scope for scope in scopes if _NUMBERED.fullmatch(scope)}
+    own = {weight.split("/")[-2] for weight in weights if "/" in weight}
+    if own & (scopes - numbered):
+        return False
+    stripped = {scope.rsplit("_", 1)[0] for scope in numbered}
+    return len(own & stripped) > len(own & scopes)
+
+
+def _without_suffixes(clean: Mapping[str, str]) -> dict[str, str]:
+    """Take the numbers off; a layer called again is told apart as `embed@2`."""
+    chosen: dict[str, str] = {}
+    taken: dict[str, int] = {}
+    result = {}
+    for node, name in clean.items():
+        *parts, last = name.split("/")
+        old, new = "", ""
+        for part in parts:
+            old = f"{old}/{part}"
+            if old not in chosen:
+                bare = part in _INTERNAL or not _NUMBERED.fullmatch(part)
+                own = part if bare else part.rsplit("_", 1)[0]
+                base = f"{new}/{own}"
+                taken[base] = taken.get(base, 0) + 1
+                chosen[old] = base if taken[base] == 1 else f"{base}@{taken[base]}"
+            new = chosen[old]
+        result[node] = f"{new}/{last}".removeprefix("/")
+    return result
+
+
+def _calls_apart(clean: Mapping[str, str]) -> dict[str, str]:
+    """Tell the calls of a Keras 2 layer apart, whose nodes share a scope.
+
+    The second call of `embed` makes `embed/Relu_1` beside `embed/Relu`: that is `embed@2/Relu_1`.
+    """
+    numbers = _call_numbers(clean)
+    calls: dict[str, set[int]] = defaultdict(set)
+    for node, number in numbers.items():
+        calls[clean[node].rsplit("/", 1)[0]].add(number)
+    counts: dict[str, set[int]] = defaultdict(set)
+    for scope, found in calls.items():
+        parts = scope.split("/")
+        for depth in range(1, len(parts) + 1):
+            counts["/".join(parts[:depth])].add(len(found))
+    result = dict(clean)
+    for node, number in numbers.items():
+        parts = clean[node].split("/")
+        heads = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+        whole = [head for head in heads if len(counts[head]) == 1 and counts[head] != {1}]
+        if number and whole:
+            result[node] = f"{whole[0]}@{number + 1}{clean[node][len(whole[0]) :]}"
+    return result
+
+
+def _call_numbers(clean: Mapping[str, str]) -> dict[str, int]:
+    """Which call of its scope each node belongs to; 0 where the scope is not wholly repeated."""
+    scopes: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    leaves: dict[str, set[str]] = defaultdict(set)
+    for name in clean.values():
+        scope, _, leaf = name.rpartition("/")
+        leaves[scope].add(leaf)
+    for node, name in clean.items():
+        scope, _, leaf = name.rpartition("/")
+        base, number = leaf, 0
+        match = re.fullmatch(r"(.+?)_(\d+)", leaf)
+        if match and match.group(1) in leaves[scope]:
+            base, number = match.group(1), int(match.group(2))
+        scopes[scope][number][base] = node
+    numbers = {}
+    for scope, calls in scopes.items():
+        repeated = bool(scope) and all(set(calls[0]) == set(call) for call in calls.values())
+        for position, number in enumerate(sorted(calls)):
+            for node in calls[number].values():
+                numbers[node] = position if repeated else 0
+    return numbers
+
+
+def trunk(
+    graph: FlatGraph, dependent: set[str], layers: tuple[LayerInfo, ...]
+) -> tuple[LayerInfo, ...]:
+    """Choose the layers that every path from the images to the outputs goes through.
+
+    Of a convolution, its norm and its ReLU the last is kept.
+    """
+    nodes = nodes_by_name(graph.graph_def)
+    forward = ancestors(nodes, graph.outputs, control=False) & dependent
+    ordered = in_order(nodes, forward)
+    rank = {name: position for position, name in enumerate(ordered)}
+    consumers = consumers_of(nodes, forward)
+    shapes = {"Shape", "ShapeN", "Size", "Rank"}
+    cut: set[str] = set()
+    reach = 0
+    for position, name in enumerate(ordered):
+        if reach <= position:
+            cut.add(name)
+        takers = [rank[taker] for taker in consumers.get(name, ()) if nodes[taker].op not in shapes]
+        reach = max([reach, *takers])
+    passed = [layer for layer in layers if node_of(layer.tensor.name) in cut and not layer.path]
+    weighed = [position for position, name in enumerate(ordered) if WEIGHED.match(nodes[name].op)]
+
+    def same(layer: LayerInfo, following: LayerInfo) -> bool:
+        start, stop = (rank[node_of(item.tensor.name)] for item in (layer, following))
+        between = any(start < position <= stop for position in weighed)
+        return layer.tensor.shape == following.tensor.shape and not between
+
+    return tuple(
+        layer
+        for layer, following in zip(passed, [*passed[1:], None], strict=True)
+        if following is None or not same(layer, following)
+    )

@@ -11,16 +11,14 @@ import tensorflow as tf
 from cnnfeat.card import file_sha256, read_card
 from cnnfeat.errors import CnnfeatError, NetworkError
 from cnnfeat.network.applications import PREFIX, load_application
-from cnnfeat.network.checkpoint import checkpoint_prefix, load_checkpoint
 from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
-from cnnfeat.network.graphdef import load_graph_def
-from cnnfeat.network.hdf5_files import load_hdf5
-from cnnfeat.network.health import report_bad_weights
-from cnnfeat.network.keras_errors import first_line
-from cnnfeat.network.keras_files import load_keras
+from cnnfeat.network.keras_files import load_hdf5, load_keras
+from cnnfeat.network.keras_trust import first_line
 from cnnfeat.network.network import FeedValue, Network, Origin
 from cnnfeat.network.savedmodel import load_saved_model
+from cnnfeat.network.tf1 import checkpoint_prefix, load_checkpoint, load_graph_def
+from cnnfeat.network.weights import report_bad_weights
 
 
 def load_network(

@@ -11,11 +11,11 @@ import tensorflow as tf
 from cnnfeat.card import ModelCard
 from cnnfeat.errors import LayerLookupError, NetworkError
 from cnnfeat.network import lookup
-from cnnfeat.network.feeding import check_placeholders, fed_tensors
-from cnnfeat.network.fitting import fit
+from cnnfeat.network.feeding import check_placeholders, fed_tensors, image_input
 from cnnfeat.network.flattening import importable, own_functions
 from cnnfeat.network.graph import (
     FlatGraph,
+    ImageInput,
     NamedTensor,
     ancestors,
     descendants,
@@ -23,16 +23,13 @@ from cnnfeat.network.graph import (
     subgraph,
     tensor_infos,
 )
-from cnnfeat.network.inputs import ImageInput, image_input
 from cnnfeat.network.kernels import Kernel, find_kernel
-from cnnfeat.network.layers import scope_layers
-from cnnfeat.network.order import trunk
-from cnnfeat.network.pooling import check_pooling
-from cnnfeat.network.precision import check_precision
-from cnnfeat.network.probe import GraphProbe, Wanted
-from cnnfeat.network.rescaling import rescales
-from cnnfeat.network.restoring import check_restored
+from cnnfeat.network.layers import scope_layers, trunk
+from cnnfeat.network.preprocessing import fit_images, rescales
+from cnnfeat.network.probe import GraphProbe, Wanted, check_pooling
+from cnnfeat.network.runtime import check_precision
 from cnnfeat.network.trust import check_operations
+from cnnfeat.network.weights import check_restored
 from cnnfeat.records import LayerInfo, Probe, TensorInfo
 
 _LOG = logging.getLogger("cnnfeat")
@@ -236,7 +233,7 @@ class Network:
         """
         check_pooling(pool)
         check_precision(precision)
-        fitted = fit(
+        fitted = fit_images(
             self.input,
             image_shape=image_shape,
             image_dtype=image_dtype,

@@ -15,18 +15,24 @@ import numpy as np
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
-from cnnfeat.network import pooling as pools
 from cnnfeat.network.feeding import Feed
-from cnnfeat.network.fitting import Fit
-from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name
-from cnnfeat.network.precision import with_precision
+from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name, tensor_of
+from cnnfeat.network.preprocessing import Preprocessing
+from cnnfeat.network.runtime import with_precision
 from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
 
 _LOG = logging.getLogger("cnnfeat")
 _RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
 _RUNTIME_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
-
 _Run = Callable[[tf.Tensor], Sequence[tf.Tensor]]
+POOLINGS = ("none", "avg", "max", "flatten")
+_AXES = {
+    0: (),
+    1: ("feature",),
+    2: ("step", "channel"),
+    3: ("height", "width", "channel"),
+    4: ("depth", "height", "width", "channel"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +50,10 @@ class GraphProbe:
     """Images in, activations out; may be called from several threads at once."""
 
     def __init__(
-        self, graph: FlatGraph, fit: Fit, wanted: Wanted, *, batch_size: int = 512
+        self, graph: FlatGraph, fit: Preprocessing, wanted: Wanted, *, batch_size: int = 512
     ) -> None:
         self._fit = fit
-        self.preprocessing: Mapping[str, Json] = fit.preprocessing
+        self.preprocessing: Mapping[str, Json] = fit.record
         self.target: ImageTarget = fit.target
         self._graph = graph  # holds the weights
         self._wanted = wanted
@@ -156,7 +162,7 @@ class GraphProbe:
         fed = {name: feed.spread(n_images) for name, feed in wanted.feeds.items()}
         fed[self._fit.input.tensor] = values
         held = {f"{name}:0": value for name, value in graph.weights.items()}
-        consumed = {_spelled(entry) for node in wanted.part.node for entry in node.input}
+        consumed = {tensor_of(entry) for node in wanted.part.node for entry in node.input}
         names = [layer.tensor.name for layer in wanted.layers]
         tensors = tf.graph_util.import_graph_def(
             wanted.part,
@@ -176,8 +182,8 @@ class GraphProbe:
     def _finish(
         self, tensor: tf.Tensor, name: str, nodes: Mapping[str, tf.compat.v1.NodeDef]
     ) -> tf.Tensor:
-        first = channels_first(nodes, name)
-        pooled = pools.pool(tensor, self._wanted.pooling, channels_first=first)
+        first = _channels_first(nodes, name)
+        pooled = _pooled(tensor, self._wanted.pooling, channels_first=first)
         returned = _RETURNED.get(pooled.dtype.name)
         return tf.identity(pooled) if returned is None else tf.cast(pooled, returned)
 
@@ -205,7 +211,7 @@ class GraphProbe:
         )
 
     def _output(self, layer: LayerInfo, result: Array) -> ProbeOutput:
-        first = channels_first(nodes_by_name(self._wanted.part), layer.tensor.name)
+        first = _channels_first(nodes_by_name(self._wanted.part), layer.tensor.name)
         row_shape = result.shape[1:]
         shape = layer.tensor.shape
         original = row_shape
@@ -220,7 +226,7 @@ class GraphProbe:
             original_shape=original,
             original_dtype=layer.tensor.dtype,
             pooling=self._wanted.pooling,
-            axes=pools.axis_names(len(row_shape), channels_first=first),
+            axes=_axis_names(len(row_shape), channels_first=first),
         )
 
     def _misfit(self, error: Exception) -> NetworkError:
@@ -243,7 +249,7 @@ def _stated_batch(feeds: Mapping[str, Feed]) -> int | None:
     return None
 
 
-def channels_first(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> bool:
+def _channels_first(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> bool:
     """Whether the axis after the batch is the channels, by the nearest node that says."""
     name, seen = node_of(tensor), 0
     while name in nodes and seen < 64:
@@ -270,5 +276,54 @@ def _array(tensor: tf.Tensor) -> Array:
     return np.asarray(memoryview(tensor))
 
 
-def _spelled(entry: str) -> str:
-    return entry if ":" in entry else f"{entry}:0"
+def _axis_names(rank: int, *, channels_first: bool = False) -> tuple[str, ...]:
+    """Name the axes of one image's activations, the batch axis left out."""
+    names = _AXES.get(rank)
+    if names is None:
+        return tuple(f"axis{axis}" for axis in range(1, rank + 1))
+    if channels_first and rank > 1:
+        return (names[-1], *names[:-1])
+    return names
+
+
+def _pooled(tensor: tf.Tensor, pooling: str, *, channels_first: bool = False) -> tf.Tensor:
+    """Reduce `(n_samples, …)` over its spatial axes, or flatten it.
+
+    Tensors of rank 2 or less have no spatial axes and stay as they are.
+    """
+    rank = tensor.shape.rank
+    if pooling == "none" or rank is None or rank <= 2:
+        return tensor
+    if pooling == "flatten":
+        return tf.reshape(tensor, [tf.shape(tensor)[0], _product(tensor.shape[1:])])
+    axes = list(range(2, rank)) if channels_first else list(range(1, rank - 1))
+    if pooling == "max":
+        return tf.reduce_max(_numbers(tensor), axis=axes)
+    return tf.reduce_mean(tf.cast(_numbers(tensor), _mean_type(tensor.dtype)), axis=axes)
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuse a pooling there is none of.
+
+    Raises
+    ------
+    NetworkError
+        With the ones there are.
+    """
+    if pooling not in POOLINGS:
+        raise NetworkError(f"--pool must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+
+
+def _product(lengths: Sequence[int | None]) -> int:
+    product = 1
+    for length in lengths:
+        product *= -1 if length is None else length
+    return product if product >= 0 else -1
+
+
+def _numbers(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tensor, tf.uint8) if tensor.dtype == tf.bool else tensor
+
+
+def _mean_type(dtype: tf.DType) -> tf.DType:
+    return dtype if dtype.is_floating else tf.float32

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING
 
+import keras
 import tensorflow as tf
 
+from cnnfeat.errors import NetworkError
 from cnnfeat.network.graph import FlatGraph, GraphInput, NamedTensor, shape_of
 
-if TYPE_CHECKING:
-    import keras
-
+Pack = Callable[[Sequence[tf.Tensor]], object]
 _LOCK = Lock()  # the watch replaces a class's `__call__`, which all threads share
 _RESCALING = {"Rescaling", "Normalization"}
 
@@ -71,7 +70,7 @@ def trace(
     *,
     call_owner: type,
     specs: Sequence[tf.TensorSpec],
-    pack: Callable[[Sequence[tf.Tensor]], object],
+    pack: Pack,
     scale: str | None = None,
 ) -> FlatGraph:
     """Call `model` in inference mode on symbolic inputs and keep the graph.
@@ -232,3 +231,79 @@ def _renamed(
         if not node.attr["_class"].list.s:
             del node.attr["_class"]
     return graph_def
+
+
+def trace_keras(
+    model: keras.Model,
+    config: Mapping[str, object] | None = None,
+    *,
+    scale: str | None = None,
+    free: bool = False,
+) -> FlatGraph:
+    """Trace a built Keras 3 model.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Functional, sequential or subclassed.
+    config : mapping, optional
+        The file's own configuration: says what shapes a subclassed model was built for.
+    scale : str, optional
+        How pixels were scaled in training, where known.
+    free : bool
+        Take images of any size, whatever size the model was built for.
+    """
+    specs, pack = _inputs(model, config or {}, free)
+    return trace(model, call_owner=keras.Operation, specs=specs, pack=pack, scale=scale)
+
+
+def _free(shape: Sequence[int | None]) -> list[int | None]:
+    return [None, None, None, *shape[3:]] if len(shape) == 4 else list(shape)
+
+
+def _name(tensor: keras.KerasTensor) -> str:
+    """The name of an input's layer."""
+    history = getattr(tensor, "_keras_history", None)
+    return str(history.operation.name if history is not None else tensor.name)
+
+
+def _inputs(
+    model: keras.Model, config: Mapping[str, object], free: bool
+) -> tuple[list[tf.TensorSpec], Pack]:
+    struct = getattr(model, "_inputs_struct", None)
+    functional = getattr(model, "_functional", None)
+    if struct is None and functional is not None:
+        struct = functional._inputs_struct
+    if struct is not None:
+        specs = [
+            tf.TensorSpec(_free(item.shape) if free else item.shape, item.dtype, name=_name(item))
+            for item in keras.tree.flatten(struct)
+        ]
+        return specs, lambda tensors: keras.tree.pack_sequence_as(struct, tensors)
+    return _built_inputs(model, config)
+
+
+def _built_inputs(
+    model: keras.Model, config: Mapping[str, object]
+) -> tuple[list[tf.TensorSpec], Pack]:
+    """What a subclassed model takes, from the shapes it was built with."""
+    build = config.get("build_config")
+    shape = build.get("input_shape") if isinstance(build, Mapping) else None
+    shape = shape or getattr(model, "_build_shapes_dict", None) or {}
+    if isinstance(shape, Mapping):
+        shape = next(iter(shape.values()), None)
+    lengths = _lengths(shape)
+    if lengths is None:
+        raise NetworkError(
+            f"the model {model.name!r} doesn't say what shape its input has",
+            hint="save it after it was called once, or export it: model.export('folder')",
+        )
+    spec = tf.TensorSpec([None, *lengths[1:]], model.input_dtype, name="input")
+    return [spec], lambda tensors: tensors[0]
+
+
+def _lengths(shape: object) -> list[int | None] | None:
+    if not isinstance(shape, list | tuple):
+        return None
+    whole = all(length is None or isinstance(length, int) for length in shape)
+    return list(shape) if whole else None

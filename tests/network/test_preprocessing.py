@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
-from cnnfeat.network.fitting import Fit, fit
+from cnnfeat.network.feeding import image_input
 from cnnfeat.network.graph import GraphInput
-from cnnfeat.network.inputs import image_input
+from cnnfeat.network.preprocessing import Preprocessing, fit_images
 
 
 def take(shape: tuple[int | None, ...] | None, dtype: tf.DType = tf.float32):
@@ -20,7 +20,7 @@ def take(shape: tuple[int | None, ...] | None, dtype: tf.DType = tf.float32):
 
 
 def fitted(shape, *, images: np.ndarray, scale: str = "raw", dtype=tf.float32) -> np.ndarray:
-    plan: Fit = fit(
+    plan: Preprocessing = fit_images(
         take(shape, dtype),
         image_shape=images.shape[1:],
         image_dtype=images.dtype.name,
@@ -76,7 +76,7 @@ def test_sixteen_bits_are_scaled_by_their_own_range() -> None:
 @pytest.mark.parametrize("given", ["float32", "float64", "uint16"])
 def test_values_an_integer_input_would_cut_or_wrap_are_refused(given: str) -> None:
     with pytest.raises(NetworkError, match=f"images of {given} don't fit .* uint8"):
-        fit(
+        fit_images(
             take((None, 8, 8, 1), tf.uint8),
             image_shape=(8, 8, 1),
             image_dtype=given,
@@ -93,9 +93,9 @@ def test_float_images_count_as_scaled() -> None:
     )
 
 
-def plan(shape, image_shape, **options) -> Fit:
+def plan(shape, image_shape, **options) -> Preprocessing:
     options = {"scale": None, "default_scale": "unit", "resize": None, **options}
-    return fit(take(shape), image_shape=image_shape, image_dtype="uint8", **options)
+    return fit_images(take(shape), image_shape=image_shape, image_dtype="uint8", **options)
 
 
 def test_the_source_is_told_what_to_bring_images_to() -> None:
@@ -107,7 +107,7 @@ def test_the_source_is_told_what_to_bring_images_to() -> None:
 
 
 def test_what_was_done_is_recorded() -> None:
-    assert plan((None, 8, 8, 3), (20, 30, 1), resize=(8, 8)).preprocessing == {
+    assert plan((None, 8, 8, 3), (20, 30, 1), resize=(8, 8)).record == {
         "input": "images:0",
         "layout": "NHWC",
         "dtype": "float32",
@@ -140,7 +140,7 @@ def test_scales_that_dont_go() -> None:
     with pytest.raises(NetworkError, match="--scale caffe is for RGB"):
         plan((None, 8, 8, 1), (8, 8, 1), scale="caffe")
     with pytest.raises(NetworkError, match="makes fractions"):
-        fit(
+        fit_images(
             take((None, 8, 8, 1), tf.uint8),
             image_shape=(8, 8, 1),
             image_dtype="uint8",

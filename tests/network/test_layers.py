@@ -1,8 +1,8 @@
-"""Names of nodes without what tracing added: pure text."""
+"""Layer names: those of nodes without what tracing added, pure text."""
 
 from __future__ import annotations
 
-from cnnfeat.network.naming import clean_names
+from cnnfeat.network.layers import clean_names
 
 
 def cleaned(names: list[str], weights: list[str] | None = None) -> list[str]:

@@ -1,21 +1,32 @@
-"""TensorFlow 1 checkpoints: `.meta` with `.index` and `.data-*`, or the folder they lie in."""
+"""Networks of TensorFlow 1: frozen graphs, `.pb` and `.pbtxt`, and checkpoints.
+
+A checkpoint is `.index` and `.data-*`, with its graph beside it in a `.meta` file.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.training import checkpoint_state_pb2
 
 from cnnfeat.errors import NetworkError
-from cnnfeat.network.flattening import forward_part, known_part
-from cnnfeat.network.graph import FlatGraph
-from cnnfeat.network.graphdef import flat_graph
-from cnnfeat.network.protofiles import read_message
-from cnnfeat.network.restoring import (
+from cnnfeat.network.feeding import graph_inputs, internal_input
+from cnnfeat.network.flattening import (
+    forward_part,
+    inline_functions,
+    known_part,
+    modernise,
+    take_out_constants,
+)
+from cnnfeat.network.formats import read_message
+from cnnfeat.network.graph import FlatGraph, ends, tensor_of
+from cnnfeat.network.weights import (
+    VARIABLES,
     Checkpoint,
     read_variables,
     restored_entries,
@@ -23,6 +34,54 @@ from cnnfeat.network.restoring import (
 )
 
 _PARTS = re.compile(r"\.(meta|index|data-\d{5}-of-\d{5})$")
+
+
+def load_graph_def(path: Path, *, input_name: str | None = None) -> FlatGraph:
+    """Load a frozen graph.
+
+    Raises
+    ------
+    NetworkError
+        If it is damaged, or its weights are not in it.
+    """
+    graph_def = read_message(path, graph_pb2.GraphDef)
+    variables = [node.name for node in graph_def.node if node.op in VARIABLES]
+    if variables and not any(
+        node.op == "Const" and node.attr["value"].tensor.ByteSize() > 4096
+        for node in graph_def.node
+    ):
+        raise NetworkError(
+            f"{path}: a graph without its weights: {variables[0]!r} and {len(variables) - 1} more "
+            f"are variables",
+            hint="give the checkpoint it belongs to, or freeze it "
+            "(tf.compat.v1.graph_util.convert_variables_to_constants)",
+        )
+    return _flat_graph(graph_def, input_name=input_name)
+
+
+def _flat_graph(
+    graph_def: tf.compat.v1.GraphDef,
+    *,
+    weights: dict[str, tf.Tensor] | None = None,
+    owner: object = None,
+    input_name: str | None = None,
+) -> FlatGraph:
+    """Make a graph without a signature flat, and find its inputs and ends."""
+    held = {**take_out_constants(graph_def), **(weights or {})}
+    part = forward_part(known_part(modernise(graph_def)))
+    part = inline_functions(part, ends(part))
+    inputs = tuple(item for item in graph_inputs(part) if item.name not in held)
+    if input_name is not None and input_name not in {item.name for item in inputs}:
+        internal = internal_input(part, input_name)
+        inputs += (internal,) if internal is not None else ()
+    return FlatGraph(
+        graph_def=part,
+        weights=held,
+        inputs=inputs,
+        outputs=tuple(tensor_of(name) for name in ends(part)),
+        owner=owner,
+        signed=False,
+    )
 
 
 def load_checkpoint(path: Path, *, input_name: str | None = None) -> FlatGraph:
@@ -48,7 +107,7 @@ def load_checkpoint(path: Path, *, input_name: str | None = None) -> FlatGraph:
     weights, owners = take_out_variables(
         graph_def, checkpoint, entries, wanted=read_variables(graph_def)
     )
-    return flat_graph(graph_def, weights=weights, owner=owners, input_name=input_name)
+    return _flat_graph(graph_def, weights=weights, owner=owners, input_name=input_name)
 
 
 def checkpoint_prefix(path: Path) -> Path:
