@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnfeat.data.fitting import fit_channels, fit_depth, fit_images
+from cnnfeat.data.fitting import fit_channels, fit_depth, fit_to_target
 from cnnfeat.errors import DataError
 from cnnfeat.records import ImageTarget
 
@@ -31,7 +31,7 @@ def resized_by_hand(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def test_resizing_is_bilinear_with_antialiasing(rng, channels, size, dtype, tolerance):
     high = {"uint8": 255, "uint16": 65_535, "float32": 1}[dtype]
     images = (rng.random((3, 20, 16, channels)) * high).astype(dtype)
-    fitted = fit_images(images, ImageTarget(size=size))
+    fitted = fit_to_target(images, ImageTarget(size=size))
     assert fitted.dtype == images.dtype
     assert fitted.shape == (3, *size, channels)
     difference = np.abs(fitted.astype(np.float64) - resized_by_hand(images, size))
@@ -40,13 +40,13 @@ def test_resizing_is_bilinear_with_antialiasing(rng, channels, size, dtype, tole
 
 def test_a_picture_of_the_right_size_is_left_alone(rng):
     images = rng.integers(0, 256, (2, 6, 5, 3), np.uint8)
-    assert fit_images(images, ImageTarget(size=(6, 5), channels=3)) is images
-    assert fit_images(images, None) is images
+    assert fit_to_target(images, ImageTarget(size=(6, 5), channels=3)) is images
+    assert fit_to_target(images, None) is images
 
 
 def test_grey_becomes_rgb_by_repeating(rng):
     grey = rng.integers(0, 256, (2, 3, 4, 1), np.uint8)
-    colour = fit_images(grey, ImageTarget(channels=3))
+    colour = fit_to_target(grey, ImageTarget(channels=3))
     for channel in range(3):
         np.testing.assert_array_equal(colour[..., channel], grey[..., 0])
 
@@ -81,9 +81,9 @@ def test_opacity_is_laid_over_white():
 
 def test_channels_that_cannot_be_had_are_refused(rng):
     with pytest.raises(DataError, match="images of 5 channels can't become images of 3"):
-        fit_images(rng.random((1, 2, 2, 5)).astype(np.float32), ImageTarget(channels=3))
+        fit_to_target(rng.random((1, 2, 2, 5)).astype(np.float32), ImageTarget(channels=3))
     with pytest.raises(DataError, match="images of 3 channels can't become images of 2"):
-        fit_images(rng.random((1, 2, 2, 3)).astype(np.float32), ImageTarget(channels=2))
+        fit_to_target(rng.random((1, 2, 2, 3)).astype(np.float32), ImageTarget(channels=2))
 
 
 def test_depth_changes_keep_black_and_white():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnfeat.data.fitting import fit_images
+from cnnfeat.data.fitting import fit_to_target
 from cnnfeat.data.source import FileStates, OpenedSource, RowRequest, Rows
 from cnnfeat.errors import DataError
 from cnnfeat.records import Batch, SplitInfo
@@ -100,7 +100,7 @@ class ArraySource(OpenedSource):
         for begin in asked.rows[:: asked.batch_size]:
             after = min(begin + asked.batch_size, asked.rows.stop)
             yield Batch(
-                images=fit_images(array.read(begin, after), asked.target),
+                images=fit_to_target(array.read(begin, after), asked.target),
                 labels=None if array.labels is None else array.labels[begin:after],
                 ids=tuple(f"{split}/{row:0{width}d}" for row in range(begin, after)),
                 start=begin,

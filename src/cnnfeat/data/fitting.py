@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-def fit_images(images: Array, target: ImageTarget | None) -> Array:
+def fit_to_target(images: Array, target: ImageTarget | None) -> Array:
     """Bring images to a target's size and channels, keeping their dtype.
 
     Parameters

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnfeat.data.decode import decode_image, is_image, prepare_pillow
-from cnnfeat.data.fitting import fit_depth, fit_images
+from cnnfeat.data.fitting import fit_depth, fit_to_target
 from cnnfeat.data.source import (
     FileStates,
     OpenedSource,
@@ -160,7 +160,7 @@ class ImageFileSource(OpenedSource):
     ) -> Array:
         image = self._decode(file)
         try:
-            fitted: Array = fit_images(fit_depth(image[np.newaxis], dtype), target)[0]
+            fitted: Array = fit_to_target(fit_depth(image[np.newaxis], dtype), target)[0]
         except DataError as error:
             raise ImageError(f"{file.path}: {error.message}", hint=error.hint) from error
         return fitted
