@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.errors import FeatureFileError
-from cnnfeat.features.checksum import text_checksum
 from cnnfeat.features.format import ID
 from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features.seal import text_checksum
 from cnnfeat.progress import SILENT, Progress, Task
 
 

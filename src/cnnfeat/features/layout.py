@@ -18,11 +18,10 @@ import numpy as np
 
 from cnnfeat.errors import DataError
 from cnnfeat.features import format as fmt
-from cnnfeat.features.checksum import text_checksum
 from cnnfeat.features.disk import Disk
 from cnnfeat.features.format import Column, FilePlan, SplitPlan
 from cnnfeat.features.journal import Block, BlockNames
-from cnnfeat.features.seal import write_seal
+from cnnfeat.features.seal import text_checksum, write_seal
 from cnnfeat.records import ProbeOutput, SkippedSample
 
 _TEXT = h5py.string_dtype("utf-8")

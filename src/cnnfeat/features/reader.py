@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +16,9 @@ from numpy.typing import NDArray
 from cnnfeat.errors import CnnfeatError, FeatureFileError, LayerLookupError, UsageError, near_names
 from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
-from cnnfeat.features.checksum import RunningChecksum, checksum
 from cnnfeat.features.format import StoredLayer
-from cnnfeat.features.naming import find_name
-from cnnfeat.features.rows import Place, RowReader
-from cnnfeat.features.sums import Sums, read_sums
+from cnnfeat.features.safety import Sums, read_sums
+from cnnfeat.features.seal import RunningChecksum, byte_view, checksum
 from cnnfeat.records import Array, Labels, SkippedSample
 
 _HINT = "make the file again with cnnfeat extract"
@@ -52,7 +54,7 @@ class FeatureFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._file = safety.open_checked(self.path)
-        self._rows = RowReader(self._file.id.get_vfd_handle(), self.path)
+        self._rows = _RowReader(self._file.id.get_vfd_handle(), self.path)
         try:
             self._load()
         except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -94,13 +96,13 @@ class FeatureFile:
     def _layers_of(self, split: str) -> list[str]:
         return [name for name in self._sums[split].columns if name not in (fmt.LABEL, fmt.ID)]
 
-    def _place(self, split: str, column: str) -> Place:
+    def _place(self, split: str, column: str) -> _Place:
         array = safety.child_array(self._groups[split], column, self.path)
         kinds = "i" if column == fmt.LABEL else "fiu"
         dtype = safety.numeric(array, self.path, kinds)
         if column == fmt.LABEL and array.ndim != 1:
             raise FeatureFileError(f"{self.path}: {array.name} has shape {array.shape}", hint=_HINT)
-        return Place(array.id.get_offset() or 0, array.shape, dtype)
+        return _Place(array.id.get_offset() or 0, array.shape, dtype)
 
     def _check_counts(self, split: str) -> None:
         ids = safety.child_array(self._groups[split], fmt.ID, self.path)
@@ -162,7 +164,7 @@ class FeatureFile:
             size_bytes=place.shape[0] * place.row_bytes,
         )
 
-    def _find(self, split: str, column: str) -> Place:
+    def _find(self, split: str, column: str) -> _Place:
         self.sums(split)
         if (split, column) not in self._places:
             raise self._unknown_layer(column)
@@ -191,7 +193,7 @@ class FeatureFile:
                 hint=f"name one: --layer {self.layers[0]}" if self.layers else _HINT,
             )
         described = [self.layer(self.splits[0], layer) for layer in self.layers]
-        found = find_name(name, dict(zip(self.layers, described, strict=True)))
+        found = _find_name(name, dict(zip(self.layers, described, strict=True)))
         if found is None:
             raise self._unknown_layer(name)
         return found
@@ -323,3 +325,94 @@ class FeatureFile:
         return tuple(
             SkippedSample(int(r), i, why) for r, i, why in zip(row[...], name, reason, strict=True)
         )
+
+
+def _find_name(name: str, layers: Mapping[str, StoredLayer]) -> str | None:
+    """Return the stored name that `name` means, or None.
+
+    In turn: the stored name; that in any case; the layer's or tensor's own name, `/` and `:0`
+    included.
+    """
+    wanted = name.replace("/", ".")
+    for candidates in _spellings(wanted, layers):
+        if len(candidates) == 1:
+            return candidates[0]
+    return None
+
+
+def _spellings(wanted: str, layers: Mapping[str, StoredLayer]) -> Iterator[list[str]]:
+    yield [stored for stored in layers if stored == wanted]
+    yield [stored for stored in layers if stored.lower() == wanted.lower()]
+    for without in ("", ":0"):
+        yield [
+            stored
+            for stored, layer in layers.items()
+            if wanted
+            in (
+                layer.layer.replace("/", "."),
+                layer.tensor.removesuffix(without).replace("/", "."),
+            )
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an array's rows lie."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+
+class _RowReader:
+    """A file of rows, open for reading; threads may share it.
+
+    Parameters
+    ----------
+    handle : int
+        An open file, duplicated here: opening it a second time by its name could open another.
+    path : Path
+        For messages.
+    """
+
+    def __init__(self, handle: int, path: Path) -> None:
+        self._path = path
+        self._handle = os.dup(handle)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def read(self, place: _Place, start: int, stop: int) -> Array:
+        """Read consecutive rows."""
+        rows = np.empty((max(0, stop - start), *place.shape[1:]), place.dtype)
+        self._fill(rows, place.offset + start * place.row_bytes)
+        return rows
+
+    def take(self, place: _Place, wanted: NDArray[np.int64]) -> Array:
+        """Read some rows in the order given; neighbours are read together."""
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < place.shape[0]:
+            raise UsageError(f"rows must lie between 0 and {place.shape[0] - 1}")
+        taken = np.empty((len(wanted), *place.shape[1:]), place.dtype)
+        breaks = (np.flatnonzero(np.diff(wanted) != 1) + 1).tolist()
+        for begin, end in itertools.pairwise(sorted({0, *breaks, len(wanted)})):
+            self._fill(taken[begin:end], place.offset + int(wanted[begin]) * place.row_bytes)
+        return taken
+
+    def _fill(self, rows: Array, offset: int) -> None:
+        view = byte_view(rows)
+        while len(view):
+            try:
+                count = os.preadv(self._handle, [view], offset)
+            except OSError as error:
+                raise FeatureFileError(f"{self._path}: {error.strerror}") from error
+            if count == 0:
+                raise FeatureFileError(f"{self._path}: truncated at byte {offset:,}")
+            view, offset = view[count:], offset + count

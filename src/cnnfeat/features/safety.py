@@ -9,21 +9,27 @@ from __future__ import annotations
 import math
 import os
 import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from cnnfeat.errors import FeatureFileError, MissingInputError
 from cnnfeat.features import format as fmt
-from cnnfeat.features.checksum import as_bytes
-from cnnfeat.features.heap import REFERENCE, HeapReader
-from cnnfeat.features.seal import seal_holds
+from cnnfeat.features.seal import byte_view, seal_holds
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_RANK = 16
 _MAX_TEXTS = 1 << 31
 _NO_LOCKS = {"locking": False}
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+_HEAP_HEAD = struct.Struct("<4sB3xQ")  # "GCOL", version, bytes of the whole collection
+_HEAP_OBJECT = struct.Struct("<HH4xQ")  # index, reference count, bytes
+_MAX_COLLECTION = 1 << 28
 _HINT = "make it again with cnnfeat extract, or name another file"
 
 
@@ -224,12 +230,123 @@ def texts(array: h5py.Dataset, path: Path, *, start: int = 0, stop: int | None =
     if info is None or info.length is not None or array.ndim != 1:
         raise _refused(array, path, f"holds {array.dtype} {array.shape}, no list of texts")
     rows = slice(*slice(start, stop).indices(array.shape[0]))
-    references = np.empty(max(0, rows.stop - rows.start), REFERENCE)
+    references = np.empty(max(0, rows.stop - rows.start), _REFERENCE)
     handle = array.file.id.get_vfd_handle()
     try:
         if len(references):
-            place = array.id.get_offset() + rows.start * REFERENCE.itemsize
-            os.preadv(handle, [as_bytes(references)], place)
-        return HeapReader(handle).texts(references)
+            place = array.id.get_offset() + rows.start * _REFERENCE.itemsize
+            os.preadv(handle, [byte_view(references)], place)
+        return _HeapReader(handle).texts(references)
     except (OSError, RuntimeError, ValueError) as error:
         raise FeatureFileError(f"{path}: {array.name} is damaged: {error}", hint=_HINT) from error
+
+
+class _HeapError(ValueError):
+    """The heap isn't what the format says."""
+
+
+class _HeapReader:
+    """Reads strings of variable length out of a file's global heap, trusting no number in it.
+
+    HDF5's own reader can run for ever on a damaged heap. See "Global Heap" in the HDF5 File Format
+    Specification, version 3.0, III.E.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._address = -1
+        self._objects: dict[int, bytes] = {}
+
+    def texts(self, references: NDArray[np.void]) -> list[str]:
+        """Read strings in the order of their references.
+
+        Raises
+        ------
+        _HeapError
+            If one isn't where its reference says.
+        UnicodeDecodeError
+            If one is no UTF-8.
+        """
+        return [
+            self._text(int(length), int(address), int(index))
+            for length, address, index in references.tolist()
+        ]
+
+    def _text(self, length: int, address: int, index: int) -> str:
+        if length == 0:
+            return ""
+        if address != self._address:
+            self._objects = dict(_objects(self._collection(address)))
+            self._address = address
+        found = self._objects.get(index)
+        if found is None or len(found) < length:
+            raise _HeapError(f"no text of {length} bytes at {address}, index {index}")
+        return found[:length].rstrip(b"\0").decode("utf-8")
+
+    def _collection(self, address: int) -> bytes:
+        head = self._read(_HEAP_HEAD.size, address)
+        signature, version, size = _HEAP_HEAD.unpack(head)
+        if signature != b"GCOL" or version != 1 or not _HEAP_HEAD.size <= size <= _MAX_COLLECTION:
+            raise _HeapError(f"no heap at byte {address}")
+        return self._read(size, address)
+
+    def _read(self, size: int, address: int) -> bytes:
+        if address > (1 << 62):
+            raise _HeapError(f"no heap at byte {address}")
+        found = os.pread(self._handle, size, address)
+        if len(found) < size:
+            raise _HeapError(f"the heap at byte {address} goes beyond the file's end")
+        return found
+
+
+def _objects(collection: bytes) -> Iterator[tuple[int, bytes]]:
+    place = _HEAP_HEAD.size
+    while place + _HEAP_OBJECT.size <= len(collection):
+        index, _, size = _HEAP_OBJECT.unpack_from(collection, place)
+        if index == 0:  # the free space at the end
+            return
+        place += _HEAP_OBJECT.size
+        if place + size > len(collection):
+            raise _HeapError("an object goes beyond its heap's end")
+        yield index, collection[place : place + size]
+        place += -(-size // 8) * 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The block checksums of one split."""
+
+    stops: NDArray[np.int64]  # (n_blocks,): the row after each block's last
+    columns: tuple[str, ...]
+    values: NDArray[np.uint64]  # (n_blocks, n_columns)
+
+    def of(self, column: str) -> NDArray[np.uint64]:
+        """Checksums of one column, (n_blocks,)."""
+        return self.values[:, self.columns.index(column)]
+
+
+def read_sums(file: h5py.File, split: str, path: Path) -> Sums:
+    """Read the table of a split.
+
+    Raises
+    ------
+    FeatureFileError
+        If it is missing or damaged.
+    """
+    root = child_group(file, fmt.CHECKSUMS, path)
+    group = child_group(root, split, path)
+    arrays = {name: child_array(group, name, path) for name in ("stop", "sum")}
+    columns = texts(child_array(group, "column", path), path)
+    numeric(arrays["stop"], path, "i")
+    numeric(arrays["sum"], path, "u")
+    sums = Sums(arrays["stop"][...], tuple(columns), arrays["sum"][...])
+    if (
+        sums.stops.ndim != 1
+        or sums.values.shape != (len(sums.stops), len(columns))
+        or not len(sums.stops)
+        or len(set(columns)) != len(columns)
+        or fmt.ID not in columns
+        or np.any(np.diff(sums.stops, prepend=0) < 0)
+    ):
+        raise FeatureFileError(f"{path}: the checksums of split {split!r} are damaged")
+    return sums

@@ -1,8 +1,10 @@
-"""A checksum over what lies between a file's arrays, checked before HDF5 sees the file.
+"""Checksums of a file's blocks, and the seal over what lies between its arrays.
 
-HDF5 trusts its own structures; a flipped bit in them can make it run for ever. The seal stands
-behind the end of what HDF5 knows of the file. Tools that change the file cut it off, and then
-nothing is checked.
+A checksum is XXH3 with 64 bits, about 30 GB/s; against accidents, not attackers.
+
+The seal is checked before HDF5 sees the file: HDF5 trusts its own structures, and a flipped bit in
+them can make it run for ever. It stands behind the end of what HDF5 knows of the file. Tools that
+change the file cut it off, and then nothing is checked.
 
 ::
 
@@ -15,11 +17,13 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import xxhash
 
 from cnnfeat.features.disk import Disk
+from cnnfeat.records import Array
 
 _MAGIC = b"cnnfSEAL"
 _FOOT = struct.Struct("<I8s")
@@ -27,10 +31,43 @@ _HEAD, _GAP, _SUM = struct.Struct("<QI"), struct.Struct("<QQ"), struct.Struct("<
 _PIECE_BYTES = 1 << 20
 
 
+def checksum(rows: Array) -> int:
+    """Checksum of an array's bytes, which must be contiguous."""
+    return xxhash.xxh3_64_intdigest(byte_view(rows))
+
+
+def text_checksum(texts: Iterable[str]) -> int:
+    """Checksum of texts: their UTF-8, each with a zero byte after it."""
+    joined = "\0".join((*texts, ""))
+    return xxhash.xxh3_64_intdigest(joined.encode("utf-8", "surrogateescape"))
+
+
+def byte_view(rows: Array) -> memoryview:
+    """See a contiguous array as bytes, an empty one too."""
+    return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+
+
+class RunningChecksum:
+    """A checksum over pieces."""
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_64()
+
+    def update(self, rows: Array) -> None:
+        """Take in the next piece."""
+        self._state.update(byte_view(rows))
+
+    def take(self) -> int:
+        """Return the checksum and begin anew."""
+        value = self._state.intdigest()
+        self._state.reset()
+        return value
+
+
 def write_seal(handle: int, end: int, gaps: Sequence[tuple[int, int]], *, disk: Disk) -> None:
     """Seal bytes 0 to `end` of a finished file, but for `gaps` (offset, size): its arrays."""
     body = _HEAD.pack(end, len(gaps)) + b"".join(_GAP.pack(*gap) for gap in sorted(gaps))
-    body += _SUM.pack(_checksum(handle, body, end, sorted(gaps)))
+    body += _SUM.pack(_structure_checksum(handle, body, end, sorted(gaps)))
     seal = body + _FOOT.pack(len(body), _MAGIC)
     disk.write(handle, seal, offset=os.fstat(handle).st_size)
 
@@ -52,10 +89,12 @@ def seal_holds(handle: int) -> bool:
     except struct.error:
         return False
     signed = body[: -_SUM.size]
-    return bool(end <= size and wanted == _checksum(handle, signed, end, gaps))
+    return bool(end <= size and wanted == _structure_checksum(handle, signed, end, gaps))
 
 
-def _checksum(handle: int, signed: bytes, end: int, gaps: Sequence[tuple[int, int]]) -> int:
+def _structure_checksum(
+    handle: int, signed: bytes, end: int, gaps: Sequence[tuple[int, int]]
+) -> int:
     state, place = xxhash.xxh3_64(signed), 0
     for offset, size in [*gaps, (end, 0)]:
         while place < min(offset, end):

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from cnnfeat.errors import DataError, OutputExistsError, UsageError
-from cnnfeat.features.checksum import as_bytes, checksum
 from cnnfeat.features.disk import Disk, storage_errors
 from cnnfeat.features.format import (
     LABEL,
@@ -33,6 +32,7 @@ from cnnfeat.features.format import (
 from cnnfeat.features.journal import Block, BlockNames, Header, Journal, read_header
 from cnnfeat.features.layout import SplitState, complete_file, create_arrays
 from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features.seal import byte_view, checksum
 from cnnfeat.files import check_output, check_space, locked
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Array, Batch, Labels, ProbeOutput, SkippedSample
@@ -346,7 +346,7 @@ class FeatureWriter:
             if len(rows):
                 with storage_errors(self.paths.final):
                     place = self._place(state, column)
-                    self._disk.write(self._handle, as_bytes(rows), offset=place)
+                    self._disk.write(self._handle, byte_view(rows), offset=place)
             sums.append(checksum(rows))
             overflows.append(overflow)
         block = Block(split, batch.start, batch.stop, len(batch), tuple(sums), tuple(overflows))
