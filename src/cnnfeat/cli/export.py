@@ -79,7 +79,7 @@ def export(
     parquet    a column a layer; needs pip install 'cnnfeat[parquet]'
     projector  files for TensorBoard's embedding projector, with pictures
     """
-    from cnnfeat.features.export import export_features
+    from cnnfeat.export import export_features
 
     progress = console.progress(settings)
     with ExitStack() as stack:

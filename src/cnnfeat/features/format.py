@@ -81,6 +81,16 @@ class FilePlan:
         """Rows of all splits."""
         return sum(split.n_rows for split in self.splits)
 
+    def listed_arrays(self) -> dict[str, object]:
+        """List all arrays plainly, to be compared with a journal's."""
+        return {
+            split.name: {
+                "rows": split.n_rows,
+                "columns": [[c.name, c.dtype, list(c.row_shape)] for c in split.columns],
+            }
+            for split in self.splits
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
@@ -130,17 +140,6 @@ def _stored_dtype(computed: str, floats: str) -> str:
     elif dtype.kind == "b":
         dtype = np.dtype("uint8")
     return dtype.newbyteorder("<").str
-
-
-def describe(plan: FilePlan) -> dict[str, object]:
-    """Turn a plan's arrays into plain lists, to be compared with a journal's."""
-    return {
-        split.name: {
-            "rows": split.n_rows,
-            "columns": [[c.name, c.dtype, list(c.row_shape)] for c in split.columns],
-        }
-        for split in plan.splits
-    }
 
 
 def output_attributes(output: ProbeOutput) -> dict[str, object]:

@@ -26,7 +26,6 @@ from cnnfeat.features.format import (
     Column,
     FilePlan,
     SplitPlan,
-    describe,
     plan_columns,
 )
 from cnnfeat.features.journal import Block, BlockNames, Header, Journal, read_header
@@ -222,7 +221,7 @@ class FeatureWriter:
                 stack.callback(self._drop_if_empty)
                 header = Header(
                     dict(self.plan.settings),
-                    describe(self.plan),
+                    self.plan.listed_arrays(),
                     _now(),
                     self._overwrite,
                     self.plan.source_state,
@@ -244,7 +243,7 @@ class FeatureWriter:
         final = self.paths.final
         if header is not None:
             header.check_same(final, self.plan.settings)
-            if header.arrays != describe(self.plan):
+            if header.arrays != self.plan.listed_arrays():
                 raise UsageError(
                     f"{final} was begun with other arrays than would be written now",
                     hint="start over with --overwrite",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cnnfeat.data import open_source
 from cnnfeat.errors import CnnfeatError, DataError, MissingInputError, UsageError
 from cnnfeat.features import FeatureFile
-from cnnfeat.features.pictures import Pictures
+from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.report.results import Predictions, read_predictions
 from cnnfeat.result import SvmResult, read_result

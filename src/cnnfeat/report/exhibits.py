@@ -11,7 +11,7 @@ import numpy as np
 
 from cnnfeat.errors import CnnfeatError, DataError, NetworkError
 from cnnfeat.features import FeatureFile
-from cnnfeat.features.pictures import Pictures
+from cnnfeat.pictures import Pictures
 from cnnfeat.records import ImageTarget, LayerInfo
 
 if TYPE_CHECKING:

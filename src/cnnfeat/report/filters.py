@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from cnnfeat.features.pictures import as_bytes
+from cnnfeat.pictures import as_bytes
 from cnnfeat.report.figure import drawing
 from cnnfeat.report.tiles import Sheet, filter_tiles, make_sheet, map_tiles
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.features import FeatureFile
-from cnnfeat.features.pictures import Pictures
+from cnnfeat.pictures import Pictures
 from cnnfeat.report.figure import BAD, drawing, short
 from cnnfeat.report.results import Predictions
 from cnnfeat.result import SvmResult

@@ -18,7 +18,7 @@ from cnnfeat.errors import (
     UsageError,
 )
 from cnnfeat.features import FeatureFile
-from cnnfeat.features.pictures import Pictures
+from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.report.confusion import plot_confusion
 from cnnfeat.report.curves import plot_layers, plot_training

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnfeat.features.pictures import sprite_sheet
+from cnnfeat.pictures import sprite_sheet
 from cnnfeat.report.album import Album, Picture
 from cnnfeat.report.charts import point_path, scatter_places
 from cnnfeat.report.embedding import METHODS, Embedding

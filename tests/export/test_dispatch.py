@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from cnnfeat.errors import DataError, LayerLookupError, OutputExistsError, UsageError
+from cnnfeat.export import FORMATS, export_features
 from cnnfeat.features import write_arrays
-from cnnfeat.features.export import FORMATS, export_features
 from cnnfeat.records import Batch, Fingerprint
 
 CLASSES = ("ape", 'bee, "wild"', "cat\tcow")

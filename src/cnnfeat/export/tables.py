@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnfeat.errors import UsageError
-from cnnfeat.features.selection import Chunk, Selection
+from cnnfeat.export.excerpt import Chunk, Excerpt
 from cnnfeat.files import csv_cells
 from cnnfeat.progress import Task
 
@@ -25,33 +25,33 @@ KEY_COLUMNS = ("split", "id", "label", "class")
 _DIGITS = {2: 5, 4: 9, 8: 17}  # that bring a float of so many bytes back exactly
 
 
-def write_csv(selection: Selection, path: Path, task: Task) -> None:
+def write_csv(excerpt: Excerpt, path: Path, task: Task) -> None:
     """Write a line for each row: split, id, label, class, then every feature of every layer.
 
     A feature of the layer `conv2` at height 3, width 0 and channel 7 is called `conv2_3_0_7`.
     Numbers have as many digits as bring them back exactly.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(csv_cells([*KEY_COLUMNS, *_feature_names(selection)]) + "\n")
-        for chunk in selection.chunks():
+        file.write(csv_cells([*KEY_COLUMNS, *_feature_names(excerpt)]) + "\n")
+        for chunk in excerpt.chunks():
             columns = (number_lines(array, separator=",") for array in chunk.features)
-            for key, *numbers in zip(_quoted_keys(selection, chunk), *columns, strict=True):
+            for key, *numbers in zip(_quoted_keys(excerpt, chunk), *columns, strict=True):
                 file.write(",".join((key, *numbers)) + "\n")
             task.advance(len(chunk))
 
 
-def _feature_names(selection: Selection) -> Iterator[str]:
-    for layer in selection.layers:
-        shape = selection.file.layer(selection.splits[0], layer).shape[1:]
+def _feature_names(excerpt: Excerpt) -> Iterator[str]:
+    for layer in excerpt.layers:
+        shape = excerpt.file.layer(excerpt.splits[0], layer).shape[1:]
         for index in np.ndindex(*shape):
             yield "_".join((layer, *map(str, index)))
 
 
-def _quoted_keys(selection: Selection, chunk: Chunk) -> Iterator[str]:
+def _quoted_keys(excerpt: Excerpt, chunk: Chunk) -> Iterator[str]:
     """Write each row's first cells, quoted where they must be."""
     for row, name in enumerate(chunk.ids):
         label = None if chunk.labels is None else int(chunk.labels[row])
-        known = "" if label is None else selection.class_name(label)
+        known = "" if label is None else excerpt.class_name(label)
         yield csv_cells((chunk.split, name, label, known))
 
 
@@ -65,7 +65,7 @@ def number_lines(array: Array, *, separator: str) -> Iterator[str]:
         yield line % tuple(row)
 
 
-def write_parquet(selection: Selection, path: Path, task: Task) -> None:
+def write_parquet(excerpt: Excerpt, path: Path, task: Task) -> None:
     """Write a column for each layer, fixed-size lists of its features in row-major order.
 
     The shape of one image's activations lies in the column's metadata, as JSON under `shape`.
@@ -82,14 +82,14 @@ def write_parquet(selection: Selection, path: Path, task: Task) -> None:
             "Parquet needs pyarrow, which is not installed",
             hint="pip install 'cnnfeat[parquet]', or --to npz",
         ) from error
-    schema = _schema(selection)
+    schema = _schema(excerpt)
     with pq.ParquetWriter(path, schema) as writer:
-        for chunk in selection.chunks():
-            writer.write_batch(_record_batch(selection, chunk, schema))
+        for chunk in excerpt.chunks():
+            writer.write_batch(_record_batch(excerpt, chunk, schema))
             task.advance(len(chunk))
 
 
-def _schema(selection: Selection) -> pa.Schema:
+def _schema(excerpt: Excerpt) -> pa.Schema:
     import pyarrow as pa
 
     fields = [
@@ -98,8 +98,8 @@ def _schema(selection: Selection) -> pa.Schema:
         pa.field("label", pa.int64()),
         pa.field("class", pa.string()),
     ]
-    for layer in selection.layers:
-        stored = selection.file.layer(selection.splits[0], layer)
+    for layer in excerpt.layers:
+        stored = excerpt.file.layer(excerpt.splits[0], layer)
         shape = stored.shape[1:]
         kind = pa.list_(pa.from_numpy_dtype(np.dtype(stored.dtype)), math.prod(shape))
         note = {"shape": json.dumps(shape), "tensor": stored.tensor}
@@ -107,11 +107,11 @@ def _schema(selection: Selection) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _record_batch(selection: Selection, chunk: Chunk, schema: pa.Schema) -> pa.RecordBatch:
+def _record_batch(excerpt: Excerpt, chunk: Chunk, schema: pa.Schema) -> pa.RecordBatch:
     import pyarrow as pa
 
     labels = [None] * len(chunk) if chunk.labels is None else chunk.labels.tolist()
-    names = [None if label is None else selection.class_name(label) for label in labels]
+    names = [None if label is None else excerpt.class_name(label) for label in labels]
     columns = [
         pa.array([chunk.split] * len(chunk), pa.string()),
         pa.array(chunk.ids, pa.string()),

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cnnfeat.errors import DataError
-from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features import FeatureFile
 from cnnfeat.records import ImageTarget, Source
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cnnfeat.errors import UsageError, near_names
-from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features import FeatureFile
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array, Labels
@@ -30,13 +30,42 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class Excerpt:
     """A part of an open feature file."""
 
     file: FeatureFile
     layers: tuple[str, ...]  # as the file spells them
     splits: tuple[str, ...]
     limit: int | None = None  # rows of each split
+
+    @classmethod
+    def of(
+        cls,
+        file: FeatureFile,
+        *,
+        layers: Sequence[str] = (),
+        splits: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> Excerpt:
+        """Choose a part of a feature file; with nothing named, all of it.
+
+        Raises
+        ------
+        FeatureFileError
+            If the file has no such layer.
+        UsageError
+            If the file has no such split, or `limit` is less than 1.
+        """
+        if limit is not None and limit < 1:
+            raise UsageError(f"--limit must be at least 1, not {limit}")
+        for split in splits:
+            if split not in file.splits:
+                raise UsageError(
+                    f"{file.path} has no split {split!r}; it has: {', '.join(file.splits)}",
+                    hint=near_names(split, file.splits),
+                )
+        found = [file.find_layer(layer) for layer in layers] or list(file.layers)
+        return cls(file, tuple(dict.fromkeys(found)), tuple(splits) or tuple(file.splits), limit)
 
     def n_rows(self, split: str) -> int:
         """Count the rows chosen of a split."""
@@ -86,31 +115,3 @@ class Selection:
             stored = self.file.layer(split, layer)
             row_bytes += stored.size_bytes // max(stored.shape[0], 1)
         return max(_CHUNK_BYTES // max(row_bytes, 1), 1)
-
-
-def select(
-    file: FeatureFile,
-    *,
-    layers: Sequence[str] = (),
-    splits: Sequence[str] = (),
-    limit: int | None = None,
-) -> Selection:
-    """Choose a part of a feature file; with nothing named, all of it.
-
-    Raises
-    ------
-    FeatureFileError
-        If the file has no such layer.
-    UsageError
-        If the file has no such split, or `limit` is less than 1.
-    """
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit must be at least 1, not {limit}")
-    for split in splits:
-        if split not in file.splits:
-            raise UsageError(
-                f"{file.path} has no split {split!r}; it has: {', '.join(file.splits)}",
-                hint=near_names(split, file.splits),
-            )
-    found = [file.find_layer(layer) for layer in layers] or list(file.layers)
-    return Selection(file, tuple(dict.fromkeys(found)), tuple(splits) or tuple(file.splits), limit)

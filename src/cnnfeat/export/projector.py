@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from cnnfeat.errors import UsageError
-from cnnfeat.features.pictures import Pictures, sprite_sheet
-from cnnfeat.features.selection import Selection
-from cnnfeat.features.tables import number_lines
+from cnnfeat.export.excerpt import Excerpt
+from cnnfeat.export.tables import number_lines
 from cnnfeat.files import check_output, replacing
+from cnnfeat.pictures import Pictures, sprite_sheet
 from cnnfeat.progress import Task
 from cnnfeat.records import Source
 
@@ -37,7 +37,7 @@ _MANY_POINTS = 10_000
 
 
 def write_projector(
-    selection: Selection,
+    excerpt: Excerpt,
     out: Path,
     *,
     source: Source | None,
@@ -53,30 +53,29 @@ def write_projector(
     DataError
         If the source is not what the features were made from.
     """
-    if len(selection.layers) != 1:
+    if len(excerpt.layers) != 1:
         raise UsageError(
-            f"the projector shows one layer; {selection.file.path} has: "
-            f"{', '.join(selection.layers)}",
+            f"the projector shows one layer; {excerpt.file.path} has: {', '.join(excerpt.layers)}",
             hint="pick one with --layer",
         )
-    if selection.total_rows > _MANY_POINTS:
+    if excerpt.total_rows > _MANY_POINTS:
         logger.warning(
             "%s points: browsers get slow above %s; --limit takes the first rows of each split",
-            f"{selection.total_rows:,}",
+            f"{excerpt.total_rows:,}",
             f"{_MANY_POINTS:,}",
         )
-    pictures = Pictures(selection.file, source) if source else None
+    pictures = Pictures(excerpt.file, source) if source else None
     names = [VECTORS, METADATA, *([SPRITE] if pictures else []), CONFIG]
     for name in names:
         check_output(out / name, overwrite=overwrite)
-    _write_rows(selection, out, task)
-    side = _write_sprite(selection, pictures, out) if pictures else None
+    _write_rows(excerpt, out, task)
+    side = _write_sprite(excerpt, pictures, out) if pictures else None
     with replacing(out / CONFIG) as partial:
-        partial.write_text(_config(selection.layers[0], side), "utf-8")
+        partial.write_text(_config(excerpt.layers[0], side), "utf-8")
     return [out / name for name in names if name != SPRITE or side]
 
 
-def _write_rows(selection: Selection, out: Path, task: Task) -> None:
+def _write_rows(excerpt: Excerpt, out: Path, task: Task) -> None:
     with (
         replacing(out / VECTORS) as vectors_path,
         replacing(out / METADATA) as metadata_path,
@@ -84,11 +83,11 @@ def _write_rows(selection: Selection, out: Path, task: Task) -> None:
         metadata_path.open("w", encoding="utf-8", newline="\n") as metadata,
     ):
         metadata.write("id\tlabel\tsplit\n")
-        for chunk in selection.chunks():
+        for chunk in excerpt.chunks():
             for numbers in number_lines(chunk.features[0], separator="\t"):
                 vectors.write(numbers + "\n")
             for row, name in enumerate(chunk.ids):
-                label = "" if chunk.labels is None else selection.class_name(chunk.labels[row])
+                label = "" if chunk.labels is None else excerpt.class_name(chunk.labels[row])
                 metadata.write(f"{_cell(name)}\t{_cell(label)}\t{_cell(chunk.split)}\n")
             task.advance(len(chunk))
 
@@ -98,14 +97,14 @@ def _cell(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _write_sprite(selection: Selection, pictures: Pictures, out: Path) -> int | None:
+def _write_sprite(excerpt: Excerpt, pictures: Pictures, out: Path) -> int | None:
     """Write one picture of all pictures, and say how wide a cell is."""
-    columns = math.ceil(math.sqrt(selection.total_rows))
+    columns = math.ceil(math.sqrt(excerpt.total_rows))
     side = min(THUMBNAIL_SIDE, SHEET_SIDE // max(columns, 1))
     if side < _SMALLEST_SIDE:
         logger.warning("too many points for pictures; --limit takes fewer")
         return None
-    cells = _cells(selection, pictures, side)
+    cells = _cells(excerpt, pictures, side)
     largest = max((max(cell.shape[:2]) for cell in cells if cell is not None), default=side)
     sheet = sprite_sheet(cells, side=largest, columns=columns)
     with replacing(out / SPRITE) as partial:
@@ -113,12 +112,10 @@ def _write_sprite(selection: Selection, pictures: Pictures, out: Path) -> int | 
     return largest
 
 
-def _cells(
-    selection: Selection, pictures: Pictures, side: int
-) -> Sequence[NDArray[np.uint8] | None]:
+def _cells(excerpt: Excerpt, pictures: Pictures, side: int) -> Sequence[NDArray[np.uint8] | None]:
     cells: list[NDArray[np.uint8] | None] = []
-    for split in selection.splits:
-        rows = range(selection.n_rows(split))
+    for split in excerpt.splits:
+        rows = range(excerpt.n_rows(split))
         found = pictures.thumbnails(split, rows, side=side)
         cells.extend(found.get(row) for row in rows)
     return cells
