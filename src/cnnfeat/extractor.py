@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cnnfeat.extraction import LARGEST_BATCH, choose_splits, default_batch_size, extract
+from cnnfeat.options import ProbeOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import ExtractResult, OnError, Probe, Provenance, Source
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
 
-
-@dataclass(frozen=True, slots=True)
-class ProbeOptions:
-    """How activations are computed from images."""
-
-    pool: str = "none"
-    precision: str = "float32"
-    scale: str | None = None  # None: as the network's file says
-    resize: tuple[int, int] | None = None  # (height, width)
+_AS_THEY_ARE = ProbeOptions()
 
 
 def extract_features(
@@ -32,7 +24,7 @@ def extract_features(
     *,
     layers: Sequence[str],
     out: Path,
-    options: ProbeOptions = ProbeOptions(),
+    options: ProbeOptions = _AS_THEY_ARE,
     splits: Sequence[str] = (),
     limit: int | None = None,
     batch_size: int | Literal["auto"] | None = None,
@@ -74,12 +66,9 @@ def extract_features(
         batch_size = default_batch_size((height, width, first.image_shape[2]))
     probe = network.probe(
         found,
+        options,
         image_shape=first.image_shape,
         image_dtype=first.dtype,
-        pool=options.pool,
-        scale=options.scale,
-        resize=options.resize,
-        precision=options.precision,
         batch_size=LARGEST_BATCH if batch_size == "auto" else batch_size,
     )
     return extract(

@@ -219,7 +219,7 @@ def _extract(run: _Run) -> StageOutcome:
 
 
 def _extract_features(run: _Run, network: Network, out: Path, *, resume: bool) -> None:
-    from cnnfeat.extractor import ProbeOptions, extract_features
+    from cnnfeat.extractor import extract_features
 
     config = run.config.extract
     with run.stopping() as should_stop:
@@ -228,7 +228,7 @@ def _extract_features(run: _Run, network: Network, out: Path, *, resume: bool) -
             run.source,
             layers=config.layer,
             out=out,
-            options=ProbeOptions(pool=config.pool, precision=config.precision),
+            options=config,
             splits=config.split,
             batch_size=config.batch_size,
             dtype=config.dtype,

@@ -13,6 +13,8 @@ import numpy as np
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
 from cnnfeat.extraction import default_batch_size
 from cnnfeat.features import FeatureFile
+from cnnfeat.knobs import from_record
+from cnnfeat.options import ProbeOptions
 from cnnfeat.records import OnError, Probe, SkippedSample, Source
 from cnnfeat.svm.machine import decide_block
 from cnnfeat.svm.persistence import SavedSVM
@@ -165,16 +167,18 @@ def probe_of(
 ) -> Probe:
     """Compile the function that made the machine's features, with its preprocessing."""
     done = json.loads(str(metadata.get("preprocessing") or "{}"))
-    resize = done.get("resize")
+    asked = {
+        "precision": metadata.get("precision"),
+        "pool": metadata.get("pooling"),
+        "scale": done.get("scale"),
+        "resize": done.get("resize"),
+    }
     layers = network.find([str(metadata["tensor"])])
     return network.probe(
         layers,
+        from_record(ProbeOptions, asked),
         image_shape=image_shape,
         image_dtype=image_dtype,
-        pool=str(metadata.get("pooling") or "none"),
-        scale=done.get("scale"),
-        resize=None if resize is None else (int(resize[0]), int(resize[1])),
-        precision=str(metadata.get("precision") or "float32"),
         batch_size=batch_size,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,12 +11,11 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from cnnfeat.errors import DataError, NetworkError, UsageError
+from cnnfeat.options import Pooling, ProbeOptions, Scale
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
     from cnnfeat.records import Probe
-
-Scale = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]
 
 
 class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -65,7 +64,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         model: str = "model.keras",
         *,
         layer: str = "conv2",
-        pool: str = "none",
+        pool: Pooling = "none",
         scale: Scale | None = None,
         batch_size: int = 512,
         trust: bool = False,
@@ -171,10 +170,9 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
         self._compiled: Probe = network.probe(
             layers,
+            ProbeOptions(pool=self.pool, scale=self.scale),
             image_shape=self.image_shape_,
             image_dtype=self.image_dtype_,
-            pool=self.pool,
-            scale=self.scale,
             batch_size=self.batch_size,
         )
         return self._compiled

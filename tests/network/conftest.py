@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from cnnfeat.network import Network, load_network
+from cnnfeat.options import ProbeOptions
 
 Compare = Callable[..., None]
 
@@ -65,9 +66,9 @@ def agree() -> Compare:
         layers = network.find(list(expected))
         probe = network.probe(
             layers,
+            ProbeOptions(**options),
             image_shape=images.shape[1:],
             image_dtype=images.dtype.name,
-            **options,
         )
         values = [np.asarray(value) for value in expected.values()]
         for layer, value, wanted in zip(layers, probe(images), values, strict=True):

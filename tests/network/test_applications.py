@@ -62,6 +62,7 @@ def test_the_scales_are_those_of_each_family() -> None:
     from cnnfeat.network.feeding import image_input
     from cnnfeat.network.graph import GraphInput
     from cnnfeat.network.preprocessing import fit_images
+    from cnnfeat.options import ProbeOptions
 
     pixel = np.array([10, 100, 200], np.uint8).reshape(1, 1, 1, 3)
     modules = {
@@ -76,11 +77,10 @@ def test_the_scales_are_those_of_each_family() -> None:
         family = getattr(keras.applications, module)
         plan = fit_images(
             to,
+            ProbeOptions(),
             image_shape=(1, 1, 3),
             image_dtype="uint8",
-            scale=None,
             default_scale=applications.scale_of(name),
-            resize=None,
         )
         wanted = family.preprocess_input(pixel.astype(np.float32))
         np.testing.assert_allclose(plan(tf.constant(pixel)), wanted, rtol=1e-5, atol=1e-4)

@@ -13,6 +13,7 @@ from cnnfeat.errors import NetworkError
 from cnnfeat.network.feeding import image_input
 from cnnfeat.network.graph import GraphInput
 from cnnfeat.network.preprocessing import Preprocessing, fit_images
+from cnnfeat.options import ProbeOptions
 
 
 def take(shape: tuple[int | None, ...] | None, dtype: tf.DType = tf.float32):
@@ -22,11 +23,10 @@ def take(shape: tuple[int | None, ...] | None, dtype: tf.DType = tf.float32):
 def fitted(shape, *, images: np.ndarray, scale: str = "raw", dtype=tf.float32) -> np.ndarray:
     plan: Preprocessing = fit_images(
         take(shape, dtype),
+        ProbeOptions(scale=scale),
         image_shape=images.shape[1:],
         image_dtype=images.dtype.name,
-        scale=scale,
         default_scale="raw",
-        resize=None,
     )
     return plan(tf.constant(images)).numpy()
 
@@ -78,11 +78,10 @@ def test_values_an_integer_input_would_cut_or_wrap_are_refused(given: str) -> No
     with pytest.raises(NetworkError, match=f"images of {given} don't fit .* uint8"):
         fit_images(
             take((None, 8, 8, 1), tf.uint8),
+            ProbeOptions(),
             image_shape=(8, 8, 1),
             image_dtype=given,
-            scale=None,
             default_scale="raw",
-            resize=None,
         )
 
 
@@ -94,8 +93,13 @@ def test_float_images_count_as_scaled() -> None:
 
 
 def plan(shape, image_shape, **options) -> Preprocessing:
-    options = {"scale": None, "default_scale": "unit", "resize": None, **options}
-    return fit_images(take(shape), image_shape=image_shape, image_dtype="uint8", **options)
+    return fit_images(
+        take(shape),
+        ProbeOptions(**options),
+        image_shape=image_shape,
+        image_dtype="uint8",
+        default_scale="unit",
+    )
 
 
 def test_the_source_is_told_what_to_bring_images_to() -> None:
@@ -142,11 +146,10 @@ def test_scales_that_dont_go() -> None:
     with pytest.raises(NetworkError, match="makes fractions"):
         fit_images(
             take((None, 8, 8, 1), tf.uint8),
+            ProbeOptions(scale="unit"),
             image_shape=(8, 8, 1),
             image_dtype="uint8",
-            scale="unit",
             default_scale="raw",
-            resize=None,
         )
 
 
@@ -207,5 +210,7 @@ def test_a_keras_model_that_scales_by_arithmetic(ending: str, tmp_path) -> None:
 def test_what_was_chosen_is_said(seed_network, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("cnnfeat").propagate = True
     with caplog.at_level(logging.INFO, "cnnfeat"):
-        seed_network.probe(seed_network.find(["fc1"]), image_shape=(8, 8, 3), resize=(28, 28))
+        seed_network.probe(
+            seed_network.find(["fc1"]), ProbeOptions(resize=(28, 28)), image_shape=(8, 8, 3)
+        )
     assert "images: to 'image', (28, 28, 1) uint8, --scale raw, resized to 28×28" in caplog.text

@@ -14,13 +14,15 @@ import tensorflow as tf
 from cnnfeat.errors import NetworkError
 from cnnfeat.network import Network, load_network, runtime
 from cnnfeat.network.probe import GraphProbe
+from cnnfeat.options import ProbeOptions
 
 v1 = tf.compat.v1
 
 
 def probe_of(network: Network, *names: str, **options) -> GraphProbe:
-    options = {"image_shape": (28, 28, 1), **options}
-    return network.probe(network.find(names), **options)
+    images = {"image_shape": (28, 28, 1)}
+    images |= {key: options.pop(key) for key in ("image_shape", "image_dtype") if key in options}
+    return network.probe(network.find(names), ProbeOptions(**options), **images)
 
 
 def test_it_states_its_outputs(seed_network: Network) -> None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.network import load_network
+from cnnfeat.options import ProbeOptions
 
 v1 = tf.compat.v1
 KEEP_ALL = {"keep_prob": 1.0}
@@ -179,7 +180,10 @@ def test_a_channels_first_graph(tf1, tmp_path: Path) -> None:
     expected = {"none": value, "avg": value.mean((2, 3)), "max": value.max((2, 3))}
     for pooling, wanted_value in expected.items():
         probe = network.probe(
-            network.find(["conv"]), image_shape=(16, 20, 3), image_dtype="float32", pool=pooling
+            network.find(["conv"]),
+            ProbeOptions(pool=pooling),
+            image_shape=(16, 20, 3),
+            image_dtype="float32",
         )
         np.testing.assert_allclose(probe(images)[0], wanted_value, rtol=1e-5, atol=1e-6)
     assert probe.outputs[0].axes == ("feature",)

@@ -18,7 +18,7 @@ from cnnfeat.cli.settings import Settings, pass_settings
 from cnnfeat.cli.signals import StopRequest, stop_on_signals
 from cnnfeat.cli.startup import start_tensorflow
 from cnnfeat.errors import SKIPPED_EXIT_CODE, Interrupted
-from cnnfeat.options import ExtractOptions
+from cnnfeat.options import ExtractOptions, Pooling, Precision, ProbeOptions, Scale
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -105,9 +105,9 @@ def extract(
     limit: int | None,
     batch_size: int | Literal["auto"] | None,
     dtype: str,
-    precision: str,
-    pool: str,
-    scale: str | None,
+    precision: Precision,
+    pool: Pooling,
+    scale: Scale | None,
     resize: tuple[int, int] | None,
     reading: model_options.Reading,
     on_error: OnError,
@@ -129,7 +129,7 @@ def extract(
     from cnnfeat.extraction import IN_FLIGHT
 
     start_tensorflow(settings, n_calls=IN_FLIGHT)
-    from cnnfeat.extractor import ProbeOptions, extract_features
+    from cnnfeat.extractor import extract_features
 
     network = reading.load(model)
     network.find(layer)  # a mistyped name is known before any image is read
@@ -152,7 +152,7 @@ def extract(
             images,
             layers=layer,
             out=out,
-            options=ProbeOptions(pool, precision, scale, resize),
+            options=ProbeOptions(precision, pool, scale, resize),
             splits=split,
             limit=limit,
             batch_size=batch_size,

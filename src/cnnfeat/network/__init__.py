@@ -6,12 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cnnfeat.network.loading import load_network
+    from cnnfeat.network.loading import load_network, open_network
     from cnnfeat.network.network import Network
 
-__all__ = ["Network", "load_network"]
+__all__ = ["Network", "load_network", "open_network"]
 
-_EXPORTS = {"Network": "cnnfeat.network.network", "load_network": "cnnfeat.network.loading"}
+_EXPORTS = {
+    "Network": "cnnfeat.network.network",
+    "load_network": "cnnfeat.network.loading",
+    "open_network": "cnnfeat.network.loading",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -15,10 +15,11 @@ from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.keras_files import load_hdf5, load_keras
 from cnnfeat.network.keras_trust import first_line
-from cnnfeat.network.network import FeedValue, Network, Origin
+from cnnfeat.network.network import AS_IT_IS, Network, Origin
 from cnnfeat.network.savedmodel import load_saved_model
 from cnnfeat.network.tf1 import checkpoint_prefix, load_checkpoint, load_graph_def
 from cnnfeat.network.weights import report_bad_weights
+from cnnfeat.options import FeedValue, ReadOptions
 
 
 def load_network(
@@ -56,15 +57,19 @@ def load_network(
     UntrustedModelError
         If it holds code.
     """
+    options = ReadOptions(
+        signature=signature,
+        input=input_name,
+        feed=tuple((feeds or {}).items()),
+        weights=weights,
+    )
+    return open_network(spec, options, trust=trust)
+
+
+def open_network(spec: str, options: ReadOptions = AS_IT_IS, *, trust: bool = False) -> Network:
+    """Open a network file as a record of options says; see `load_network`."""
     try:
-        return _open(
-            spec,
-            trust=trust,
-            signature=signature,
-            input_name=input_name,
-            weights=weights,
-            feeds=feeds,
-        )
+        return _open(spec, options, trust=trust)
     except CnnfeatError:
         raise
     except (tf.errors.OpError, ValueError, TypeError, KeyError, IndexError) as error:
@@ -74,40 +79,31 @@ def load_network(
         ) from error
 
 
-def _open(
-    spec: str,
-    *,
-    trust: bool,
-    signature: str | None,
-    input_name: str | None,
-    weights: str | None,
-    feeds: Mapping[str, FeedValue] | None,
-) -> Network:
+def _open(spec: str, options: ReadOptions, *, trust: bool) -> Network:
     if spec.startswith(PREFIX):
-        graph, digest = load_application(spec.removeprefix(PREFIX), weights=weights)
-        origin = Origin(spec, digest, Format.APPLICATION.value, trusted=trust)
-        return Network(graph, origin, input_name=input_name, feeds=feeds)
-    if weights is not None:
+        graph, digest = load_application(spec.removeprefix(PREFIX), weights=options.weights)
+        origin = Origin(spec, digest, Format.APPLICATION.value, trusted=trust, read=options)
+        return Network(graph, origin)
+    if options.weights is not None:
         raise NetworkError("--weights goes with keras:NAME only; other models hold their own")
     path = Path(spec)
     kind = sniff(path)
-    graph = _load(kind, path, signature=signature, input_name=input_name)
+    graph = _load(kind, path, options)
     digest = digest_of(path)
     report_bad_weights(graph, path=spec)
     card = read_card(path, sha256=digest) if path.is_file() else None
-    origin = Origin(spec, digest, kind.value, card, trust)
-    return Network(graph, origin, input_name=input_name, feeds=feeds)
+    return Network(graph, Origin(spec, digest, kind.value, card, trusted=trust, read=options))
 
 
-def _load(kind: Format, path: Path, *, signature: str | None, input_name: str | None) -> FlatGraph:
+def _load(kind: Format, path: Path, options: ReadOptions) -> FlatGraph:
     if kind is Format.KERAS:
         return load_keras(path)
     if kind is Format.SAVED_MODEL:
-        return load_saved_model(path, signature=signature, input_name=input_name)
+        return load_saved_model(path, options)
     if kind is Format.CHECKPOINT:
-        return load_checkpoint(path, input_name=input_name)
+        return load_checkpoint(path, options)
     if kind is Format.GRAPH_DEF:
-        return load_graph_def(path, input_name=input_name)
+        return load_graph_def(path, options)
     return load_hdf5(path)
 
 

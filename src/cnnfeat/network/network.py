@@ -30,10 +30,12 @@ from cnnfeat.network.probe import GraphProbe, Wanted, check_pooling
 from cnnfeat.network.runtime import check_precision
 from cnnfeat.network.trust import check_operations
 from cnnfeat.network.weights import check_restored
+from cnnfeat.options import ProbeOptions, ReadOptions
 from cnnfeat.records import LayerInfo, Probe, TensorInfo
 
 _LOG = logging.getLogger("cnnfeat")
-FeedValue = bool | int | float | str
+AS_IT_IS = ReadOptions()
+_AS_THEY_ARE = ProbeOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Origin:
     format: str  # "keras", "h5", "savedmodel", "graphdef", "checkpoint" or "applications"
     card: ModelCard | None = None
     trusted: bool = False
+    read: ReadOptions = AS_IT_IS
 
 
 class Network:
@@ -55,11 +58,7 @@ class Network:
     graph : FlatGraph
         What loading ended in.
     origin : Origin
-        The file.
-    input_name : str, optional
-        The input that takes the images, where several could.
-    feeds : mapping, optional
-        Values of other placeholders, by name.
+        The file, and how it was read: which input takes the images, what others are fed.
 
     Attributes
     ----------
@@ -71,19 +70,11 @@ class Network:
         The tensor that takes the images.
     """
 
-    def __init__(
-        self,
-        graph: FlatGraph,
-        origin: Origin,
-        *,
-        input_name: str | None = None,
-        feeds: Mapping[str, FeedValue] | None = None,
-    ) -> None:
+    def __init__(self, graph: FlatGraph, origin: Origin) -> None:
         own_functions(graph.graph_def)
         self.origin = origin
-        self.input: ImageInput = image_input(graph.inputs, name=input_name)
+        self.input: ImageInput = image_input(graph.inputs, name=origin.read.input)
         self._graph = graph
-        self._feeds = dict(feeds or {})
         self._nodes = nodes_by_name(graph.graph_def)
         infos = _infos(graph)
         dependent = descendants(graph.graph_def, [self.input.tensor])
@@ -124,6 +115,11 @@ class Network:
     def card(self) -> ModelCard | None:
         """How the model was made, where it was made by `cnnfeat train`."""
         return self.origin.card
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the file was read; with these it is read the same way again."""
+        return self.origin.read
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int | None]:
@@ -194,13 +190,10 @@ class Network:
     def probe(
         self,
         layers: Sequence[LayerInfo],
+        options: ProbeOptions = _AS_THEY_ARE,
         *,
         image_shape: tuple[int, int, int],
         image_dtype: str = "uint8",
-        pool: str = "none",
-        scale: str | None = None,
-        resize: tuple[int, int] | None = None,
-        precision: str = "float32",
         batch_size: int = 512,
     ) -> Probe:
         """Compile one function from images to the activations of `layers`.
@@ -209,18 +202,12 @@ class Network:
         ----------
         layers : sequence of LayerInfo
             From `find`.
+        options : ProbeOptions
+            Pooling, precision, scale (by default as `default_scale` says) and size.
         image_shape : (height, width, channels)
             Of the source's images, before its `target` is applied.
         image_dtype : str
             Of the source's images.
-        pool : {"none", "avg", "max", "flatten"}
-            What is done over spatial axes.
-        scale : {"unit", "symmetric", "raw", "imagenet", "caffe"}, optional
-            How pixels are scaled; by default as `default_scale` says.
-        resize : (height, width), optional
-            What the source shall resize images to.
-        precision : {"float32", "bfloat16"}
-            What convolutions and matrix products are computed in.
         batch_size : int
             The most images computed at a time; more are cut into several.
 
@@ -231,17 +218,16 @@ class Network:
         UntrustedModelError
             If what would run has side effects.
         """
-        check_pooling(pool)
-        check_precision(precision)
+        check_pooling(options.pool)
+        check_precision(options.precision)
         fitted = fit_images(
             self.input,
+            options,
             image_shape=image_shape,
             image_dtype=image_dtype,
-            scale=scale,
             default_scale=self.default_scale,
-            resize=resize,
         )
-        wanted = self._wanted(layers, pool, precision)
+        wanted = self._wanted(layers, options)
         _LOG.info("images: %s", fitted)
         return GraphProbe(self._graph, fitted, wanted, batch_size=batch_size)
 
@@ -249,11 +235,11 @@ class Network:
         """Read the weights that made a layer's activations; None where there are none behind it."""
         return find_kernel(self._graph, layer.tensor.name)
 
-    def _wanted(self, layers: Sequence[LayerInfo], pool: str, precision: str) -> Wanted:
+    def _wanted(self, layers: Sequence[LayerInfo], options: ProbeOptions) -> Wanted:
         if not layers:
             raise NetworkError("no layer was asked for", hint="--layer NAME")
         named = {item.name: item.tensor for item in self._graph.inputs}
-        feeds = fed_tensors(self._feeds, self._all, named=named)
+        feeds = fed_tensors(dict(self.read_options.feed), self._all, named=named)
         needed = ancestors(
             self._nodes,
             [layer.tensor.name for layer in layers],
@@ -266,7 +252,7 @@ class Network:
         )
         part = subgraph(self._graph.graph_def, needed - set(self._graph.weights))
         self._check_trust(part)
-        return Wanted(layers, part, feeds, pool, precision)
+        return Wanted(layers, part, feeds, options)
 
     def _check_trust(self, part: tf.compat.v1.GraphDef) -> None:
         check_operations(part, path=self.path, trusted=self.origin.trusted)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.graph import ImageInput, consumers_of, node_of, nodes_by_name
+from cnnfeat.options import ProbeOptions, Scale
 from cnnfeat.records import ImageTarget, Json
 
-SCALES = ("unit", "symmetric", "raw", "imagenet", "caffe")
 _FULL = {"uint8": 255.0, "uint16": 65_535.0}
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -80,25 +81,24 @@ class Preprocessing:
 
 def fit_images(
     to: ImageInput,
+    options: ProbeOptions,
     *,
     image_shape: tuple[int, int, int],
     image_dtype: str,
-    scale: str | None,
     default_scale: str,
-    resize: tuple[int, int] | None,
 ) -> Preprocessing:
     """Plan how images of one shape become the input of a network.
 
     Raises
     ------
     NetworkError
-        With both shapes, if they can't; if their values don't fit the input's type; or if `scale`
+        With both shapes, if they can't; if their values don't fit the input's type; or if the scale
         is unknown or doesn't go with the channels.
     """
     _check_values(to, image_dtype)
     channels = _channels(to, image_shape[2])
-    size = resize or image_shape[:2]
-    if to.layout == "flat" and resize is None:
+    size = options.resize or image_shape[:2]
+    if to.layout == "flat" and options.resize is None:
         size, channels = _flat_size(to, size, channels)
     wanted = (to.height, to.width)
     fits = all(want in (None, have) for want, have in zip(wanted, size, strict=True))
@@ -110,8 +110,8 @@ def fit_images(
         input=to,
         shape=(*size, channels),
         dtype=image_dtype,
-        scale=_scale(scale, default_scale, to, channels),
-        size=resize,
+        scale=_scale(options.scale or default_scale, to, channels),
+        size=options.resize,
     )
 
 
@@ -159,10 +159,9 @@ def _misfit(to: ImageInput, shape: tuple[int, int, int]) -> NetworkError:
     )
 
 
-def _scale(scale: str | None, default: str, to: ImageInput, channels: int) -> str:
-    chosen = scale or default
-    if chosen not in SCALES:
-        raise NetworkError(f"--scale must be one of {', '.join(SCALES)}, not {chosen!r}")
+def _scale(chosen: str, to: ImageInput, channels: int) -> str:
+    if chosen not in get_args(Scale):
+        raise NetworkError(f"--scale must be one of {', '.join(get_args(Scale))}, not {chosen!r}")
     if chosen in ("imagenet", "caffe") and channels != 3:
         raise NetworkError(
             f"--scale {chosen} is for RGB; the network's input {to.name!r} takes {channels}",

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import tensorflow as tf
@@ -19,13 +20,13 @@ from cnnfeat.network.feeding import Feed
 from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name, tensor_of
 from cnnfeat.network.preprocessing import Preprocessing
 from cnnfeat.network.runtime import with_precision
+from cnnfeat.options import Pooling, ProbeOptions
 from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
 
 _LOG = logging.getLogger("cnnfeat")
 _RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
 _RUNTIME_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
 _Run = Callable[[tf.Tensor], Sequence[tf.Tensor]]
-POOLINGS = ("none", "avg", "max", "flatten")
 _AXES = {
     0: (),
     1: ("feature",),
@@ -42,8 +43,7 @@ class Wanted:
     layers: Sequence[LayerInfo]
     part: tf.compat.v1.GraphDef  # the nodes they need
     feeds: Mapping[str, Feed]  # tensors with a fixed value
-    pooling: str
-    precision: str
+    options: ProbeOptions
 
 
 class GraphProbe:
@@ -148,7 +148,7 @@ class GraphProbe:
         try:
             # Not tf.function: its automatic control edges break the control flow of TF1 graphs.
             wrapped = tf.compat.v1.wrap_function(self._body, [spec])
-            function = with_precision(wrapped, self._wanted.precision)
+            function = with_precision(wrapped, self._wanted.options.precision)
         except (ValueError, TypeError) as error:
             raise self._misfit(error) from error
         self._functions[shape] = function
@@ -183,7 +183,7 @@ class GraphProbe:
         self, tensor: tf.Tensor, name: str, nodes: Mapping[str, tf.compat.v1.NodeDef]
     ) -> tf.Tensor:
         first = _channels_first(nodes, name)
-        pooled = _pooled(tensor, self._wanted.pooling, channels_first=first)
+        pooled = _pooled(tensor, self._wanted.options.pool, channels_first=first)
         returned = _RETURNED.get(pooled.dtype.name)
         return tf.identity(pooled) if returned is None else tf.cast(pooled, returned)
 
@@ -215,7 +215,7 @@ class GraphProbe:
         row_shape = result.shape[1:]
         shape = layer.tensor.shape
         original = row_shape
-        if self._wanted.pooling != "none":
+        if self._wanted.options.pool != "none":
             original = tuple(-1 if length is None else length for length in (shape or (None,))[1:])
         return ProbeOutput(
             layer=layer.name,
@@ -225,7 +225,7 @@ class GraphProbe:
             dtype=result.dtype.name,
             original_shape=original,
             original_dtype=layer.tensor.dtype,
-            pooling=self._wanted.pooling,
+            pooling=self._wanted.options.pool,
             axes=_axis_names(len(row_shape), channels_first=first),
         )
 
@@ -310,8 +310,9 @@ def check_pooling(pooling: str) -> None:
     NetworkError
         With the ones there are.
     """
-    if pooling not in POOLINGS:
-        raise NetworkError(f"--pool must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+    known = get_args(Pooling)
+    if pooling not in known:
+        raise NetworkError(f"--pool must be one of {', '.join(known)}, not {pooling!r}")
 
 
 def _product(lengths: Sequence[int | None]) -> int:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 
 from cnnfeat.errors import NetworkError
+from cnnfeat.options import Precision
 
-PRECISIONS = ("float32", "bfloat16")
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -45,8 +46,9 @@ def check_precision(precision: str) -> None:
     NetworkError
         With the reason.
     """
-    if precision not in PRECISIONS:
-        raise NetworkError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    known = get_args(Precision)
+    if precision not in known:
+        raise NetworkError(f"--precision must be one of {', '.join(known)}, not {precision!r}")
     if precision == "bfloat16" and not _CPU_FLAGS & _cpu_flags():
         raise NetworkError(
             "--precision bfloat16 needs a processor with AVX512-BF16 or AMX; this one has neither",

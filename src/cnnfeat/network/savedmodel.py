@@ -40,6 +40,7 @@ from cnnfeat.network.weights import (
     restored_entries,
     take_out_variables,
 )
+from cnnfeat.options import ReadOptions
 
 _Signature: TypeAlias = meta_graph_pb2.SignatureDef
 _INTERNAL = {"__saved_model_init_op", "__saved_model_train_op"}
@@ -47,19 +48,16 @@ _CALL = "StatefulPartitionedCall"
 _PREFERRED = ("__call__", "call", "predict", "inference", "serve")
 
 
-def load_saved_model(
-    path: Path, *, signature: str | None = None, input_name: str | None = None
-) -> FlatGraph:
+def load_saved_model(path: Path, options: ReadOptions) -> FlatGraph:
     """Load a SavedModel.
 
     Parameters
     ----------
     path : Path
         A folder with `saved_model.pb` or `saved_model.pbtxt` in it, or that file.
-    signature : str, optional
-        Which signature; needed where several could take images.
-    input_name : str, optional
-        An input, or a tensor inside the graph to feed instead.
+    options : ReadOptions
+        Which signature, needed where several could take images; an input, or a tensor inside the
+        graph to feed instead.
 
     Raises
     ------
@@ -70,10 +68,10 @@ def load_saved_model(
     meta = _meta_graph(path)
     prefix = folder / "variables" / "variables"
     checkpoint = Checkpoint(prefix) if prefix.with_suffix(".index").is_file() else None
-    if signature is None and not set(meta.signature_def) - _INTERNAL:
+    if options.signature is None and not set(meta.signature_def) - _INTERNAL:
         chosen, entries = _call_module(meta, checkpoint, folder)
     else:
-        chosen = _choose_signature(meta.signature_def, signature, folder)
+        chosen = _choose_signature(meta.signature_def, options.signature, folder)
         entries = restored_entries(meta.graph_def, meta.saver_def.restore_op_name)
     outputs = [info.name for info in chosen.outputs.values() if info.name]
     graph_def = forward_part(known_part(modernise(_served(meta.graph_def, outputs))))
@@ -82,7 +80,7 @@ def load_saved_model(
     values, owners = take_out_variables(
         graph_def, checkpoint, entries, wanted=read_variables(graph_def)
     )
-    inputs = _inputs(chosen, graph_def, input_name)
+    inputs = _inputs(chosen, graph_def, options.input)
     return FlatGraph(
         graph_def=graph_def,
         weights={**weights, **values},

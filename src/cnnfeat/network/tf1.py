@@ -32,11 +32,12 @@ from cnnfeat.network.weights import (
     restored_entries,
     take_out_variables,
 )
+from cnnfeat.options import ReadOptions
 
 _PARTS = re.compile(r"\.(meta|index|data-\d{5}-of-\d{5})$")
 
 
-def load_graph_def(path: Path, *, input_name: str | None = None) -> FlatGraph:
+def load_graph_def(path: Path, options: ReadOptions) -> FlatGraph:
     """Load a frozen graph.
 
     Raises
@@ -56,15 +57,15 @@ def load_graph_def(path: Path, *, input_name: str | None = None) -> FlatGraph:
             hint="give the checkpoint it belongs to, or freeze it "
             "(tf.compat.v1.graph_util.convert_variables_to_constants)",
         )
-    return _flat_graph(graph_def, input_name=input_name)
+    return _flat_graph(graph_def, options.input)
 
 
 def _flat_graph(
     graph_def: tf.compat.v1.GraphDef,
+    input_name: str | None,
     *,
     weights: dict[str, tf.Tensor] | None = None,
     owner: object = None,
-    input_name: str | None = None,
 ) -> FlatGraph:
     """Make a graph without a signature flat, and find its inputs and ends."""
     held = {**take_out_constants(graph_def), **(weights or {})}
@@ -84,14 +85,14 @@ def _flat_graph(
     )
 
 
-def load_checkpoint(path: Path, *, input_name: str | None = None) -> FlatGraph:
+def load_checkpoint(path: Path, options: ReadOptions) -> FlatGraph:
     """Load a checkpoint and the graph beside it.
 
     Parameters
     ----------
     path : Path
         One of its files, what their names begin with, or the folder.
-    input_name : str, optional
+    options : ReadOptions
         An input, or a tensor inside the graph to feed instead.
 
     Raises
@@ -107,7 +108,7 @@ def load_checkpoint(path: Path, *, input_name: str | None = None) -> FlatGraph:
     weights, owners = take_out_variables(
         graph_def, checkpoint, entries, wanted=read_variables(graph_def)
     )
-    return _flat_graph(graph_def, weights=weights, owner=owners, input_name=input_name)
+    return _flat_graph(graph_def, options.input, weights=weights, owner=owners)
 
 
 def checkpoint_prefix(path: Path) -> Path:

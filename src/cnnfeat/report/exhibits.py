@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnfeat.errors import CnnfeatError, DataError, NetworkError
 from cnnfeat.features import FeatureFile
+from cnnfeat.options import ProbeOptions
 from cnnfeat.pictures import Pictures
 from cnnfeat.records import ImageTarget, LayerInfo
 
@@ -123,10 +124,9 @@ def computed_maps(
     first = pictures.one(split, rows[0])
     probe = network.probe(
         [layer],
+        ProbeOptions(scale=done.get("scale"), resize=size),
         image_shape=first.shape,
         image_dtype=first.dtype.name,
-        scale=done.get("scale"),
-        resize=size,
         batch_size=1,
     )
     if len(probe.outputs[0].row_shape) != 3:
