@@ -1,10 +1,13 @@
-"""What all tests share: a seed, a clean environment, the real MNIST where it is."""
+"""What all tests share: a seed, a clean environment, commands, the real MNIST where it is."""
 
 from __future__ import annotations
 
 import gzip
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +25,35 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
         if name.startswith("CNNFEAT_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+class Done(NamedTuple):
+    """How a command ended and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cnnfeat(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Done]:
+    """Type a command. It runs in this process, so that TensorFlow starts once and not for each."""
+    from cnnfeat.cli import main
+
+    def run(*args: object, folder: Path | None = None, **environment: str) -> Done:
+        words = [str(word) for word in args]
+        monkeypatch.setattr(sys, "argv", ["cnnfeat", *words])
+        if folder is not None:
+            monkeypatch.chdir(folder)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        return Done(int(stopped.value.code or 0), *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture

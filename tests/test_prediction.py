@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,16 +101,19 @@ def test_an_unknown_split_lists_those_there_are(run: Path):
         next(predict_features(saved, run / "features.h5", splits=["test"]))
 
 
-def command(folder: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "cnnfeat", "predict", *args],
-        cwd=folder, check=False, capture_output=True, text=True, timeout=200, env=os.environ,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done
+@pytest.fixture
+def command(cnnfeat):
+    """Type `cnnfeat predict` in a folder and expect an exit code."""
+
+    def typed(folder: Path, *args: str, code: int = 0):
+        done = cnnfeat("predict", *args, folder=folder)
+        assert done.returncode == code, done.stderr
+        return done
+
+    return typed
 
 
-def test_one_picture_is_labelled(run: Path):
+def test_one_picture_is_labelled(command, run: Path):
     picture = sorted((run / "pictures" / "digit 3").iterdir())[0]
     done = command(run, str(picture), "--svm", "svm.skops", "--json")
     (item,) = json.loads(done.stdout)
@@ -119,7 +121,7 @@ def test_one_picture_is_labelled(run: Path):
     assert item["margin"] > 0
 
 
-def test_tables_and_commas(run: Path):
+def test_tables_and_commas(command, run: Path):
     table = command(run, "features.h5", "--svm", "svm.skops")
     assert len(table.stdout.splitlines()) == 301
     assert "of 300 right" in table.stderr
@@ -128,7 +130,7 @@ def test_tables_and_commas(run: Path):
     assert len(lines) == 301
 
 
-def test_a_bad_picture_ends_the_run_or_is_left_out(run: Path, tmp_path: Path):
+def test_a_bad_picture_ends_the_run_or_is_left_out(command, run: Path, tmp_path: Path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for place, picture in enumerate(sorted((run / "pictures" / "digit 5").iterdir())[:3]):
@@ -141,7 +143,7 @@ def test_a_bad_picture_ends_the_run_or_is_left_out(run: Path, tmp_path: Path):
     assert "1 pictures were left out" in done.stderr
 
 
-def test_no_machine_yet_names_the_command(tmp_path: Path):
+def test_no_machine_yet_names_the_command(command, tmp_path: Path):
     assert "cnnfeat svm" in command(tmp_path, "digits", code=2).stderr
 
 
@@ -156,6 +158,6 @@ def test_features_need_no_tensorflow(run: Path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=run, check=True, capture_output=True, text=True, timeout=100,
+        cwd=run, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stderr.strip() == "[]"

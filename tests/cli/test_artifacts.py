@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import pytest
 
-import cnnfeat.cli
 from cnnfeat.features import write_arrays
 
 CARD = {
@@ -52,16 +51,9 @@ SVM = {
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(cnnfeat, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-    def call(*args) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cnnfeat.cli.main([str(word) for word in args])
-        found = capsys.readouterr()
-        return int(caught.value.code or 0), found.out, found.err
-
-    return call
+    return cnnfeat
 
 
 @pytest.fixture

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-import cnnfeat.cli
 from cnnfeat.data import DATASETS, Dataset, DatasetFile
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*args: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cnnfeat.cli.main(["data", *args])
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
+def run(cnnfeat):
+    return functools.partial(cnnfeat, "data")
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -17,7 +18,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cnnfeat.cli
 from cnnfeat.features import FeatureFile
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
@@ -48,18 +48,9 @@ def images(tmp_path: Path, rng: np.random.Generator) -> Path:
 
 
 @pytest.fixture
-def run(capfd, monkeypatch, tmp_path, model):
+def run(cnnfeat, monkeypatch, tmp_path, model):
     monkeypatch.chdir(tmp_path)
-
-    def call(*args: str) -> tuple[int, str, str]:
-        words = ["extract", "--model", str(model), *map(str, args)]
-        monkeypatch.setattr(sys, "argv", ["cnnfeat", *words])
-        with pytest.raises(SystemExit) as caught:
-            cnnfeat.cli.main(words)
-        found = capfd.readouterr()
-        return int(caught.value.code or 0), found.out, found.err
-
-    return call
+    return functools.partial(cnnfeat, "extract", "--model", model)
 
 
 def _by_keras(model: Path, images: np.ndarray, layer: str) -> np.ndarray:
@@ -157,42 +148,56 @@ def test_existing_output_is_answered_before_anything_is_loaded(run, images):
     assert Path("artifacts/features.h5").read_text() == "mine"
 
 
-def _start(folder: Path, *words: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cnnfeat", *words],
-        cwd=folder,
-        env={**os.environ, "HOME": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+HELD = """
+import sys
+import cnnfeat.data
+
+class Held:
+    def __init__(self, source): self.source = source
+    def __getattr__(self, name): return getattr(self.source, name)
+    def __enter__(self): return self
+    def __exit__(self, *exc_info): return self.source.__exit__(*exc_info)
+
+    def batches(self, split, **options):
+        for number, batch in enumerate(self.source.batches(split, **options)):
+            if number == 60:
+                print("held", flush=True)
+                sys.stdin.readline()
+            yield batch
+
+open_source = cnnfeat.data.open_source
+cnnfeat.data.open_source = lambda *args, **options: Held(open_source(*args, **options))
+from cnnfeat.cli import main
+main(sys.argv[1:])
+"""  # the command, but it waits for a line on stdin before its sixtieth batch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_in_order_and_the_command_it_says_goes_on(tmp_path, model, rng, number):
-    images = rng.integers(0, 256, (100_000, 8, 8, 1), np.uint8)
+def test_signal_ends_in_order_and_the_command_it_says_goes_on(
+    cnnfeat, tmp_path, model, rng, number
+):
+    images = rng.integers(0, 256, (1000, 8, 8, 1), np.uint8)
     np.save(tmp_path / "many.npy", images)
     words = ["extract", "--model", str(model), "--data", "many.npy", "--layer", "conv1"]
-    process = _start(tmp_path, *words, "--batch-size", "8")
-    journal = tmp_path / "artifacts" / "features.h5.journal"
-    while not journal.exists() or journal.stat().st_size < 3000:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, *words, "--batch-size", "8"],
+        cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n", process.communicate()
     process.send_signal(number)
-    sent = time.monotonic()
-    _, err = process.communicate(timeout=20)
-    assert time.monotonic() - sent < 4  # 2 s for the block, and Python's own end
+    _, err = process.communicate()
     assert process.returncode == 128 + number
     assert "Traceback" not in err
-    assert "samples, which are kept in" in err
+    said = re.search(r"stopped after (\d+) of 1,000 samples, which are kept in", err)
+    assert (60 - 8) * 8 <= int(said[1]) <= 60 * 8  # no batch after the signal; 8 wait to be written
     (line,) = [line for line in err.splitlines() if line.startswith("hint: cnnfeat extract")]
     command = shlex.split(line.removeprefix("hint: ").removesuffix(" goes on from there"))
     assert command[-1] == "--resume"
-    process = _start(tmp_path, *command[1:])
-    out, err = process.communicate(timeout=250)
-    assert process.returncode == 0, err
-    assert "going on after" in err and "100,000 rows" in out
+    code, out, err = cnnfeat(*command[1:], folder=tmp_path)
+    assert code == 0, err
+    assert f"going on after {said[1]}" in err and "1,000 rows" in out
     with FeatureFile(tmp_path / "artifacts" / "features.h5") as file:
-        wanted = _by_keras(model, images[::5000], "conv1")
-        found = file.take("all", "conv1", np.arange(0, 100_000, 5000))
+        wanted = _by_keras(model, images[::50], "conv1")
+        found = file.take("all", "conv1", np.arange(0, 1000, 50))
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()

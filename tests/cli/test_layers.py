@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 import keras
 import pytest
 
-import cnnfeat.cli
-
 
 @pytest.fixture
-def run(capsys):
-    def call(*args: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cnnfeat.cli.main(["layers", *args])
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
+def run(cnnfeat):
+    return functools.partial(cnnfeat, "layers")
 
 
 @pytest.fixture(scope="module")

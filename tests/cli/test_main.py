@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 from importlib import import_module
-from statistics import median
-from time import perf_counter
 
 import click
 import pytest
@@ -27,23 +25,23 @@ def run(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
         **options,
     )
 
 
-def test_help_loads_nothing_heavy():
-    code = (
-        "import sys, cnnfeat.cli\n"
-        "try: cnnfeat.cli.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [PYTHON, "-c", code], check=False, capture_output=True, text=True, timeout=60
-    )
-    assert "Get features out of convolutional networks" in done.stdout
-    assert not HEAVY & set(done.stderr.split())
+def loaded(code: str) -> tuple[str, set[str]]:
+    """Run Python; return what it wrote and the modules it had loaded at its end."""
+    code = f"import sys\ntry:\n    {code}\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([PYTHON, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout, set(done.stderr.split())
+
+
+def test_help_loads_nothing_heavy_and_little_more_than_click():
+    text, modules = loaded("import cnnfeat.cli; cnnfeat.cli.main(['--help'])")
+    assert "Get features out of convolutional networks" in text
+    assert not HEAVY & {name.split(".")[0] for name in modules}
+    # What is imported is what a start costs, on a machine of any speed.
+    assert len(modules - loaded("import click")[1]) <= 50
 
 
 @pytest.mark.parametrize(("given", "taken"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
@@ -57,21 +55,9 @@ def test_onednn_is_asked_for_unless_the_environment_says_otherwise(given, taken)
     free = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
     done = subprocess.run(
         [PYTHON, "-c", code],
-        check=True, capture_output=True, text=True, timeout=60, env={**free, **given},
+        check=True, capture_output=True, text=True, env={**free, **given},
     )  # fmt: skip
     assert done.stderr.split() == [taken]
-
-
-def test_help_starts_about_as_fast_as_click():
-    def elapsed_s(*command: str) -> float:
-        started = perf_counter()
-        subprocess.run([PYTHON, *command], capture_output=True, check=True, timeout=60)
-        return perf_counter() - started
-
-    pairs = [
-        (elapsed_s("-m", "cnnfeat", "--help"), elapsed_s("-c", "import click")) for _ in range(5)
-    ]
-    assert median(ours - bare for ours, bare in pairs) <= 0.2
 
 
 @pytest.mark.parametrize("name", cnnfeat.cli.COMMANDS)
@@ -92,16 +78,9 @@ def test_every_command_has_help_and_says_what_the_list_says(name: str):
 
 @pytest.mark.parametrize("name", cnnfeat.cli.COMMANDS)
 def test_every_command_prints_its_help_without_tensorflow(name: str):
-    code = (
-        f"import sys, cnnfeat.cli\ntry: cnnfeat.cli.main([{name!r}, '--help'])\n"
-        "except SystemExit: pass\n"
-        "print('tensorflow' in sys.modules, 'sklearn' in sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [PYTHON, "-c", code], check=False, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.startswith(f"Usage: cnnfeat {name}")
-    assert done.stderr.split() == ["False", "False"]
+    text, modules = loaded(f"import cnnfeat.cli; cnnfeat.cli.main([{name!r}, '--help'])")
+    assert text.startswith(f"Usage: cnnfeat {name}")
+    assert not {"tensorflow", "sklearn"} & modules
 
 
 def test_a_mistyped_command_offers_the_near_one():
@@ -186,9 +165,7 @@ def test_sigterm_exits_143(monkeypatch):
 
 def test_a_closed_pipe_is_no_traceback():
     command = f"{PYTHON} -m cnnfeat --help | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", command], check=False, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)
     assert done.returncode in (0, cnnfeat.cli.BROKEN_PIPE_EXIT_CODE)  # 0: written before the end
     assert done.stderr == ""
 
@@ -203,7 +180,6 @@ def test_a_table_into_a_closed_pipe_is_no_error_of_ours():
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
         )
     finally:
         os.close(writer)
@@ -215,9 +191,7 @@ def test_exit_does_not_walk_all_objects_once_more():
         "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0));"
         "from cnnfeat.cli import main; main(['--version'])"
     )
-    done = subprocess.run(
-        [PYTHON, "-c", code], check=False, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([PYTHON, "-c", code], check=False, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "True"
 
 

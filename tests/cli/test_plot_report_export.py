@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -16,16 +17,10 @@ from cnnfeat.data import open_source
 from cnnfeat.features import write_arrays
 
 
-def cnnfeat(*args: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cnnfeat", *args],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "CNNFEAT_DIR": str(folder)},
-        cwd=folder,
-    )
+@pytest.fixture
+def cnnfeat(cnnfeat, folder):
+    """Type a command in the folder that `folder` made."""
+    return functools.partial(cnnfeat, folder=folder, CNNFEAT_DIR=str(folder))
 
 
 @pytest.fixture
@@ -65,19 +60,19 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def test_plot_prints_the_path_and_refuses_to_replace(folder):
-    first = cnnfeat("plot", "confusion", folder=folder)
+def test_plot_prints_the_path_and_refuses_to_replace(cnnfeat, folder):
+    first = cnnfeat("plot", "confusion")
     assert (first.returncode, first.stdout, first.stderr) == (0, f"{folder}/confusion.png\n", "")
-    again = cnnfeat("plot", "confusion", folder=folder)
+    again = cnnfeat("plot", "confusion")
     assert again.returncode == 2
     assert f"error: {folder}/confusion.png exists" in again.stderr
     assert "--overwrite" in again.stderr
-    assert cnnfeat("plot", "confusion", "--overwrite", folder=folder).returncode == 0
+    assert cnnfeat("plot", "confusion", "--overwrite").returncode == 0
 
 
-def test_dpi_and_ending_are_obeyed(folder):
+def test_dpi_and_ending_are_obeyed(cnnfeat, folder):
     def drawn(*args: str) -> Path:
-        done = cnnfeat("plot", "errors", "--count", "3", *args, folder=folder)
+        done = cnnfeat("plot", "errors", "--count", "3", *args)
         assert done.returncode == 0, done.stderr
         return Path(done.stdout.strip())
 
@@ -87,7 +82,7 @@ def test_dpi_and_ending_are_obeyed(folder):
             sizes.append(image.size)
     assert np.allclose(sizes[1], np.multiply(sizes[0], 2), atol=1)
     assert drawn("-o", f"{folder}/e.svg").read_text("utf-8").startswith("<?xml")
-    wrong = cnnfeat("plot", "errors", "-o", f"{folder}/e.gif", folder=folder)
+    wrong = cnnfeat("plot", "errors", "-o", f"{folder}/e.gif")
     assert wrong.returncode == 2
     assert "is written as .png or .svg" in wrong.stderr
 
@@ -111,9 +106,9 @@ def test_dpi_and_ending_are_obeyed(folder):
         (("export", "--to", "csv", "--split", "tset"), 2, "did you mean 'test'?"),
     ],
 )
-def test_mistakes_exit_with_their_code_and_say_what_to_do(folder, args, code, message):
+def test_mistakes_exit_with_their_code_and_say_what_to_do(cnnfeat, folder, args, code, message):
     before = sorted(folder.iterdir())
-    done = cnnfeat(*args, folder=folder)
+    done = cnnfeat(*args)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -134,33 +129,30 @@ def test_missing_features_are_said_before_tensorflow_starts(folder, args):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *args, "--features", "none.h5"],
-        check=False, capture_output=True, text=True, timeout=60, cwd=folder,
+        check=False, capture_output=True, text=True, cwd=folder,
         env={**os.environ, "CNNFEAT_DIR": str(folder)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "False\n")
     assert "no feature file none.h5" in done.stderr
 
 
-def test_moved_images_are_said_and_how_to_go_without(folder):
+def test_moved_images_are_said_and_how_to_go_without(cnnfeat, folder):
     write_arrays(
         folder / "moved.h5",
         {"all": {"flat": np.ones((3, 2), np.float32)}},
         attributes={"source": "/nowhere/pictures", "source_fingerprint": "0"},
     )
     args = ("export", "moved.h5", "--to", "projector")
-    done = cnnfeat(*args, folder=folder)
+    done = cnnfeat(*args)
     assert done.returncode == 3
     assert "moved.h5 are not where they were: there is no /nowhere/pictures" in done.stderr
     assert "--no-images" in done.stderr
-    assert cnnfeat(*args, "--no-images", folder=folder).returncode == 0
-    assert (
-        cnnfeat("plot", "top", "--unit", "0", "--features", "moved.h5", folder=folder).returncode
-        == 3
-    )
+    assert cnnfeat(*args, "--no-images").returncode == 0
+    assert cnnfeat("plot", "top", "--unit", "0", "--features", "moved.h5").returncode == 3
 
 
-def test_report_says_what_it_leaves_out(folder):
-    done = cnnfeat("report", "--embedding", "pca", "--json", folder=folder)
+def test_report_says_what_it_leaves_out(cnnfeat, folder):
+    done = cnnfeat("report", "--embedding", "pca", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["path"] == f"{folder}/report.html"
@@ -169,16 +161,16 @@ def test_report_says_what_it_leaves_out(folder):
     assert result["missing"][0] in done.stderr
 
 
-def test_export_writes_what_was_asked_for(folder):
-    done = cnnfeat("export", "--to", "npz", "--layer", "flat", "--limit", "5", folder=folder)
+def test_export_writes_what_was_asked_for(cnnfeat, folder):
+    done = cnnfeat("export", "--to", "npz", "--layer", "flat", "--limit", "5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{folder}/features.npz (")
     with np.load(folder / "features.npz") as archive:
         assert archive["test/flat"].shape == (5, 64)
 
 
-def test_projector_pictures_come_from_the_source(folder):
-    done = cnnfeat("export", "--to", "projector", "--layer", "flat", "--json", folder=folder)
+def test_projector_pictures_come_from_the_source(cnnfeat, folder):
+    done = cnnfeat("export", "--to", "projector", "--layer", "flat", "--json")
     assert done.returncode == 0, done.stderr
     names = [Path(path).name for path in json.loads(done.stdout)["paths"]]
     assert names == ["vectors.tsv", "metadata.tsv", "sprite.png", "projector_config.pbtxt"]

@@ -84,7 +84,7 @@ def test_saved_pipeline_is_plain_scikit_learn(digits_file, pixels, tmp_path):
     np.save(tmp_path / "y.npy", pixels[1][700:1000])
     out = subprocess.run(
         [sys.executable, "-c", code, path, tmp_path / "X.npy", tmp_path / "y.npy"],
-        check=True, capture_output=True, text=True, timeout=60,
+        check=True, capture_output=True, text=True,
     ).stdout.splitlines()  # fmt: skip
     assert out[0] == "['sklearn']"
     assert out[1] == "False whole 3"
@@ -396,6 +396,6 @@ def test_the_stage_never_loads_tensorflow(digits_file, tmp_path):
     )
     out = subprocess.run(
         [sys.executable, "-c", code, digits_file, tmp_path / "out"],
-        check=True, capture_output=True, text=True, timeout=100, env=os.environ,
+        check=True, capture_output=True, text=True, env=os.environ,
     ).stdout  # fmt: skip
     assert out.strip() == "[]"
