@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +17,7 @@ from PIL import Image
 
 from cnnfeat.data import DATASETS, Dataset, DatasetFile
 
-Behaviour = Callable[[BaseHTTPRequestHandler, bytes], None]
+Behaviour = Callable[[BaseHTTPRequestHandler, bytes, "Server"], None]
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -71,38 +70,46 @@ class Server:
     address: str
     files: dict[str, bytes]
     requests: list[str] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+    five_ask: threading.Barrier = field(default_factory=lambda: threading.Barrier(5))
 
     def mirror(self, behaviour: str) -> str:
         return f"{self.address}/{behaviour}/"
 
 
-def _good(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+def _good(handler: BaseHTTPRequestHandler, data: bytes, server: Server) -> None:
     _head(handler, len(data))
     handler.wfile.write(data)
 
 
-def _missing(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+def _missing(handler: BaseHTTPRequestHandler, data: bytes, server: Server) -> None:
     handler.send_error(404)
 
 
-def _wrong(handler: BaseHTTPRequestHandler, data: bytes) -> None:
-    _good(handler, b"<html>please log in</html>")
+def _wrong(handler: BaseHTTPRequestHandler, data: bytes, server: Server) -> None:
+    _good(handler, b"<html>please log in</html>", server)
 
 
-def _truncated(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+def _truncated(handler: BaseHTTPRequestHandler, data: bytes, server: Server) -> None:
     _head(handler, len(data))
     handler.wfile.write(data[: len(data) // 2])
 
 
-def _endless(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+def _endless(handler: BaseHTTPRequestHandler, data: bytes, server: Server) -> None:
     handler.send_response(200)
     handler.end_headers()
     for _ in range(100_000):
         handler.wfile.write(bytes(65_536))
 
 
-def _hanging(handler: BaseHTTPRequestHandler, data: bytes) -> None:
-    time.sleep(30)
+def _hanging(handler: BaseHTTPRequestHandler, data: bytes, server: Server) -> None:
+    server.closing.wait()
+
+
+def _meeting(handler: BaseHTTPRequestHandler, data: bytes, server: Server) -> None:
+    """Hang up once five ask at one time."""
+    with contextlib.suppress(threading.BrokenBarrierError):
+        server.five_ask.wait(60)
 
 
 def _head(handler: BaseHTTPRequestHandler, length: int) -> None:
@@ -118,6 +125,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "truncated": _truncated,
     "endless": _endless,
     "hanging": _hanging,
+    "meeting": _meeting,
 }
 
 
@@ -128,7 +136,7 @@ def server(small_set: SmallSet) -> Iterator[Server]:
             _, behaviour, name = self.path.split("/")
             running.requests.append(self.path)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                BEHAVIOURS[behaviour](self, running.files[name])
+                BEHAVIOURS[behaviour](self, running.files[name], running)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -142,6 +150,7 @@ def server(small_set: SmallSet) -> Iterator[Server]:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
+        running.closing.set()
         http.shutdown()
         thread.join()
 

@@ -211,7 +211,6 @@ def damage(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 50])
 def test_skipping_leaves_out_bad_files_and_shifts_no_row(tmp_path, batch_size, caplog):
     caplog.set_level(logging.DEBUG, "cnnfeat")
@@ -243,7 +242,6 @@ def test_skipping_leaves_out_bad_files_and_shifts_no_row(tmp_path, batch_size, c
     assert left_out == [f"left out {sample.id}: {sample.reason}" for sample in skipped]
 
 
-@pytest.mark.timeout(120)
 def test_500_damaged_pictures_are_rows_or_skipped_and_memory_is_flat(tmp_path, damaged_pictures):
     for index, data in enumerate(damaged_pictures):
         (tmp_path / f"{index}.png").write_bytes(data)

@@ -26,7 +26,7 @@ WORKER_SIZES = {"train": 2000, "test": 500}
 GONE = {"train": {9, 30}}
 EVERY = [
     pytest.param(7, id="every 7th"),
-    pytest.param(1, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    pytest.param(1, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
 ]
 
 
@@ -367,7 +367,7 @@ def test_kill_at_20_random_times_loses_nothing(worker_command, check, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_kill_at_300_random_times_loses_nothing(worker_command, check, tmp_path):
     n_finished = _kill_at_random_times(
         worker_command, check, tmp_path / "f.h5", n_kills=300, chance=random.Random(2)
