@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import DownloadError, MissingInputError, NetworkError
-from cnnfeat.network import applications, load_network
+from cnnfeat.network import Network, applications, load_network
 
 LAYERS = {
     "MobileNetV2": ("block_5_add", "out_relu", "symmetric"),
@@ -23,10 +23,15 @@ LAYERS = {
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(LAYERS)[1:]]
 
 
+@pytest.fixture(scope="module")
+def mobilenet() -> Network:
+    return load_network("keras:MobileNetV2", weights="none")
+
+
 @pytest.mark.parametrize("name", ["MobileNetV2", *SLOW])
-def test_a_family_lists_and_extracts(name: str, agree) -> None:
+def test_a_family_lists_and_extracts(name: str, mobilenet: Network, agree) -> None:
     inner, last, scale = LAYERS[name]
-    network = load_network(f"keras:{name}", weights="none")
+    network = mobilenet if name == "MobileNetV2" else load_network(f"keras:{name}", weights="none")
     assert (network.format, network.default_scale) == ("applications", scale)
     assert len(network.trunk) <= 50
     model = applications._build(name, "none")
@@ -43,16 +48,14 @@ def test_a_family_lists_and_extracts(name: str, agree) -> None:
     agree(network, images, {inner: wanted_inner, last: wanted_last}, scale="raw")
 
 
-def test_random_weights_are_the_same_each_time() -> None:
-    first, second = (load_network("keras:mobilenetv2", weights="none") for _ in range(2))
-    assert first.sha256 == second.sha256
+def test_random_weights_are_the_same_each_time(mobilenet: Network) -> None:
+    assert load_network("keras:mobilenetv2", weights="none").sha256 == mobilenet.sha256
 
 
-def test_the_listed_shapes_are_those_of_the_trained_size() -> None:
-    network = load_network("keras:MobileNetV2", weights="none")
-    (layer,) = network.find(["out_relu"])
+def test_the_listed_shapes_are_those_of_the_trained_size(mobilenet: Network) -> None:
+    (layer,) = mobilenet.find(["out_relu"])
     assert layer.tensor.shape == (None, 7, 7, 1280)
-    assert network.image_shape == (None, None, 3)
+    assert mobilenet.image_shape == (None, None, 3)
 
 
 def test_the_scales_are_those_of_each_family() -> None:
