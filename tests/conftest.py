@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -90,3 +92,54 @@ def mnist_arrays(mnist_dir: Path) -> dict[str, np.ndarray]:
         ).reshape(shape)
         for name, (file, skip, shape) in files.items()
     }
+
+
+def _load(name: str) -> ModuleType:
+    """Load a module that stands beside tests, under a name of its own."""
+    path = Path(__file__).parent / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def work() -> ModuleType:
+    """A source and a probe made of NumPy alone: extraction/worker.py."""
+    return _load("extraction/worker")
+
+
+@pytest.fixture(scope="session")
+def disks() -> ModuleType:
+    """Disks that fail or write down what is done: features/disks.py."""
+    return _load("features/disks")
+
+
+@pytest.fixture
+def check(work: ModuleType) -> Callable:
+    """Check every value of a complete file, by what the features of a row number must be."""
+
+    from cnnfeat.features import FeatureFile, verify_file
+
+    def checked(path, sizes, *, left_out=None, labelled=True):
+        assert verify_file(path).damages == ()
+        with FeatureFile(path) as file:
+            assert set(file.splits) == set(sizes)
+            for split, n in sizes.items():
+                gone = (left_out or {}).get(split, set())
+                rows = np.array([row for row in range(n) if row not in gone])
+                assert file.ids(split) == [f"{split}/{row}.png" for row in rows]
+                for number, (name, shape) in enumerate(work.CountingProbe().layers.items()):
+                    wanted = work.expected(rows, shape=shape, times=0.5 + number)
+                    found = file.read(split, name.replace("/", "."))
+                    np.testing.assert_array_equal(found, wanted)
+                if labelled:
+                    np.testing.assert_array_equal(file.labels(split), rows % 2)
+                else:
+                    assert file.labels(split) is None
+                assert {item.row for item in file.skipped(split)} == gone
+        leftovers = [p.name for p in path.parent.iterdir() if p.name.startswith(path.name + ".")]
+        assert leftovers == []
+
+    return checked

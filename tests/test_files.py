@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnfeat.errors import OutputExistsError, StorageError
-from cnnfeat.files import check_output, csv_lines, replacing, write_json
+from cnnfeat.errors import LockedError, OutputExistsError, StorageError
+from cnnfeat.files import check_output, csv_lines, locked, replacing, write_json
 
 
 def test_a_finished_block_gives_the_final_name(tmp_path: Path):
@@ -100,3 +100,20 @@ def test_csv_brings_every_text_back(tmp_path: Path):
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as lines:
         assert list(csv.reader(lines)) == rows
     assert list(csv_lines([("x", 1, None)])) == ["x,1,\n"]
+
+
+def test_lock_is_one_even_while_it_is_removed(tmp_path: Path):
+    def is_refused():
+        with (
+            pytest.raises(LockedError, match=f"written by process {os.getpid()}$"),
+            locked(tmp_path / "f"),
+        ):
+            pass
+        return True
+
+    with locked(tmp_path / "f"):
+        assert is_refused()
+        assert (tmp_path / "f.lock").read_text() == str(os.getpid())
+    with locked(tmp_path / "f"):
+        assert is_refused()
+    assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ from cnnfeat.errors import (
     StorageError,
     UsageError,
 )
-from cnnfeat.features import Disk, FeatureFile, writer
+from cnnfeat.features import FeatureFile
 from cnnfeat.records import ImageTarget, ProbeOutput
 
 SIZES = {"train": 130, "test": 40}
@@ -474,25 +474,3 @@ def test_neither_tensorflow_nor_sklearn_is_loaded():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("large", [True, False])
-def test_only_large_files_leave_the_systems_cache(run, check, tmp_path, monkeypatch, large):
-    class CountingDisk(Disk):
-        steps: list[str] = []  # noqa: RUF012 - the test's own
-
-        def sync(self, handle: int) -> None:
-            super().sync(handle)
-            self.steps.append("sync")
-
-        def forget(self, handle: int) -> None:
-            super().forget(handle)
-            self.steps.append("forget")
-
-    monkeypatch.setattr(writer, "SYNC_BYTES", 1)
-    monkeypatch.setattr(writer, "CACHED_BYTES", 0 if large else 1 << 30)
-    disk = CountingDisk()
-    run(tmp_path / "f.h5", disk=disk)
-    check(tmp_path / "f.h5", SIZES)
-    assert ("forget" in disk.steps) == large
-    assert disk.steps[0] == "sync"  # what is not on the medium is never dropped

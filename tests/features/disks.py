@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.features import Disk
+from cnnfeat.features.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -164,3 +165,14 @@ class Replay:
         folder.mkdir(parents=True)
         for name, file in (self.synced_names if synced_names else self.names).items():
             (folder / name).write_bytes(file.synced if synced_data else file.data)
+
+
+def n_blocks(path: Path) -> int | None:
+    """How many blocks a journal holds."""
+    if not path.exists():
+        return None
+    journal = Journal(path, disk=Disk())
+    try:
+        return len(journal.read()[1])
+    finally:
+        journal.close()
