@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import tensorflow as tf
 
@@ -11,6 +10,7 @@ from cnnfeat.errors import NetworkError, near_names
 from cnnfeat.network.flattening import importable
 from cnnfeat.network.graph import (
     WEIGHED,
+    Feed,
     GraphInput,
     ImageInput,
     ancestors,
@@ -180,21 +180,6 @@ def internal_input(graph_def: tf.compat.v1.GraphDef, name: str) -> GraphInput | 
     except (KeyError, ValueError):
         return None
     return GraphInput(name, tensor.name, tensor.dtype.base_dtype, shape_of(tensor.shape))
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """A tensor's fixed value."""
-
-    value: tf.Tensor  # a scalar
-    shape: tuple[int | None, ...] | None  # the tensor's own
-
-    def spread(self, n_images: tf.Tensor) -> tf.Tensor:
-        """Fill the tensor's shape with the value; an open first axis has a row for each image."""
-        if not self.shape:
-            return self.value
-        first = n_images if self.shape[0] is None else self.shape[0]
-        return tf.fill([first, *(length or 1 for length in self.shape[1:])], self.value)
 
 
 def fed_tensors(

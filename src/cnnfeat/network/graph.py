@@ -8,7 +8,7 @@ once in memory, however often the graph is copied, and no graph outgrows a proto
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import tensorflow as tf
@@ -59,6 +59,21 @@ class ImageInput:
         }[self.layout]
         inner = ", ".join("any" if length is None else str(length) for length in lengths)
         return f"({inner}{',' if len(lengths) == 1 else ''}) {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A tensor's fixed value."""
+
+    value: tf.Tensor  # a scalar
+    shape: tuple[int | None, ...] | None  # the tensor's own
+
+    def spread(self, n_images: tf.Tensor) -> tf.Tensor:
+        """Fill the tensor's shape with the value; an open first axis has a row for each image."""
+        if not self.shape:
+            return self.value
+        first = n_images if self.shape[0] is None else self.shape[0]
+        return tf.fill([first, *(length or 1 for length in self.shape[1:])], self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +219,36 @@ def subgraph(graph_def: tf.compat.v1.GraphDef, keep: set[str]) -> tf.compat.v1.G
                 entry for entry in node.input if entry[0] != "^" or node_of(entry) in keep
             )
     return part
+
+
+def import_part(
+    part: tf.compat.v1.GraphDef,
+    values: Mapping[str, tf.Tensor],
+    *,
+    fetches: Sequence[str],
+    name: str,
+) -> list[tf.Tensor]:
+    """Import a graph into the one being built, with values in place of some of its tensors.
+
+    Parameters
+    ----------
+    part : GraphDef
+        The nodes that `fetches` need.
+    values : mapping
+        By the tensor each stands for; those the nodes don't take are left alone.
+    fetches : sequence of str
+        Tensors to return; none of `values`.
+    name : str
+        The scope.
+    """
+    consumed = {tensor_of(entry) for node in part.node for entry in node.input}
+    tensors: list[tf.Tensor] = tf.graph_util.import_graph_def(
+        part,
+        input_map={key: tf.identity(value) for key, value in values.items() if key in consumed},
+        return_elements=list(fetches),
+        name=name,
+    )
+    return tensors
 
 
 def tensor_infos(graph: tf.Graph) -> dict[str, TensorInfo]:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import tensorflow as tf
 
-from cnnfeat.network.graph import FlatGraph, ancestors, node_of, nodes_by_name, subgraph, tensor_of
+from cnnfeat.network.graph import (
+    FlatGraph,
+    ancestors,
+    import_part,
+    node_of,
+    nodes_by_name,
+    subgraph,
+    tensor_of,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,20 +113,9 @@ def _constant(
     held = {f"{name}:0": graph.weights[name] for name in needed if name in graph.weights}
     if tensor in held:
         return _as_float32(held[tensor])
-    consumed = {tensor_of(entry) for node in part.node for entry in node.input}
 
-    def read() -> Sequence[tf.Tensor]:
-        return cast(
-            "Sequence[tf.Tensor]",
-            tf.graph_util.import_graph_def(
-                part,
-                input_map={
-                    name: tf.identity(value) for name, value in held.items() if name in consumed
-                },
-                return_elements=[tensor],
-                name="kernel",
-            ),
-        )
+    def read() -> list[tf.Tensor]:
+        return import_part(part, held, fetches=[tensor], name="kernel")
 
     return _as_float32(tf.compat.v1.wrap_function(read, [])()[0])
 

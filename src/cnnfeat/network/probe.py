@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
-from cnnfeat.network.feeding import Feed
-from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name, tensor_of
+from cnnfeat.network.graph import Feed, FlatGraph, import_part, node_of, nodes_by_name
 from cnnfeat.network.preprocessing import Preprocessing
 from cnnfeat.network.runtime import with_precision
 from cnnfeat.options import Pooling, ProbeOptions
@@ -162,19 +161,9 @@ class GraphProbe:
         fed = {name: feed.spread(n_images) for name, feed in wanted.feeds.items()}
         fed[self._fit.input.tensor] = values
         held = {f"{name}:0": value for name, value in graph.weights.items()}
-        consumed = {tensor_of(entry) for node in wanted.part.node for entry in node.input}
         names = [layer.tensor.name for layer in wanted.layers]
-        tensors = tf.graph_util.import_graph_def(
-            wanted.part,
-            input_map={
-                name: tf.identity(value)
-                for name, value in {**held, **fed}.items()
-                if name in consumed
-            },
-            return_elements=[name for name in names if name not in fed],
-            name="network",
-        )
-        found = iter(tensors)
+        fetches = [name for name in names if name not in fed]
+        found = iter(import_part(wanted.part, {**held, **fed}, fetches=fetches, name="network"))
         return [
             self._finish(fed[name] if name in fed else next(found), name, nodes) for name in names
         ]

@@ -32,7 +32,14 @@ from cnnfeat.network.flattening import (
     without,
 )
 from cnnfeat.network.formats import read_message
-from cnnfeat.network.graph import FlatGraph, GraphInput, ancestors, ends, nodes_by_name
+from cnnfeat.network.graph import (
+    FlatGraph,
+    GraphInput,
+    ancestors,
+    ends,
+    nodes_by_name,
+    shape_of,
+)
 from cnnfeat.network.weights import (
     Checkpoint,
     Entry,
@@ -149,9 +156,7 @@ def _signature_inputs(signature: _Signature) -> tuple[GraphInput, ...]:
             name=key,
             tensor=info.name,
             dtype=tf.dtypes.as_dtype(info.dtype),
-            shape=None
-            if info.tensor_shape.unknown_rank
-            else tuple(None if axis.size < 0 else axis.size for axis in info.tensor_shape.dim),
+            shape=shape_of(tf.TensorShape(info.tensor_shape)),
         )
         for key, info in sorted(signature.inputs.items())
         if info.name
@@ -248,9 +253,7 @@ def _function_inputs(function: function_pb2.FunctionDef, n_bound: int) -> tuple[
             name = attributes["_user_specified_name"].s.decode() or name
         shape = None
         if "_output_shapes" in attributes and attributes["_output_shapes"].list.shape:
-            proto = attributes["_output_shapes"].list.shape[0]
-            if not proto.unknown_rank:
-                shape = tuple(None if axis.size < 0 else axis.size for axis in proto.dim)
+            shape = shape_of(tf.TensorShape(attributes["_output_shapes"].list.shape[0]))
         node = f"{argument.name}_{index}_fed"
         inputs.append(GraphInput(name, f"{node}:0", tf.dtypes.as_dtype(argument.type), shape))
     return tuple(inputs)
