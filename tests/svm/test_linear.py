@@ -18,15 +18,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm import LinearSVM
-from cnnfeat.svm import first_step as first_step_module
-from cnnfeat.svm.design import Design
-from cnnfeat.svm.factors import Curvature
-from cnnfeat.svm.first_step import first_step
-from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.matrix import ArrayRows
-from cnnfeat.svm.newton import solve
-from cnnfeat.svm.problems import Columns, Targets
-from cnnfeat.svm.streaming import streamed_step
+from cnnfeat.svm.solver import Columns, Design, Targets, solve
+from cnnfeat.svm.solver.factors import Curvature
+from cnnfeat.svm.solver.steps import streamed_step
 
 EXPECTED_FAILURES: dict[str, str] = {}  # check: reason; none is needed
 
@@ -265,13 +260,13 @@ def test_where_not_all_hessians_fit_the_minima_are_the_same(
     X, y = digits[0].astype(np.float32), digits[1]
     seen = set()
 
-    def step(design, targets, columns, live, **rest):
+    def step(problem, live, **rest):
         if len(live) < 10:
             seen.add("streamed in turns")
-        return streamed_step(design, targets, columns, live, **rest)
+        return streamed_step(problem, live, **rest)
 
     forget = Curvature.forget
-    monkeypatch.setattr("cnnfeat.svm.newton.streamed_step", step)
+    monkeypatch.setattr("cnnfeat.svm.solver.newton.streamed_step", step)
     monkeypatch.setattr(
         Curvature, "forget", lambda self: (self.factor and seen.add("forgotten"), forget(self))
     )
@@ -371,30 +366,3 @@ def test_predicting_before_fitting_is_refused():
 def test_too_few_steps_are_said(digits):
     with pytest.warns(ConvergenceWarning, match="not converged within 1 steps"):
         LinearSVM(C=1.0, tol=1e-12, max_iter=1).fit(*digits)
-
-
-@pytest.mark.parametrize("held_copy", [False, True])
-def test_first_step_of_many_rows_is_the_ridge_solution(held_copy):
-    random = np.random.default_rng(4)
-    n, d, C = 6_000, 160, 0.02
-    X = random.standard_normal((n, d)) * np.geomspace(0.1, 3, d) + 0.2
-    sampled = np.random.default_rng(0).choice(n, first_step_module.SAMPLED * (d + 1), replace=False)
-    X[:, 0] = 0.2
-    X[np.setdiff1d(np.arange(n), sampled)[:3], 0] = 40  # a feature that the sample does not see
-    y = np.arange(n) % 3
-    scaling = {"mean": np.full(d, 0.2), "scale": np.full(d, 0.5)} if held_copy else {}
-    design = Design(ArrayRows(X), **scaling).hold(room_bytes=2**30)
-    assert design.held
-    columns = one_against_rest(3, C=C)
-    assert first_step_module._sampling_pays(design, len(columns))
-    factor, direction = first_step(design, Targets(y), columns, check=lambda: None)
-    Z = np.hstack([(X - 0.2) / 0.5 if held_copy else X, np.ones((n, 1))])
-    hessian = np.eye(d + 1) + 2 * C * Z.T @ Z
-    for k in range(3):
-        right = 2 * C * Z.T @ np.where(y == k, 1.0, -1.0)
-        exact = np.linalg.solve(hessian, right)
-        error = direction[:, k] - exact
-        assert error @ hessian @ error <= 0.02 * (exact @ hessian @ exact)
-    # The factor is near enough the Hessian's to precondition with.
-    eigenvalues = np.linalg.eigvals(factor.solve(np.asfortranarray(hessian))).real
-    assert eigenvalues.max() / eigenvalues.min() < 10

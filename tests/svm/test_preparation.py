@@ -10,8 +10,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm import preparation
-from cnnfeat.svm.design import Design
-from cnnfeat.svm.matrix import ArrayRows, SubsetRows, moments
+from cnnfeat.svm.matrix import ArrayRows, moments
 from cnnfeat.svm.preparation import prepare
 
 
@@ -20,26 +19,6 @@ def X(rng) -> np.ndarray:
     X = rng.standard_normal((300, 12)) @ rng.standard_normal((12, 40)) + 5
     X[:, 7] = 3.25
     return X.astype(np.float32)
-
-
-@pytest.mark.parametrize("step", [1, 7, 100, 1000])
-def test_moments_of_any_blocks_equal_numpy(X, step):
-    found = moments(ArrayRows(X, rows_per_block=step))
-    np.testing.assert_allclose(found.mean, X.mean(axis=0, dtype=float), rtol=1e-6)
-    np.testing.assert_allclose(found.variance, X.var(axis=0, dtype=float), rtol=1e-5, atol=1e-9)
-    assert (found.n_samples, found.bad_rows, found.first_bad_row) == (300, 0, -1)
-
-
-def test_moments_survive_a_large_offset(rng):
-    X = (1e4 + rng.standard_normal((5000, 3))).astype(np.float32)
-    found = moments(ArrayRows(X, rows_per_block=64))
-    np.testing.assert_allclose(found.variance, X.astype(float).var(axis=0), rtol=1e-4)
-
-
-def test_moments_find_the_first_bad_row(X):
-    X[[120, 33, 299], [0, 5, 9]] = np.nan, np.inf, -np.inf
-    found = moments(ArrayRows(X, rows_per_block=50))
-    assert (found.bad_rows, found.first_bad_row, found.n_samples) == (3, 33, 297)
 
 
 @pytest.mark.parametrize(
@@ -93,24 +72,3 @@ def test_more_components_than_rows_are_refused(X):
     rows = ArrayRows(X[:10])
     with pytest.raises(UsageError, match=r"at most 10 for 10 rows of 40 features, not 11"):
         prepare(rows, moments(rows), normalize="none", pca=11)
-
-
-@pytest.mark.parametrize("offset", [0.0, 3.0, 1e5])
-def test_products_with_folded_scaling_equal_scaled_copies(rng, offset):
-    X = (rng.standard_normal((200, 9)) + offset).astype(np.float32)
-    mean, scale = X.mean(axis=0, dtype=float), X.std(axis=0, dtype=float)
-    W = rng.standard_normal((10, 4))
-    design = Design(ArrayRows(X, rows_per_block=33), mean=mean, scale=scale)
-    expected = (X.astype(float) - mean) / scale @ W[:9] + W[9]
-    np.testing.assert_allclose(design.product(W).T, expected, atol=2e-3)
-    rows = np.array([3, 50, 199])
-    np.testing.assert_allclose(design.take(rows) @ W, expected[rows], atol=2e-3)
-
-
-def test_a_subset_is_the_rows_kept(X, rng):
-    keep = rng.random(300) < 0.3
-    rows = SubsetRows(ArrayRows(X, rows_per_block=17), keep)
-    np.testing.assert_array_equal(np.concatenate([b for _, b in rows.blocks()]), X[keep])
-    starts = [start for start, _ in rows.blocks()]
-    assert starts[0] == 0
-    np.testing.assert_array_equal(rows.take(np.array([0, 5])), X[keep][[0, 5]])

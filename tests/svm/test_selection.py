@@ -9,7 +9,6 @@ from sklearn.svm import LinearSVC
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.result import Trial
-from cnnfeat.svm.design import Design
 from cnnfeat.svm.matrix import ArrayRows
 from cnnfeat.svm.selection import (
     check_grid,
@@ -18,6 +17,7 @@ from cnnfeat.svm.selection import (
     select_cost,
     stratified_folds,
 )
+from cnnfeat.svm.solver import Design
 
 GRID = (1e-4, 1e-3, 1e-2)
 

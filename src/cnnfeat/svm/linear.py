@@ -15,10 +15,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.svm.design import Design
 from cnnfeat.svm.matrix import ArrayRows, Floats, RowBlocks, SubsetRows
-from cnnfeat.svm.newton import State, solve
-from cnnfeat.svm.problems import Columns, Targets
+from cnnfeat.svm.solver import Design, State, Targets, one_against_rest, solve
 
 ClassWeight: TypeAlias = Literal["balanced"] | Mapping[object, float] | None
 
@@ -212,18 +210,3 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         self.objective_ = state.objective
         self.n_iter_ = state.steps
-
-
-def one_against_rest(
-    n_classes: int, *, C: float, class_weight: NDArray[np.float64] | None = None
-) -> Columns:
-    """Make the columns: one a class, or a single one for two classes."""
-    weight = np.ones(n_classes) if class_weight is None else np.asarray(class_weight, np.float64)
-    positive = np.arange(n_classes) if n_classes > 2 else np.array([1])
-    negative = np.ones(len(positive)) if n_classes > 2 else weight[:1]
-    return Columns(
-        positive=positive,
-        C_positive=C * weight[positive],
-        C_negative=C * negative,
-        held_out=np.full(len(positive), -1),
-    )

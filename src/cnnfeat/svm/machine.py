@@ -17,7 +17,6 @@ from sklearn.svm import LinearSVC
 from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import CostSearch
-from cnnfeat.svm.design import Design
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.kernel import (
     NYSTROEM_COMPONENTS,
@@ -30,12 +29,10 @@ from cnnfeat.svm.kernel import (
     subsample,
     warn_of_cost,
 )
-from cnnfeat.svm.linear import one_against_rest
 from cnnfeat.svm.matrix import MappedRows, Moments, RowBlocks, SubsetRows, read_all
-from cnnfeat.svm.newton import State, solve
 from cnnfeat.svm.preparation import Preparation, prepare
-from cnnfeat.svm.problems import Targets
 from cnnfeat.svm.selection import check_grid, default_grid, select_cost
+from cnnfeat.svm.solver import Design, State, Targets, one_against_rest, solve
 
 TOLERANCE = 1e-6
 SELECTION_VALUES = 50_000_000  # features times rows that C is chosen on

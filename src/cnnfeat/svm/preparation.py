@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.svm.design import Design
-from cnnfeat.svm.matrix import Floats, MappedRows, Moments, RowBlocks
-
-Doubles = NDArray[np.float64]
+from cnnfeat.svm.matrix import Doubles, Floats, MappedRows, Moments, RowBlocks
+from cnnfeat.svm.solver import Design
 
 COVARIANCE_LIMIT = 2048  # features up to which the covariance is decomposed
 POWER_PASSES = 6  # over the rows, for wider features

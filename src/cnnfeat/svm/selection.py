@@ -12,10 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import CostSearch, Trial
-from cnnfeat.svm.design import Design
-from cnnfeat.svm.linear import one_against_rest
-from cnnfeat.svm.newton import State, solve
-from cnnfeat.svm.problems import Columns, Targets
+from cnnfeat.svm.solver import Columns, Design, State, Targets, one_against_rest, solve
 
 _LOG = logging.getLogger("cnnfeat")
 GRID_SIZE = 9

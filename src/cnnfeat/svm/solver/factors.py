@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_lapack_funcs, solve_triangular
+from scipy.linalg import get_blas_funcs, get_lapack_funcs, solve_triangular
 
-from cnnfeat.svm.blas import add_products, solve_triangle
-from cnnfeat.svm.matrix import Floats, Indices
-
-Doubles = NDArray[np.float64]
+from cnnfeat.svm.matrix import Doubles, Floats, Indices
+from cnnfeat.svm.solver.blas import add_by_pointer, solve_by_pointer
 
 DENSE_LIMIT = 4097  # weights up to which Hessians are formed: 4,096 features and the intercept
 ROUNDING = 1e-9
 ADDED_ROWS = 2048  # rows copied at a time
+# Rows from which NumPy's BLAS sums them: threads of the two libraries, NumPy's and SciPy's, hinder
+# each other for a while after each use, which outweighs what adding in place saves.
+MANY_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,54 @@ def _keeps_definite(core: Doubles, added: NDArray[np.bool_]) -> bool:
     return True
 
 
+def add_products(rows: Floats, cost: float, total: Floats) -> None:
+    """Add ``cost * rows^T rows`` to the lower half of `total`, in place.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows, n)
+        In C order.
+    cost : float
+        Of all of them.
+    total : ndarray of shape (n, n)
+        In Fortran order, of the same dtype. What is above its diagonal may change or not.
+    """
+    _check_fit(rows.flags.c_contiguous and total.flags.f_contiguous and rows.dtype == total.dtype)
+    _check_fit(rows.shape[1] == total.shape[0] == total.shape[1])
+    if len(rows) > MANY_ROWS:
+        product = rows.T @ rows
+        product *= product.dtype.type(cost)
+        total += product.T  # the same, and in the order of `total`
+    elif rows.size and not add_by_pointer(rows, cost, total):
+        (syrk,) = get_blas_funcs(("syrk",), (rows,))
+        syrk(cost, rows.T, beta=1.0, c=total, lower=1, overwrite_c=1)
+
+
+def solve_triangle(lower: Floats, columns: Floats, *, transposed: bool) -> None:
+    """Solve ``lower x = columns``, or with its transpose, in place.
+
+    Parameters
+    ----------
+    lower : ndarray of shape (n, n)
+        In Fortran order. What is above its diagonal is not read.
+    columns : ndarray of shape (n, m)
+        In Fortran order, of the same dtype.
+    transposed : bool
+        Whether with the transpose.
+    """
+    _check_fit(lower.flags.f_contiguous and columns.flags.f_contiguous)
+    _check_fit(lower.shape == (len(columns), len(columns)) and lower.dtype == columns.dtype)
+    if columns.size and not solve_by_pointer(lower, columns, transposed=transposed):
+        columns[:] = solve_triangular(
+            lower, columns, lower=True, trans=int(transposed), check_finite=False
+        )
+
+
+def _check_fit(fits: bool) -> None:
+    if not fits:
+        raise ValueError("arrays of other types, shapes or orders than BLAS is told")
+
+
 class LossHessian:
     """The sum of ``cost_i x_i x_i^T`` over some rows, to which rows are added and taken away.
 
@@ -145,6 +194,16 @@ class LossHessian:
             ridge = max(10 * ridge, float(np.finfo(matrix.dtype).eps) * mean)
 
 
+@dataclass(frozen=True, slots=True)
+class ActiveRows:
+    """The rows that a class looks at, and what those of them cost that are active."""
+
+    matrix: Floats  # (n_rows, n_weights)
+    rows: Indices  # (n_rows,) what they are called, ascending
+    costs: Doubles  # (n_rows,) at C = 1; 0 for rows that are not active
+    scale: float  # the C
+
+
 class Curvature:
     """A class's Hessian, kept up with the rows that are active, and a factor of it.
 
@@ -168,63 +227,34 @@ class Curvature:
         self.rows, self._costs = self.rows[:0], self._costs[:0]
         self.factor = self._loss = None
 
-    def factor_for(
-        self,
-        matrix: Floats,
-        rows: Indices,
-        costs: Doubles,
-        scale: float,
-        *,
-        check: Callable[[], None],
-    ) -> Factor:
+    def factor_for(self, active: ActiveRows, *, check: Callable[[], None]) -> Factor:
         """The factor for the rows with a cost: the one at hand, changed a little, or a new one.
 
-        Parameters are those of `renew`.
+        `check` is called now and then; it may raise.
         """
-        if self.factor is not None and scale == self._scale:
-            difference = self._difference(rows, costs)
+        if self.factor is not None and active.scale == self._scale:
+            difference = self._difference(active)
             places = np.flatnonzero(difference)
             if not len(places):
                 return self.factor
-            if len(places) <= self._most_changed(int(np.count_nonzero(costs))):
+            if len(places) <= self._most_changed(int(np.count_nonzero(active.costs))):
                 changed = self.factor.changed(
-                    matrix.take(places, axis=0), scale * difference[places]
+                    active.matrix.take(places, axis=0), active.scale * difference[places]
                 )
                 if changed is not None:
                     return changed
-        return self.renew(matrix, rows, costs, scale, check=check)
+        return self.renew(active, check=check)
 
     def _most_changed(self, active: int) -> int:
         """Changed rows up to which a change costs less than what a new factor costs besides."""
         d = self.factor.lower.shape[0] if self.factor and self.factor.lower is not None else 0
         return d // 3 if self._loss is not None else min((d // 3 + active) // 3, d // 2)
 
-    def renew(
-        self,
-        matrix: Floats,
-        rows: Indices,
-        costs: Doubles,
-        scale: float,
-        *,
-        check: Callable[[], None],
-    ) -> Factor:
-        """Make the factor one of the rows with a cost.
-
-        Parameters
-        ----------
-        matrix : ndarray of shape (n_rows, n_weights)
-            The rows that are looked at.
-        rows : ndarray of shape (n_rows,)
-            What the rows are called, ascending.
-        costs : ndarray of shape (n_rows,)
-            At C = 1; 0 for rows that are not active.
-        scale : float
-            The C.
-        check : callable
-            Called now and then; it may raise.
-        """
-        difference = self._difference(rows, costs)
-        absent = not np.isin(self.rows, rows, assume_unique=True).all()
+    def renew(self, active: ActiveRows, *, check: Callable[[], None]) -> Factor:
+        """Make the factor one of the rows with a cost; `check` as in `factor_for`."""
+        matrix, costs = active.matrix, active.costs
+        difference = self._difference(active)
+        absent = not np.isin(self.rows, active.rows, assume_unique=True).all()
         anew = self._loss is None or absent
         if self._loss is None:
             self._loss = LossHessian(matrix.shape[1], matrix.dtype)
@@ -237,12 +267,13 @@ class Curvature:
             part = places[start : start + ADDED_ROWS]
             self._loss.add(matrix.take(part, axis=0), difference[part])
         kept = np.flatnonzero(costs)
-        self.rows, self._costs, self._scale = rows[kept], costs[kept], scale
-        self.factor = self._loss.factor(scale)
+        self.rows, self._costs, self._scale = active.rows[kept], costs[kept], active.scale
+        self.factor = self._loss.factor(active.scale)
         return self.factor
 
-    def _difference(self, rows: Indices, costs: Doubles) -> Doubles:
-        """How much each of `rows` should have of another cost than it has in the sum."""
+    def _difference(self, active: ActiveRows) -> Doubles:
+        """How much each row should have of another cost than it has in the sum."""
+        rows, costs = active.rows, active.costs
         counted = np.zeros(len(rows))
         if len(rows):
             places = np.minimum(np.searchsorted(rows, self.rows), len(rows) - 1)

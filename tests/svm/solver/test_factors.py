@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from cnnfeat.svm import blas
-from cnnfeat.svm.factors import Change, Curvature, Factor, LossHessian
-from cnnfeat.svm.system import conjugate_gradients
+from cnnfeat.svm.solver import blas, factors
+from cnnfeat.svm.solver.factors import ActiveRows, Curvature, LossHessian
 
 
 @pytest.fixture(params=["by pointer", "without pointers"])
@@ -27,7 +24,7 @@ def routines(request, monkeypatch):
 def test_products_are_added_to_the_lower_half(dtype, n_rows):
     rows = np.random.default_rng(0).standard_normal((n_rows, 5))
     total = np.asfortranarray(np.full((5, 5), 2.0, dtype))
-    blas.add_products(rows.astype(dtype), -1.5, total)
+    factors.add_products(rows.astype(dtype), -1.5, total)
     expected = np.tril(2 - 1.5 * rows.T @ rows)
     np.testing.assert_allclose(np.tril(total), expected, rtol=1e-5, atol=1e-4)
 
@@ -41,7 +38,7 @@ def test_triangles_are_solved(dtype, n_columns, transposed):
     full = random.standard_normal((6, 6)) + 6 * np.eye(6)
     right = random.standard_normal((6, n_columns))
     columns = np.asfortranarray(right.astype(dtype))
-    blas.solve_triangle(np.asfortranarray(full.astype(dtype)), columns, transposed=transposed)
+    factors.solve_triangle(np.asfortranarray(full.astype(dtype)), columns, transposed=transposed)
     lower = np.tril(full)
     expected = np.linalg.solve(lower.T if transposed else lower, right)
     np.testing.assert_allclose(columns, expected, rtol=1e-4, atol=1e-5)
@@ -50,11 +47,11 @@ def test_triangles_are_solved(dtype, n_columns, transposed):
 def test_arrays_that_do_not_fit_are_refused():
     lower, columns = np.eye(3, order="F"), np.zeros((3, 2), order="F")
     with pytest.raises(ValueError, match="types, shapes or orders"):
-        blas.solve_triangle(lower.astype(np.float32), columns, transposed=False)
+        factors.solve_triangle(lower.astype(np.float32), columns, transposed=False)
     with pytest.raises(ValueError, match="types, shapes or orders"):
-        blas.solve_triangle(lower, np.zeros((3, 2)), transposed=False)
+        factors.solve_triangle(lower, np.zeros((3, 2)), transposed=False)
     with pytest.raises(ValueError, match="types, shapes or orders"):
-        blas.add_products(np.zeros((4, 2)), 1.0, lower)
+        factors.add_products(np.zeros((4, 2)), 1.0, lower)
     with pytest.raises(TypeError, match="takes 10 arguments, not 1"):
         blas._routine("syrk", "float64")(b"L")
 
@@ -98,7 +95,9 @@ def test_curvature_follows_the_active_rows(keep_sum, monkeypatch):
     for flips, scale in steps:
         active[random.choice(150, flips, replace=False)] ^= True
         costs = np.where(active[:150], np.nextafter(1.0, 2) if flips == 60 else 1.0, 0.0)
-        factor = curvature.factor_for(X[:150].copy(), looked_at, costs, scale, check=lambda: None)
+        factor = curvature.factor_for(
+            ActiveRows(X[:150].copy(), looked_at, costs, scale), check=lambda: None
+        )
         hessian = np.eye(24) + scale * X[active].T @ X[active]
         np.testing.assert_allclose(
             factor.solve(np.eye(24)), np.linalg.inv(hessian), atol=1e-10, rtol=1e-7
@@ -111,37 +110,9 @@ def test_curvature_follows_the_active_rows(keep_sum, monkeypatch):
 def test_costs_that_differ_by_rounding_are_the_same():
     rows, costs = np.random.default_rng(5).standard_normal((50, 6)), np.full(50, 1 / 3)
     curvature = Curvature()
-    first = curvature.factor_for(rows, np.arange(50), costs, 1.0, check=lambda: None)
-    other = np.nextafter(costs, 1)
-    assert curvature.factor_for(rows, np.arange(50), other, 1.0, check=lambda: None) is first
-
-
-def test_conjugate_gradients_do_without_a_change_that_rounding_spoiled():
-    random = np.random.default_rng(6)
-    loss = LossHessian(8, np.dtype(np.float64))
-    rows = random.standard_normal((30, 8))
-    loss.add(rows, np.ones(30))
-    factor = loss.factor(1.0)
-    spoiled = replace(factor, change=Change(np.eye(8), 2 * np.eye(8)))  # I - 2 I in the middle
-    right = random.standard_normal((8, 3))
-    found, met = conjugate_gradients(
-        lambda p, _: rows.T @ (rows @ p), right, factor=spoiled, tolerance=1e-8, check=lambda: None
-    )
-    assert met.all()
-    expected = np.linalg.solve(np.eye(8) + rows.T @ rows, right)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_conjugate_gradients_say_which_columns_fell_short(monkeypatch):
-    monkeypatch.setattr("cnnfeat.svm.system.CG_LIMIT", 2)
-    diagonal = np.geomspace(1, 1e6, 12)
-    right = np.ones((12, 2))
-    right[1:, 1] = 0  # one iteration will do
-    _, met = conjugate_gradients(
-        lambda p, _: p * diagonal[:, None], right,
-        factor=Factor(), tolerance=1e-6, check=lambda: None,
-    )  # fmt: skip
-    assert list(met) == [False, True]
+    first = curvature.factor_for(ActiveRows(rows, np.arange(50), costs, 1.0), check=lambda: None)
+    other = ActiveRows(rows, np.arange(50), np.nextafter(costs, 1), 1.0)
+    assert curvature.factor_for(other, check=lambda: None) is first
 
 
 def test_what_overflows_leaves_the_identity():

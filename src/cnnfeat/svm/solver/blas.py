@@ -2,7 +2,7 @@
 
 SciPy's own wrappers hold the interpreter's lock while they work. The same library is reached here
 through the pointers that `scipy.linalg.cython_blas` exports (SciPy reference, "BLAS Functions for
-Cython").
+Cython"). `cnnfeat.svm.solver.factors` does without where these functions say that they can't.
 """
 
 from __future__ import annotations
@@ -12,72 +12,34 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from scipy.linalg import cython_blas, solve_triangular
+from scipy.linalg import cython_blas
 
 from cnnfeat.svm.matrix import Floats
 
-# Rows from which NumPy's BLAS sums them: threads of the two libraries, NumPy's and SciPy's, hinder
-# each other for a while after each use, which outweighs what adding in place saves.
-MANY_ROWS = 512
 FEW_COLUMNS = 6  # right-hand sides up to which one at a time is faster
 _REALS = {"float32": ("s", ctypes.c_float), "float64": ("d", ctypes.c_double)}
 
 
-def add_products(rows: Floats, cost: float, total: Floats) -> None:
-    """Add ``cost * rows^T rows`` to the lower half of `total`, in place (SYRK).
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows, n)
-        In C order.
-    cost : float
-        Of all of them.
-    total : ndarray of shape (n, n)
-        In Fortran order, of the same dtype. What is above its diagonal may change or not.
-    """
-    n, k = total.shape[1], len(rows)
-    _check(rows.flags.c_contiguous and total.flags.f_contiguous and rows.dtype == total.dtype)
-    _check(rows.shape[1] == n == total.shape[0])
+def add_by_pointer(rows: Floats, cost: float, total: Floats) -> bool:
+    """Do what `factors.add_products` does (SYRK); whether it could be done."""
     routine = _routine("syrk", rows.dtype.name)
-    if routine is None or k > MANY_ROWS:
-        product = rows.T @ rows
-        product *= product.dtype.type(cost)
-        total += product.T  # the same, and in the order of `total`
-    elif n and k:
-        routine(b"L", b"N", n, k, float(cost), rows, n, 1.0, total, n)
+    if routine is not None:
+        n = total.shape[1]
+        routine(b"L", b"N", n, len(rows), float(cost), rows, n, 1.0, total, n)
+    return routine is not None
 
 
-def solve_triangle(lower: Floats, columns: Floats, *, transposed: bool) -> None:
-    """Solve ``lower x = columns``, or with its transpose, in place (TRSV for few, TRSM for many).
-
-    Parameters
-    ----------
-    lower : ndarray of shape (n, n)
-        In Fortran order. What is above its diagonal is not read.
-    columns : ndarray of shape (n, m)
-        In Fortran order, of the same dtype.
-    transposed : bool
-        Whether with the transpose.
-    """
+def solve_by_pointer(lower: Floats, columns: Floats, *, transposed: bool) -> bool:
+    """Do what `factors.solve_triangle` does (TRSV for few columns, TRSM for many); likewise."""
     n, m = columns.shape
-    _check(lower.flags.f_contiguous and columns.flags.f_contiguous and lower.shape == (n, n))
-    _check(lower.dtype == columns.dtype)
     name = "trsv" if m <= FEW_COLUMNS else "trsm"
     routine, turn = _routine(name, lower.dtype.name), b"T" if transposed else b"N"
-    if routine is None:
-        columns[:] = solve_triangular(
-            lower, columns, lower=True, trans=int(transposed), check_finite=False
-        )
-    elif n and name == "trsm":
+    if routine is not None and name == "trsm":
         routine(b"L", b"L", turn, b"N", n, m, 1.0, lower, n, columns, n)
-    elif n:
+    elif routine is not None:
         for j in range(m):
             routine(b"L", turn, b"N", n, lower, n, columns[:, j], 1)
-
-
-def _check(fits: bool) -> None:
-    if not fits:
-        raise ValueError("arrays of other types, shapes or orders than BLAS is told")
+    return routine is not None
 
 
 @cache

@@ -1,13 +1,15 @@
-"""The matrix a linear solver works on: scaled, with a column of ones, in memory or not.
+"""What a linear solver is given: the matrix, what its rows are, and the two-class problems.
 
-A matrix that does not fit in memory is only ever read from its first row to its last. Scaling is
-never applied to a copy of it: a product with the scaled matrix is one with the raw matrix and
-scaled weights, and a rank-one correction.
+The matrix is scaled, has a column of ones, and is in memory or not. One that does not fit in memory
+is only ever read from its first row to its last. Scaling is never applied to a copy of it: a
+product with the scaled matrix is one with the raw matrix and scaled weights, and a rank-one
+correction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from cnnfeat.svm.matrix import (
     CHUNK_BYTES,
     FEW,
     ArrayRows,
+    Doubles,
     Floats,
     Indices,
     RowBlocks,
@@ -59,7 +62,7 @@ class Design:
         self._matrix: Floats | None = None
         self._ready = False  # the rows are in memory and need no scaling
         self._taken: tuple[Indices, Floats] | None = None
-        self._square_sums: NDArray[np.float64] | None = None
+        self._square_sums: Doubles | None = None
         offset = float(np.max(np.abs(self._mean * self._factor), initial=0))
         self._far = offset > OFFSET_LIMIT and self.dtype == np.float32
         self._rest = self._mean - self._mean.astype(self.dtype)
@@ -82,7 +85,7 @@ class Design:
         """Whether the matrix is in memory."""
         return self._ready or self._matrix is not None
 
-    def product(self, weights: NDArray[np.float64]) -> Floats:
+    def product(self, weights: Doubles) -> Floats:
         """Multiply by `weights` of shape (n_weights, m); the result has shape (m, n_samples)."""
         if self._matrix is not None:
             return self._held_product(weights.astype(self.dtype))
@@ -167,7 +170,7 @@ class Design:
                 yield stop - n_rows, np.concatenate(parts) if len(parts) > 1 else parts[0]
                 parts = []
 
-    def square_sums(self) -> NDArray[np.float64]:
+    def square_sums(self) -> Doubles:
         """Sum each weight's squared entries over the rows, (n_weights,)."""
         if self._square_sums is None:
             total = np.zeros(self.n_weights)
@@ -190,7 +193,7 @@ class Design:
         block = self._finished(self.rows.take(rows))
         return float(np.einsum("ij,ij->", block, block, dtype=np.float64)) / len(rows)
 
-    def transposed_product(self, values: Floats) -> NDArray[np.float64]:
+    def transposed_product(self, values: Floats) -> Doubles:
         """Multiply the transposed matrix, which is held, by `values` of shape (m, n_samples)."""
         total = np.zeros((self.n_weights, len(values)))
         for start, block in self._blocks_uncopied():
@@ -225,3 +228,86 @@ class Design:
         else:
             finished[:, :d] = block
         finished[:, d:] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the rows are, for all columns."""
+
+    codes: NDArray[np.intp]  # (n_samples,) class of each row
+    weights: Doubles | None = None  # (n_samples,), a factor of each row's cost
+    folds: NDArray[np.intp] | None = None  # (n_samples,) fold of each row
+    members: tuple[Indices, ...] = field(init=False)  # rows of each class
+
+    def __post_init__(self) -> None:
+        """List the rows of each class once."""
+        order = np.argsort(self.codes, kind="stable")
+        ends = np.cumsum(np.bincount(self.codes))
+        object.__setattr__(self, "members", tuple(np.split(order, ends[:-1])))
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The two-class problems, m of them."""
+
+    positive: NDArray[np.intp]  # (m,) the class that is +1
+    C_positive: Doubles  # (m,) the cost of its rows
+    C_negative: Doubles  # (m,) the cost of all others
+    held_out: NDArray[np.intp]  # (m,) the fold left out; -1: none
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    def scaled(self, factor: float) -> Columns:
+        """The same problems with all costs times `factor`."""
+        return replace(
+            self, C_positive=self.C_positive * factor, C_negative=self.C_negative * factor
+        )
+
+
+def one_against_rest(n_classes: int, *, C: float, class_weight: Doubles | None = None) -> Columns:
+    """Make the columns: one a class, or a single one for two classes."""
+    weight = np.ones(n_classes) if class_weight is None else np.asarray(class_weight, np.float64)
+    positive = np.arange(n_classes) if n_classes > 2 else np.array([1])
+    negative = np.ones(len(positive)) if n_classes > 2 else weight[:1]
+    return Columns(
+        positive=positive,
+        C_positive=C * weight[positive],
+        C_negative=C * negative,
+        held_out=np.full(len(positive), -1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """All that is to be minimised at once."""
+
+    design: Design
+    targets: Targets
+    columns: Columns
+    check: Callable[[], None]  # called now and then; it may raise
+
+    def slack(self, j: int, decision: Floats) -> Floats:
+        """Compute 1 - sign * decision of each row in column `j`, shape (n_samples,)."""
+        return self.signed(j, -decision) + decision.dtype.type(1)
+
+    def signed(self, j: int, values: Floats) -> Floats:
+        """Multiply `values`, one a row, with the labels +1 and -1 of column `j`."""
+        result: Floats = -values
+        members = self.targets.members[self.columns.positive[j]]
+        result[members] = values[members]
+        return result
+
+    def signs(self, j: int, rows: Indices) -> Doubles:
+        """Labels of some rows in column `j`, +1 and -1."""
+        return np.where(self.targets.codes[rows] == self.columns.positive[j], 1.0, -1.0)
+
+    def costs(self, j: int, rows: Indices) -> Doubles:
+        """Costs of some rows in column `j`; 0 in the fold left out."""
+        positive = self.targets.codes[rows] == self.columns.positive[j]
+        costs: Doubles = np.where(positive, self.columns.C_positive[j], self.columns.C_negative[j])
+        if self.targets.weights is not None:
+            costs *= self.targets.weights[rows]
+        if self.columns.held_out[j] >= 0 and self.targets.folds is not None:
+            costs[self.targets.folds[rows] == self.columns.held_out[j]] = 0
+        return costs

@@ -8,10 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.svm.factors import Factor
-from cnnfeat.svm.matrix import Floats, Indices, rows_per_chunk
-
-Doubles = NDArray[np.float64]
+from cnnfeat.svm.matrix import Doubles, Floats, Indices, rows_per_chunk
+from cnnfeat.svm.solver.factors import Factor
 
 CG_LIMIT = 200  # iterations
 Image = Callable[[Floats, Indices], Doubles]
