@@ -7,10 +7,14 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import lock_descriptor, unlock_descriptor
 
+from cnnfeat import files
 from cnnfeat.errors import LockedError, OutputExistsError, StorageError
 from cnnfeat.files import check_output, csv_lines, locked, replacing, write_json
 
@@ -117,3 +121,50 @@ def test_lock_is_one_even_while_it_is_removed(tmp_path: Path):
     with locked(tmp_path / "f"):
         assert is_refused()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_that_is_let_go_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lock = tmp_path / "f.lock"
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT)
+    assert lock_descriptor(handle, blocking=False)
+
+    def let_go(path: Path) -> None:
+        assert path == lock
+        lock.unlink()
+        unlock_descriptor(handle)
+
+    monkeypatch.setattr(files, "_process_in", let_go)
+    with locked(tmp_path / "f"):
+        assert lock.read_text() == str(os.getpid())
+    os.close(handle)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_whose_holder_gives_no_number_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(files, "_HOLDER_WAIT_S", 0.0)
+    handle = os.open(tmp_path / "f.lock", os.O_RDWR | os.O_CREAT)
+    assert lock_descriptor(handle, blocking=False)
+    with pytest.raises(LockedError, match="f is being written by process unknown"):
+        locked(tmp_path / "f").__enter__()
+    os.close(handle)
+    with locked(tmp_path / "f"):
+        pass
+
+
+def test_output_that_another_process_writes_is_refused(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from cnnfeat.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "f")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(LockedError, match=f"is being written by process {process.pid}$"):
+            check_output(tmp_path / "f", overwrite=True)
+    check_output(tmp_path / "f", overwrite=False)

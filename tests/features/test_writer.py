@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -232,3 +233,17 @@ def test_only_large_files_leave_the_systems_cache(  # noqa: PLR0917
     check(tmp_path / "f.h5", SIZES)
     assert ("forget" in disk.steps) == large
     assert disk.steps[0] == "sync"  # what is not on the medium is never dropped
+
+
+def test_resumed_file_has_the_bytes_of_an_uninterrupted_one(
+    write, work, disks, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(writer, "_now", lambda: "2026-01-01T00:00:00+00:00")
+    whole = tmp_path / "whole.h5"
+    write(whole, work.CountingSource(SIZES), disk=disks.QuickDisk())
+    path = tmp_path / "f.h5"
+    for n_good in range(0, 200, 11):  # each goes a little further
+        with contextlib.suppress(StorageError):
+            source = work.CountingSource(SIZES)
+            write(path, source, resume=True, disk=disks.FailingDisk(n_good))
+    assert path.read_bytes() == whole.read_bytes()

@@ -12,6 +12,7 @@ from cnnfeat.features import FeatureFile
 if TYPE_CHECKING:
     from cnnfeat.records import Array, Labels
 
+_DIGITS = {2: 5, 4: 9, 8: 17}  # that bring a float of so many bytes back exactly
 _CHUNK_BYTES = 32 * 2**20  # of features held at a time
 
 
@@ -115,3 +116,13 @@ class Excerpt:
             stored = self.file.layer(split, layer)
             row_bytes += stored.size_bytes // max(stored.shape[0], 1)
         return max(_CHUNK_BYTES // max(row_bytes, 1), 1)
+
+
+def number_lines(array: Array, *, separator: str) -> Iterator[str]:
+    """Write each row's numbers as one text, with digits that bring them back exactly."""
+    rows = array.reshape(len(array), -1)
+    digits = _DIGITS.get(rows.dtype.itemsize, 17)
+    form = f"%.{digits}g" if rows.dtype.kind == "f" else "%d"
+    line = separator.join([form] * rows.shape[1])
+    for row in rows.tolist():
+        yield line % tuple(row)

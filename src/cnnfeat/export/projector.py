@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from cnnfeat.errors import UsageError
-from cnnfeat.export.excerpt import Excerpt
-from cnnfeat.export.tables import number_lines
+from cnnfeat.export.excerpt import Excerpt, number_lines
 from cnnfeat.files import check_output, replacing
 from cnnfeat.pictures import Pictures, sprite_sheet
 from cnnfeat.progress import Task

@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnfeat.errors import UsageError
-from cnnfeat.export.excerpt import Chunk, Excerpt
+from cnnfeat.export.excerpt import Chunk, Excerpt, number_lines
 from cnnfeat.files import csv_cells
 from cnnfeat.progress import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cnnfeat.records import Array
 
 KEY_COLUMNS = ("split", "id", "label", "class")
-
-_DIGITS = {2: 5, 4: 9, 8: 17}  # that bring a float of so many bytes back exactly
 
 
 def write_csv(excerpt: Excerpt, path: Path, task: Task) -> None:
@@ -53,16 +50,6 @@ def _quoted_keys(excerpt: Excerpt, chunk: Chunk) -> Iterator[str]:
         label = None if chunk.labels is None else int(chunk.labels[row])
         known = "" if label is None else excerpt.class_name(label)
         yield csv_cells((chunk.split, name, label, known))
-
-
-def number_lines(array: Array, *, separator: str) -> Iterator[str]:
-    """Write each row's numbers as one text, with digits that bring them back exactly."""
-    rows = array.reshape(len(array), -1)
-    digits = _DIGITS.get(rows.dtype.itemsize, 17)
-    form = f"%.{digits}g" if rows.dtype.kind == "f" else "%d"
-    line = separator.join([form] * rows.shape[1])
-    for row in rows.tolist():
-        yield line % tuple(row)
 
 
 def write_parquet(excerpt: Excerpt, path: Path, task: Task) -> None:

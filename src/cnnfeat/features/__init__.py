@@ -8,8 +8,7 @@ from cnnfeat.features.format import (
     StoredLayer,
     plan_columns,
 )
-from cnnfeat.features.integrity import Damage, Verification, verify_file
-from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features.reader import Damage, FeatureFile, Verification, verify_file
 from cnnfeat.features.writer import FeatureWriter, write_arrays
 
 __all__ = [

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cnnfeat.records import ProbeOutput
+from cnnfeat.records import ProbeOutput, SkippedSample
 
 FORMAT = "cnnfeat-features"
 FORMAT_VERSION = 1
@@ -90,6 +90,27 @@ class FilePlan:
             }
             for split in self.splits
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One finished block. `start` to `stop` count samples of the source."""
+
+    split: str
+    start: int
+    stop: int
+    n_rows: int  # samples that became rows
+    sums: tuple[int, ...]  # a column each
+    overflows: tuple[int, ...]  # values beyond the stored type's range, a column each
+
+
+@dataclass(frozen=True, slots=True)
+class BlockNames:
+    """The texts of one block; read again when they are needed."""
+
+    split: str
+    ids: tuple[str, ...]
+    skipped: tuple[SkippedSample, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from cnnfeat.errors import UsageError
 from cnnfeat.features.disk import Disk
+from cnnfeat.features.format import Block, BlockNames
 from cnnfeat.records import Json, SkippedSample
 
 _KIND, _VERSION = "cnnfeat-journal", 1
@@ -46,27 +47,6 @@ class Header:
                     f"{before.get(name, 'none')}, and now it is {now.get(name, 'none')}",
                     hint="give the same again, or start over with --overwrite",
                 )
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One finished block. `start` to `stop` count samples of the source."""
-
-    split: str
-    start: int
-    stop: int
-    n_rows: int  # samples that became rows
-    sums: tuple[int, ...]  # a column each
-    overflows: tuple[int, ...]  # values beyond the stored type's range, a column each
-
-
-@dataclass(frozen=True, slots=True)
-class BlockNames:
-    """The texts of one block; read again when they are needed."""
-
-    split: str
-    ids: tuple[str, ...]
-    skipped: tuple[SkippedSample, ...]
 
 
 class Journal:

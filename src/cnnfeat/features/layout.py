@@ -19,9 +19,8 @@ import numpy as np
 from cnnfeat.errors import DataError
 from cnnfeat.features import format as fmt
 from cnnfeat.features.disk import Disk
-from cnnfeat.features.format import Column, FilePlan, SplitPlan
-from cnnfeat.features.journal import Block, BlockNames
-from cnnfeat.features.seal import text_checksum, write_seal
+from cnnfeat.features.format import Block, BlockNames, Column, FilePlan, SplitPlan
+from cnnfeat.features.seal import make_seal, text_checksum
 from cnnfeat.records import ProbeOutput, SkippedSample
 
 _TEXT = h5py.string_dtype("utf-8")
@@ -258,7 +257,7 @@ def complete_file(
     end = os.fstat(handle).st_size
     with _hdf5(handle, disk, mode="r+") as file:
         _write_ids(file, blocks())
-    write_seal(handle, end, arrays, disk=disk)
+    disk.write(handle, make_seal(handle, end, arrays), offset=os.fstat(handle).st_size)
     return {name: tuple(found.skipped) for name, found in names.items()}
 
 

@@ -1,4 +1,4 @@
-"""Reads a feature file."""
+"""Reads a feature file, and checks every block of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
 from cnnfeat.features.format import StoredLayer
 from cnnfeat.features.safety import Sums, read_sums
-from cnnfeat.features.seal import RunningChecksum, byte_view, checksum
+from cnnfeat.features.seal import RunningChecksum, byte_view, checksum, text_checksum
+from cnnfeat.progress import SILENT, Progress, Task
 from cnnfeat.records import Array, Labels, SkippedSample
 
 _HINT = "make the file again with cnnfeat extract"
@@ -267,13 +268,13 @@ class FeatureFile:
                 end, expected = ends[block]
                 running.update(array[done - start : end - start])
                 if running.take() != expected:
-                    raise self.damaged(split, layer, block)
+                    raise self._damaged(split, layer, block)
                 done, block = end, block + 1
             running.update(array[done - start :])
             yield start, array
             start = stop
 
-    def check_block(self, split: str, layer: str, block: int) -> None:
+    def _check_block(self, split: str, layer: str, block: int) -> None:
         """Check one block.
 
         Raises
@@ -285,9 +286,9 @@ class FeatureFile:
         start = int(sums.stops[block - 1]) if block else 0
         rows = self._rows.read(place, start, int(sums.stops[block]))
         if checksum(rows) != int(sums.of(layer)[block]):
-            raise self.damaged(split, layer, block)
+            raise self._damaged(split, layer, block)
 
-    def damaged(self, split: str, layer: str, block: int) -> FeatureFileError:
+    def _damaged(self, split: str, layer: str, block: int) -> FeatureFileError:
         """Make the error that names a block whose checksum doesn't hold."""
         stops = self._sums[split].stops
         start = int(stops[block - 1]) if block else 0
@@ -416,3 +417,70 @@ class _RowReader:
             if count == 0:
                 raise FeatureFileError(f"{self._path}: truncated at byte {offset:,}")
             view, offset = view[count:], offset + count
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One block that doesn't hold what was written."""
+
+    split: str
+    layer: str  # or "label" or "id"
+    block: int | None  # None: can't be read at all
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a check of a whole file found."""
+
+    n_blocks: int
+    size_bytes: int
+    damages: tuple[Damage, ...]
+
+
+def verify_file(path: Path, *, progress: Progress = SILENT) -> Verification:
+    """Check features, labels and ids of a file against its block checksums.
+
+    Raises
+    ------
+    FeatureFileError
+        If the file can't be opened at all.
+    MissingInputError
+        If there is none.
+    """
+    damages: list[Damage] = []
+    n_blocks = 0
+    with FeatureFile(path) as file:
+        rows = sum(file.n_rows(s) * len(file.sums(s).columns) for s in file.splits)
+        with progress.task("verifying", total=rows, unit="rows") as task:
+            for split in file.splits:
+                for column in file.sums(split).columns:
+                    n_blocks += len(file.sums(split).stops)
+                    damages.extend(_check_column(file, split, column, task))
+    return Verification(n_blocks, path.stat().st_size, tuple(damages))
+
+
+def _check_column(file: FeatureFile, split: str, column: str, task: Task) -> list[Damage]:
+    found = []
+    begin = 0
+    for block, end in enumerate(file.sums(split).stops.tolist()):
+        try:
+            if column == fmt.ID:
+                _check_ids(file, split, block, begin=begin, end=end)
+            else:
+                file._check_block(split, column, block)
+        except FeatureFileError as error:
+            found.append(Damage(split, column, block, str(error)))
+        task.advance(end - begin)
+        begin = end
+    return found
+
+
+def _check_ids(file: FeatureFile, split: str, block: int, *, begin: int, end: int) -> None:
+    expected = int(file.sums(split).of(fmt.ID)[block])
+    try:
+        found = text_checksum(file.ids(split, start=begin, stop=end))
+    except FeatureFileError as error:
+        raise file._damaged(split, fmt.ID, block) from error
+    if found != expected:
+        raise file._damaged(split, fmt.ID, block)

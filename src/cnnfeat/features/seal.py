@@ -22,7 +22,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import xxhash
 
-from cnnfeat.features.disk import Disk
 from cnnfeat.records import Array
 
 _MAGIC = b"cnnfSEAL"
@@ -64,12 +63,11 @@ class RunningChecksum:
         return value
 
 
-def write_seal(handle: int, end: int, gaps: Sequence[tuple[int, int]], *, disk: Disk) -> None:
+def make_seal(handle: int, end: int, gaps: Sequence[tuple[int, int]]) -> bytes:
     """Seal bytes 0 to `end` of a finished file, but for `gaps` (offset, size): its arrays."""
     body = _HEAD.pack(end, len(gaps)) + b"".join(_GAP.pack(*gap) for gap in sorted(gaps))
     body += _SUM.pack(_structure_checksum(handle, body, end, sorted(gaps)))
-    seal = body + _FOOT.pack(len(body), _MAGIC)
-    disk.write(handle, seal, offset=os.fstat(handle).st_size)
+    return body + _FOOT.pack(len(body), _MAGIC)
 
 
 def seal_holds(handle: int) -> bool:

@@ -23,14 +23,16 @@ from cnnfeat.errors import DataError, OutputExistsError, UsageError
 from cnnfeat.features.disk import Disk, storage_errors
 from cnnfeat.features.format import (
     LABEL,
+    Block,
+    BlockNames,
     Column,
     FilePlan,
     SplitPlan,
     plan_columns,
 )
-from cnnfeat.features.journal import Block, BlockNames, Header, Journal, read_header
+from cnnfeat.features.journal import Header, Journal, read_header
 from cnnfeat.features.layout import SplitState, complete_file, create_arrays
-from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features.safety import attributes, open_checked
 from cnnfeat.features.seal import byte_view, checksum
 from cnnfeat.files import check_output, check_space, locked
 from cnnfeat.progress import SILENT, Progress
@@ -177,12 +179,11 @@ class FeatureWriter:
         header = read_header(paths.journal)
         if not paths.final.exists():
             return False
-        with FeatureFile(paths.final) as file:
-            settings = json.loads(str(file.attributes.get("settings", "{}")))
-            created = file.attributes.get("created")
+        with contextlib.closing(open_checked(paths.final)) as file:
+            said = attributes(file, paths.final)
         leftovers = [item for item in paths.temporary if item.exists()]
-        same_run = not leftovers or (header is not None and header.created == created)
-        if settings != plan.settings or not same_run:
+        same_run = not leftovers or (header is not None and header.created == said.get("created"))
+        if json.loads(str(said.get("settings", "{}"))) != plan.settings or not same_run:
             return False
         with locked(paths.final):  # also removes the lock of a process that died at the very end
             for leftover in leftovers:
@@ -234,8 +235,8 @@ class FeatureWriter:
             disk.allocate(self._handle, os.fstat(self._handle).st_size)
             disk.sync(self._handle)
             disk.sync_folder(paths.final.parent)
-        attributes = {**self.plan.attributes, "created": header.created}
-        self.plan = replace(self.plan, attributes=attributes)
+        said = {**self.plan.attributes, "created": header.created}
+        self.plan = replace(self.plan, attributes=said)
         return blocks
 
     def _check_header(self, header: Header | None) -> None:
