@@ -241,7 +241,7 @@ def _extract_features(run: _Run, network: Network, out: Path, *, resume: bool) -
 
 def _svm(run: _Run) -> StageOutcome:
     def make() -> None:
-        from cnnfeat.report.confusion import plot_confusion
+        from cnnfeat.report.charts import plot_confusion
         from cnnfeat.svm import svm_stage
 
         result = svm_stage(

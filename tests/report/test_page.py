@@ -164,6 +164,26 @@ def test_scatter_knows_every_point(page, run):
         )
 
 
+def test_charts_come_for_light_and_dark_pages(page):
+    charts = page.all("picture")
+    assert len(charts) == 2
+    for chart, words_of_it in zip(charts, ("conv2", "epoch"), strict=True):
+        (dark,), (light,) = (list(chart.iter(NAMESPACE + tag)) for tag in ("source", "img"))
+        assert "numbers are in the table" in light.get("alt")
+        assert "dark" in dark.get("media")
+        drawn = [svg_of(uri) for uri in (light.get("src"), dark.get("srcset"))]
+        assert all(f"<!-- {words_of_it} -->" in svg for svg in drawn)
+        for svg, background in zip(drawn, ("#ffffff", "#1a2029"), strict=True):
+            assert f"fill: {background}" in svg
+            assert not re.findall(r'href="(?!#)', svg)
+
+
+def svg_of(uri: str) -> str:
+    kind, _, data = uri.partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    return base64.b64decode(data).decode("utf-8")
+
+
 def test_accuracies_stand_with_their_intervals(page, run):
     text = words(page.tree).replace("\N{NO-BREAK SPACE}", " ")
     accuracy = (run.labels == run.predicted).mean()

@@ -26,9 +26,8 @@ from cnnfeat.errors import (
 from cnnfeat.features import FeatureFile, write_arrays
 from cnnfeat.report import plots
 from cnnfeat.report.embedding import choose_rows, embed_layer
-from cnnfeat.report.evidence import Artifacts
+from cnnfeat.report.evidence import Artifacts, Predictions
 from cnnfeat.report.gallery import find_top
-from cnnfeat.report.results import Predictions
 from cnnfeat.report.tiles import filter_tiles, make_sheet
 
 

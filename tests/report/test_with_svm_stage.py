@@ -8,8 +8,8 @@ import numpy as np
 
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import SvmOptions
+from cnnfeat.report.evidence import read_predictions
 from cnnfeat.report.page import write_report
-from cnnfeat.report.results import read_predictions
 from cnnfeat.result import read_result
 from cnnfeat.svm import svm_stage
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _LEAST_BYTES = 64 * 2**20
+_CONFUSION, _LAYERS = "confusion.png", "layers.png"
 _CELLS = 20  # classes up to which the confusion matrix is printed
 
 
@@ -135,7 +136,6 @@ def svm(
     C is chosen on the training rows; the test rows are read once, at the end. With several
     layers, each gets its machine, and the best in cross-validation is saved.
     """
-    from cnnfeat.cli.svm_output import draw, extra_outputs
     from cnnfeat.svm import MachineOptions, svm_stage
 
     config = SvmOptions(layer, kernel, C, gamma, normalize, pca, folds, seed=seed)
@@ -146,14 +146,36 @@ def svm(
         options=MachineOptions(grid=grid, memory_bytes=memory_bytes),
         cross_validate=cross_validate,
         overwrite=overwrite,
-        extra_outputs=extra_outputs(layer),
+        extra_outputs=_pictures(layer),
         progress=console.progress(settings),
     )
-    drawn = draw(result, out)
+    drawn = _draw(result, out)
     if as_json:
         console.show_json(result.to_json())
     else:
         _show(result, out, drawn)
+
+
+def _pictures(layer: tuple[str, ...]) -> list[str]:
+    """Name the pictures that may be drawn when these layers are asked for."""
+    return [_CONFUSION, _LAYERS] if len(layer) > 1 or "all" in layer else [_CONFUSION]
+
+
+def _draw(result: SvmResult, folder: Path) -> list[Path]:
+    """Draw the confusion matrix, and the layers where several were compared."""
+    from cnnfeat.report.charts import plot_confusion, plot_layers
+
+    drawn = [folder / _CONFUSION]
+    plot_confusion(result.confusion, result.classes, drawn[0], title=f"SVM on {result.best.layer}")
+    if len(result.layers) > 1:
+        drawn.append(folder / _LAYERS)
+        plot_layers(
+            result.layers,
+            drawn[1],
+            network_accuracy=result.network_test_accuracy,
+            title="SVMs by layer",
+        )
+    return drawn
 
 
 def _show(result: SvmResult, folder: Path, drawn: list[Path]) -> None:

@@ -1,145 +1,232 @@
-"""Where the lines and points of the page's own charts go, in the units of their SVG."""
+"""Charts of a run's numbers: which class is taken for which, accuracy by layer and by epoch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import PowerNorm
 
+from cnnfeat.errors import DataError
+from cnnfeat.report.figure import AMOUNTS, drawing, short
 from cnnfeat.result import LayerScore
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
 
-SCATTER_WIDTH, SCATTER_HEIGHT = 1000, 700
-_SCATTER_MARGIN = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a line chart."""
-
-    name: str
-    points: str  # as `polyline` takes them
+_NUMBERED = 20  # classes up to which every cell shows its count
+_NAMED = 50  # classes up to which every row shows its name
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A place on an axis and what it stands for."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class LineChart:
-    """A line chart of 400 by 220 units, its plane from (50, 10) to (390, 185)."""
-
-    title: str
-    lines: tuple[Line, ...]
-    across: tuple[Tick, ...]
-    up: tuple[Tick, ...]
-
-
-def line_chart(
-    title: str,
-    x: Sequence[float],
-    values: Mapping[str, Sequence[float]],
+def plot_confusion(
+    confusion: ArrayLike,
+    classes: Sequence[str],
+    out: Path,
     *,
-    percent: bool = False,
-) -> LineChart:
-    """Lay lines out over a common x."""
-    numbers = [value for line in values.values() for value in line if math.isfinite(value)]
-    ticks = _nice_ticks(min(numbers, default=0.0), max(numbers, default=1.0))
-    low, high = ticks[0], ticks[-1]
-    span = (max(x) - min(x)) or 1
+    title: str,
+    dpi: float = 150,
+) -> None:
+    """Draw a confusion matrix: true classes down, predicted ones across, counts in the cells.
 
-    def across(value: float) -> float:
-        return 50 + 340 * (value - min(x)) / span
+    The colour is a cell's share of its row, on a scale that keeps rare confusions visible.
 
-    def up(value: float) -> float:
-        return round(185 - 175 * (value - low) / (high - low), 1)
+    Parameters
+    ----------
+    confusion : array_like
+        Counts, (n_classes, n_classes); row k holds the samples whose true class is k.
+    classes : sequence of str
+        Class names, n_classes of them. Above 20 the counts are left out, above 50 most names too.
+    out : Path
+        A `.png` or `.svg` file, replaced where it exists.
+    title : str
+        What is shown; the share of right predictions is added below it.
+    dpi : float
+        Dots per inch of a PNG.
 
-    step = max(math.ceil(len(x) / 8), 1)
-    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0])) - (2 if percent else 0))
-    return LineChart(
-        title,
-        tuple(
-            Line(
-                name,
-                " ".join(
-                    f"{across(place):.1f},{up(value)}"
-                    for place, value in zip(x, line, strict=True)
-                    if math.isfinite(value)
-                ),
-            )
-            for name, line in values.items()
-        ),
-        tuple(Tick(round(across(place), 1), f"{place:g}") for place in x[::step]),
-        tuple(
-            Tick(up(tick), f"{tick:.{digits}%}" if percent else f"{tick:.{digits}f}")
-            for tick in ticks
-        ),
-    )
-
-
-def _nice_ticks(low: float, high: float) -> list[float]:
-    """Choose 3 to 7 round numbers that span a range."""
-    width = (high - low) or abs(high) or 1.0
-    power = 10 ** math.floor(math.log10(width))
-    step = next(power * unit for unit in (0.2, 0.5, 1, 2) if width / (power * unit) <= 5)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [number * step for number in range(first, max(last, first + 1) + 1)]
-
-
-@dataclass(frozen=True, slots=True)
-class IntervalBar:
-    """An accuracy and its interval on a line of 200 units."""
-
-    score: LayerScore
-    at: float
-    low: float
-    high: float
-
-
-def interval_bars(
-    scores: Sequence[LayerScore], *, network_accuracy: float | None
-) -> tuple[list[IntervalBar], float | None]:
-    """Place accuracies on one common scale; also where the network's own stands."""
-    ends = [end for score in scores for end in score.accuracy_interval]
-    if network_accuracy is not None:
-        ends.append(network_accuracy)
-    low, width = min(ends), (max(ends) - min(ends)) or 1.0
-
-    def place(value: float) -> float:
-        return round(10 + 180 * (value - low) / width, 1)
-
-    bars = [
-        IntervalBar(score, place(score.accuracy), *map(place, score.accuracy_interval))
-        for score in scores
-    ]
-    return bars, None if network_accuracy is None else place(network_accuracy)
-
-
-def scatter_places(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fit points into the scatter plot, a common scale for both axes, y upwards.
-
-    Returns
-    -------
-    ndarray
-        (n_points, 2), rounded to one decimal.
+    Raises
+    ------
+    DataError
+        If the matrix is not square, negative, or has not one row for each class.
     """
-    low, high = points.min(axis=0), points.max(axis=0)
-    size = np.array([SCATTER_WIDTH, SCATTER_HEIGHT], np.float64)
-    width = np.where(high > low, high - low, 1.0)
-    scale = ((size - 2 * _SCATTER_MARGIN) / width).min()
-    centred = (points - (low + high) / 2) * scale * (1, -1)
-    return np.asarray(np.round(centred + size / 2, 1))
+    counts = _checked(confusion, classes)
+    n_classes = len(classes)
+    side = min(max(3.6, 1.6 + 0.45 * n_classes), 11.0)
+    with drawing(out, size=(side + 1.0, side), dpi=dpi) as figure:
+        axes = figure.add_subplot()
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        image = axes.imshow(share, cmap=AMOUNTS, norm=PowerNorm(0.35, vmin=0, vmax=1))
+        bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+        bar.set_ticks([0, 0.01, 0.1, 0.5, 1.0], labels=["0", "1 %", "10 %", "50 %", "100 %"])
+        _name_axes(axes, classes)
+        axes.set_title(f"{title}\n{_summary(counts)}")
+        axes.spines[:].set_visible(False)
+        if n_classes <= _NUMBERED:
+            _write_counts(axes, counts, share)
 
 
-def point_path(places: NDArray[np.float64]) -> str:
-    """Draw points as one SVG path of strokes without length, which round caps make visible."""
-    return "".join(f"M{x:g} {y:g}h0" for x, y in places.tolist())
+def _checked(confusion: ArrayLike, classes: Sequence[str]) -> NDArray[np.int64]:
+    counts = np.asarray(confusion)
+    if counts.shape != (len(classes), len(classes)) or not len(classes):
+        raise DataError(
+            f"a confusion matrix for {len(classes)} classes has shape "
+            f"({len(classes)}, {len(classes)}), not {counts.shape}"
+        )
+    if not np.issubdtype(counts.dtype, np.integer) or counts.min() < 0:
+        raise DataError("a confusion matrix holds counts: whole numbers, none negative")
+    return counts.astype(np.int64)
+
+
+def _summary(counts: NDArray[np.int64]) -> str:
+    right, total = int(np.trace(counts)), int(counts.sum())
+    if not total:
+        return "no samples"
+    return f"{right:,} of {total:,} right ({right / total:.2%})"
+
+
+def _name_axes(axes: Axes, classes: Sequence[str]) -> None:
+    step = -(-len(classes) // _NAMED)  # every class up to _NAMED, then every step-th
+    ticks = range(0, len(classes), step)
+    labels = [short(classes[tick], limit=16) for tick in ticks]
+    upright = sum(map(len, labels)) > 3 * len(labels) or len(labels) > _NUMBERED
+    small = 7 if len(labels) > _NUMBERED else 9
+    axes.set_xticks(ticks, labels, rotation=90 if upright else 0, fontsize=small)
+    axes.set_yticks(ticks, labels, fontsize=small)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+
+
+def _write_counts(axes: Axes, counts: NDArray[np.int64], share: NDArray[np.float64]) -> None:
+    size = 8 if counts.max() < 10_000 else 6
+    shade = mpl.colormaps[AMOUNTS](PowerNorm(0.35, vmin=0, vmax=1)(share))
+    bright = shade[..., :3] @ (0.299, 0.587, 0.114)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            colour = "black" if bright[row, column] > 0.5 else "white"
+            axes.text(
+                column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=size
+            )
+
+
+def plot_layers(
+    scores: Sequence[LayerScore],
+    out: Path,
+    *,
+    network_accuracy: float | None,
+    title: str = "",
+    dpi: float = 150,
+    dark: bool = False,
+) -> None:
+    """Draw each layer's SVM accuracy with its 95 % interval, beside the network's own.
+
+    Parameters
+    ----------
+    scores : sequence of LayerScore
+        In the order they are drawn, from above.
+    out : Path
+        A `.png` or `.svg` file, replaced where it exists.
+    network_accuracy : float or None
+        The network's own, 0 to 1, drawn as a line where it is known.
+    title : str
+        What is shown.
+    dpi : float
+        Dots per inch of a PNG.
+    dark : bool
+        Whether it is for a dark page.
+    """
+    with drawing(out, size=(7.5, 1.3 + 0.42 * len(scores)), dpi=dpi, dark=dark) as figure:
+        axes = figure.add_subplot()
+        places = range(len(scores))
+        values = [100 * score.accuracy for score in scores]
+        below = [100 * (score.accuracy - score.accuracy_interval[0]) for score in scores]
+        above = [100 * (score.accuracy_interval[1] - score.accuracy) for score in scores]
+        axes.errorbar(
+            values,
+            places,
+            xerr=(below, above),
+            fmt="o",
+            color="C0",
+            capsize=3,
+            label="SVM, with 95 % interval",
+        )
+        for place, value in zip(places, values, strict=True):
+            axes.annotate(
+                f"{value:.2f}",
+                (value, place),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        if network_accuracy is not None:
+            axes.axvline(
+                100 * network_accuracy,
+                color="C1",
+                linestyle="--",
+                label=f"the network itself: {network_accuracy:.2%}",
+            )
+        axes.set_yticks(places, [short(score.layer, limit=32) for score in scores])
+        axes.set_ylim(len(scores) - 0.4, -0.7)
+        axes.set_xlabel("test accuracy, %")
+        axes.set_title(title)
+        figure.legend(loc="outside lower center", ncols=2)
+
+
+def plot_training(
+    history: Sequence[Mapping[str, float]],
+    out: Path,
+    *,
+    best_epoch: int,
+    title: str = "",
+    dpi: float = 150,
+    dark: bool = False,
+) -> None:
+    """Draw loss and accuracy by epoch, on training and validation images.
+
+    Parameters
+    ----------
+    history : sequence of mapping
+        One record an epoch: epoch, loss, accuracy, val_loss, val_accuracy.
+    out : Path
+        A `.png` or `.svg` file, replaced where it exists.
+    best_epoch : int
+        Whose weights were kept, counted from 1.
+    title : str
+        What is shown.
+    dpi : float
+        Dots per inch of a PNG.
+    dark : bool
+        Whether it is for a dark page.
+
+    Raises
+    ------
+    DataError
+        If there is no history.
+    """
+    if not history:
+        raise DataError("the model's card has no history: nothing to draw")
+    epochs = [record["epoch"] for record in history]
+    with drawing(out, size=(8.5, 3.8), dpi=dpi, dark=dark) as figure:
+        for axes, key, scale, label in zip(
+            figure.subplots(1, 2),
+            ("loss", "accuracy"),
+            (1, 100),
+            ("loss", "accuracy, %"),
+            strict=True,
+        ):
+            for prefix, name, colour, line in (
+                ("", "training", "C0", "o-"),
+                ("val_", "validation", "C1", "s--"),
+            ):
+                values = [scale * record[prefix + key] for record in history]
+                axes.plot(epochs, values, line, color=colour, markersize=4, label=name)
+            axes.axvline(best_epoch, color="0.5", linewidth=1, linestyle=":", label="kept")
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+        if title:
+            figure.suptitle(title)

@@ -62,6 +62,16 @@ def filters_of(network: Network, name: str) -> tuple[LayerInfo, Array]:
     return layer, kernel.weights
 
 
+def filters_or_none(network: Network | None, name: str) -> Array | None:
+    """Read a layer's filters, where there is a network and the layer has some."""
+    if network is None:
+        return None
+    try:
+        return filters_of(network, name)[1]
+    except CnnfeatError:
+        return None
+
+
 def _times(shape: Sequence[int]) -> str:
     return "×".join(f"{length:,}" for length in shape)
 
@@ -161,10 +171,10 @@ def make_exhibits(
             maps = computed_maps(
                 network, first, file=file, pictures=pictures, split=split, rows=rows
             )
-        exhibits.append(Exhibit(first.name, _filters_or_none(network, first.name), maps))
+        exhibits.append(Exhibit(first.name, filters_or_none(network, first.name), maps))
     for name in names:
         stored = file.layer(split, name)
-        kernel = _filters_or_none(network, stored.layer) if network else None
+        kernel = filters_or_none(network, stored.layer)
         maps = {
             row: _channels_last(activation, kernel)
             for row, activation in stored_maps(file, name, split=split, rows=rows).items()
@@ -189,10 +199,3 @@ def _first_convolution(network: Network) -> LayerInfo | None:
         if kernel is not None and kernel.is_filters:
             return layer
     return None
-
-
-def _filters_or_none(network: Network, name: str) -> Array | None:
-    try:
-        return filters_of(network, name)[1]
-    except CnnfeatError:
-        return None

@@ -1,21 +1,28 @@
-"""How every picture looks, and how it comes to disk: no screen needed, whole or not at all."""
+"""How every picture looks, and how it comes to disk or into a page: no screen needed."""
 
 from __future__ import annotations
 
+import base64
+import io
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cnnfeat.errors import UsageError
 from cnnfeat.files import replacing
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.typing import RcKeyType
+    from numpy.typing import NDArray
 
 FORMATS = (".png", ".svg")
 
@@ -38,10 +45,22 @@ _STYLE: dict[RcKeyType, Any] = {
     "svg.hashsalt": "cnnfeat",  # equal pictures are equal files
     "text.parse_math": False,  # a class may be called "$x^2$"
 }
+# The cards of the page, by night; its style sheet has the same colours.
+_DARK: dict[RcKeyType, Any] = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "#1a2029"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), "#e6e9ee"),
+    "axes.edgecolor": "#a9b3bf",
+    "axes.prop_cycle": "cycler(color=['#4aa3df', '#f0743e'])",
+}
+_LIGHT: dict[RcKeyType, Any] = {"axes.prop_cycle": f"cycler(color=['{GOOD}', '{BAD}'])"}
+_JPEG_FROM = 48  # pixels a side: smaller colour images are as small in PNG, and exact
+_JPEG_QUALITY = 80
 
 
 @contextmanager
-def drawing(out: Path, *, size: tuple[float, float], dpi: float = 150) -> Iterator[Figure]:
+def drawing(
+    out: Path, *, size: tuple[float, float], dpi: float = 150, dark: bool = False
+) -> Iterator[Figure]:
     """Give an empty figure to draw on, and write it to `out` when the block ends.
 
     Parameters
@@ -52,6 +71,8 @@ def drawing(out: Path, *, size: tuple[float, float], dpi: float = 150) -> Iterat
         Width and height in inches.
     dpi : float
         Dots per inch of a PNG.
+    dark : bool
+        Whether it is for a dark page. The colours C0 and C1 are those of good and bad in both.
 
     Raises
     ------
@@ -61,7 +82,7 @@ def drawing(out: Path, *, size: tuple[float, float], dpi: float = 150) -> Iterat
         If it can't be written.
     """
     check_format(out)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE | (_DARK if dark else _LIGHT)):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         with replacing(out) as partial, warnings.catch_warnings():
@@ -96,3 +117,48 @@ def short(name: str, *, limit: int = 24) -> str:
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
     )
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+class Plot(Protocol):
+    """Draws one picture to a file."""
+
+    def __call__(self, *, out: Path, dark: bool) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PageFigure:
+    """A picture as data URIs, one for light pages and one for dark ones."""
+
+    light: str
+    dark: str
+
+
+def page_figure(plot: Plot) -> PageFigure:
+    """Draw a picture for a page: twice, as SVG, with nothing in it to be loaded."""
+
+    def uri(name: str, *, dark: bool) -> str:
+        out = Path(folder) / name
+        plot(out=out, dark=dark)
+        return f"data:image/svg+xml;base64,{base64.b64encode(out.read_bytes()).decode('ascii')}"
+
+    with tempfile.TemporaryDirectory() as folder:
+        return PageFigure(uri("light.svg", dark=False), uri("dark.svg", dark=True))
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """Write an image as a data URI: PNG, or JPEG for larger coloured ones.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (height, width) grey, (height, width, 3) RGB or (height, width, 4) RGBA.
+    """
+    photo = pixels.ndim == 3 and pixels.shape[2] == 3 and min(pixels.shape[:2]) >= _JPEG_FROM
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if photo:
+        image.save(buffer, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
+    else:
+        image.save(buffer, format="PNG", optimize=True)
+    kind = "jpeg" if photo else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

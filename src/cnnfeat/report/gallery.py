@@ -14,8 +14,8 @@ import numpy as np
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.features import FeatureFile
 from cnnfeat.pictures import Pictures
+from cnnfeat.report.evidence import Predictions
 from cnnfeat.report.figure import BAD, drawing, short
-from cnnfeat.report.results import Predictions
 from cnnfeat.result import SvmResult
 
 if TYPE_CHECKING:

@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from cnnfeat import __version__
 from cnnfeat.errors import CnnfeatError
 from cnnfeat.files import check_output, replacing
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.report.album import Album, choose_rows
+from cnnfeat.report.charts import plot_layers, plot_training
 from cnnfeat.report.embedding import DEFAULT_POINTS, check_method, embed_layer
 from cnnfeat.report.evidence import Artifacts, Evidence, open_evidence
 from cnnfeat.report.exhibits import Exhibit, make_exhibits
-from cnnfeat.report.rendering import Contents, render
-from cnnfeat.report.sections import Scatter, make_scatter
+from cnnfeat.report.figure import page_figure, short
+from cnnfeat.report.sections import (
+    MATRIX_CLASSES,
+    MISTAKES,
+    Album,
+    Scatter,
+    choose_examples,
+    confusion_cells,
+    confusion_rows,
+    make_scatter,
+    show_exhibit,
+)
+from cnnfeat.svm.evaluation import wilson_interval
 
 _STEPS = 4  # opening, embedding, pictures, writing
+_ATTRIBUTES = {
+    "source": "Images",
+    "source_kind": "Kind of source",
+    "source_fingerprint": "Fingerprint of the images",
+    "source_fingerprint_method": "Fingerprint taken of",
+    "network": "Network",
+    "network_format": "Network's format",
+    "network_sha256": "Network's SHA-256",
+    "network_source": "Network trained on",
+    "precision": "Computed in",
+    "cnnfeat": "cnnfeat",
+    "tensorflow": "TensorFlow",
+    "h5py": "h5py",
+    "created": "Features made",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +183,7 @@ def _scatter(evidence: Evidence, album: Album, wish: _Wish, missing: list[str]) 
 
 def _exhibits(evidence: Evidence, album: Album, missing: list[str]) -> list[Exhibit]:
     """Put filters beside the activations they make."""
-    rows = choose_rows(evidence.predictions, album.labels, evidence.file.n_rows(evidence.split))
+    rows = choose_examples(evidence.predictions, album.labels, evidence.file.n_rows(evidence.split))
     album.load(rows)
     try:
         exhibits = make_exhibits(
@@ -164,3 +201,192 @@ def _exhibits(evidence: Evidence, album: Album, missing: list[str]) -> list[Exhi
             "No activation maps: no layer of the feature file has shape (height, width, channels)."
         )
     return exhibits
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the page shows."""
+
+    evidence: Evidence
+    album: Album
+    scatter: Scatter | None
+    exhibits: Sequence[Exhibit]
+    missing: Sequence[str]
+
+    @property
+    def network_accuracy(self) -> float | None:
+        """The network's own test accuracy, 0 to 1, where it is recorded."""
+        recorded = self.evidence.file.attributes.get("network_test_accuracy")
+        if isinstance(recorded, int | float) and math.isfinite(recorded):
+            return float(recorded)
+        return self.evidence.card.test_accuracy if self.evidence.card else None
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is an accuracy or a training curve to show."""
+        card = self.evidence.card
+        return bool(
+            self.evidence.svm or self.network_accuracy is not None or (card and card.history)
+        )
+
+    @property
+    def sections(self) -> list[tuple[str, str]]:
+        """Its sections: (anchor, name)."""
+        shown = [
+            ("results", "Results", self.has_results),
+            ("confusion", "Confusions", self.evidence.svm),
+            ("errors", "Mistakes", self.evidence.predictions),
+            ("filters", "Filters and features", self.exhibits),
+            ("embedding", "Features as points", self.scatter),
+            ("provenance", "Where this comes from", True),
+        ]
+        return [(anchor, name) for anchor, name, there in shown if there]
+
+
+def render(page: Contents) -> str:
+    """Write the page as HTML."""
+    evidence, album = page.evidence, page.album
+    svm, predictions, card = evidence.svm, evidence.predictions, evidence.card
+    rows = confusion_rows(svm, predictions) if svm else {}
+    wrong = predictions.rows[predictions.wrong].tolist() if predictions else []
+    album.load([row for cell in rows.values() for row in cell] + wrong[:MISTAKES])
+    network_accuracy = page.network_accuracy
+    by_layer = by_epoch = None
+    if svm:
+        by_layer = page_figure(partial(plot_layers, svm.layers, network_accuracy=network_accuracy))
+    if card and card.history:
+        by_epoch = page_figure(partial(plot_training, card.history, best_epoch=card.best_epoch))
+    environment = Environment(
+        loader=PackageLoader("cnnfeat.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{share:.2%}".replace(
+        "%", "\N{NO-BREAK SPACE}%"
+    )
+    style, script = (_text(name) for name in ("report.css", "report.js"))
+    return environment.get_template("report.html.j2").render(
+        version=__version__,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        title=_title(evidence),
+        features_path=str(evidence.file.path),
+        policy=_policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        contents=page.sections,
+        has_results=page.has_results,
+        missing=page.missing,
+        svm=svm,
+        network_accuracy=network_accuracy,
+        network_interval=_network_interval(evidence, network_accuracy),
+        by_layer=by_layer,
+        by_epoch=by_epoch,
+        card=card,
+        predictions=predictions,
+        whole_matrix=svm is not None and len(svm.classes) <= MATRIX_CLASSES,
+        has_pictures=bool(rows),
+        cells=confusion_cells(svm, rows, album) if svm else [],
+        n_mistakes=len(wrong),
+        mistakes=[album.picture(row) for row in wrong[:MISTAKES]],
+        exhibits=[show_exhibit(exhibit, album) for exhibit in page.exhibits],
+        scatter=page.scatter,
+        provenance=provenance(evidence),
+        stored=[
+            (split, evidence.file.layer(split, name))
+            for split in evidence.file.splits
+            for name in evidence.file.layers
+        ],
+    )
+
+
+def _title(evidence: Evidence) -> str:
+    source = short(Path(str(evidence.file.attributes.get("source", "images"))).name, limit=40)
+    layers = ", ".join(evidence.file.layers[:4]) + (" …" if len(evidence.file.layers) > 4 else "")
+    return f"{source}: features of {short(layers, limit=60)}"
+
+
+def _text(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text("utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Allow the page its own style, its own script and its own pictures, and no request at all."""
+    return (
+        f"default-src 'none'; img-src data:; style-src {_digest(style)}; "
+        f"script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _network_interval(evidence: Evidence, accuracy: float | None) -> tuple[float, float] | None:
+    card = evidence.card
+    if card is None or accuracy is None or not card.n_test:
+        return None
+    return wilson_interval(round(accuracy * card.n_test), card.n_test)
+
+
+def provenance(evidence: Evidence) -> list[tuple[str, str]]:
+    """List what is known: (name, value)."""
+    attributes = evidence.file.attributes
+    facts = [
+        (name, str(attributes[key]))
+        for key, name in _ATTRIBUTES.items()
+        if attributes.get(key) not in (None, "")
+    ]
+    facts += _preprocessing(str(attributes.get("preprocessing") or "{}"))
+    counts = [
+        f"{split} {evidence.file.n_rows(split):,}"
+        + (f" ({len(skipped):,} left out)" if (skipped := evidence.file.skipped(split)) else "")
+        for split in evidence.file.splits
+    ]
+    facts.append(("Rows", ", ".join(counts)))
+    if evidence.card:
+        card = evidence.card
+        facts.append(
+            (
+                "Training",
+                f"{len(card.history)} epochs on {card.n_train:,} images, {card.n_validation:,} "
+                f"held back; {card.elapsed_s:.0f} s",
+            )
+        )
+    if evidence.svm:
+        facts += _svm_facts(evidence)
+    return facts
+
+
+def _preprocessing(text: str) -> list[tuple[str, str]]:
+    try:
+        done = json.loads(text)
+    except ValueError:
+        return [("Preprocessing", text)]
+    if not isinstance(done, dict) or not done:
+        return []
+    said = ", ".join(f"{key} {value}" for key, value in done.items() if value is not None)
+    return [("Preprocessing", said)]
+
+
+def _svm_facts(evidence: Evidence) -> list[tuple[str, str]]:
+    svm = evidence.svm
+    if svm is None:
+        return []
+    facts = [("SVM", f"{svm.kernel}, {svm.n_train:,} training rows, {svm.n_test:,} test rows")]
+    settings = {
+        "C": svm.best.C,
+        "gamma": svm.best.gamma,
+        "Scaling": svm.normalize,
+        "PCA": svm.pca,
+    }
+    for name, value in settings.items():
+        if value is not None:
+            facts.append(
+                (f"SVM: {name}", f"{value:.6g}" if isinstance(value, float) else str(value))
+            )
+    if svm.best.elapsed_s is not None:
+        facts.append(("SVM: time", f"{svm.best.elapsed_s:.1f} s"))
+    return facts

@@ -20,14 +20,12 @@ from cnnfeat.errors import (
 from cnnfeat.features import FeatureFile
 from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.report.confusion import plot_confusion
-from cnnfeat.report.curves import plot_layers, plot_training
+from cnnfeat.report.charts import plot_confusion, plot_layers, plot_training
 from cnnfeat.report.embedding import DEFAULT_POINTS, METHODS, embed_layer, plot_embedding
-from cnnfeat.report.evidence import Artifacts, open_pictures
-from cnnfeat.report.exhibits import computed_maps, filters_of, stored_maps
-from cnnfeat.report.filters import plot_activations, plot_filters
+from cnnfeat.report.evidence import Artifacts, open_pictures, read_predictions
+from cnnfeat.report.exhibits import computed_maps, filters_of, filters_or_none, stored_maps
 from cnnfeat.report.gallery import mistake_images, plot_errors, plot_top
-from cnnfeat.report.results import read_predictions
+from cnnfeat.report.tiles import plot_activations, plot_filters
 from cnnfeat.result import read_result
 
 if TYPE_CHECKING:
@@ -99,7 +97,7 @@ def draw_activations(canvas: Canvas, layer: str, *, image: str, split: str | Non
             canvas.out,
             layer=name,
             caption=_caption(file, split, row),
-            kernel=_kernel_or_none(network, name),
+            kernel=filters_or_none(network, name),
             dpi=canvas.dpi,
         )
 
@@ -326,12 +324,3 @@ def _network(canvas: Canvas) -> Network:
     from cnnfeat.network import load_network  # TensorFlow takes seconds
 
     return load_network(str(canvas.artifacts.model), trust=canvas.trust)
-
-
-def _kernel_or_none(network: Network | None, layer: str) -> Array | None:
-    if network is None:
-        return None
-    try:
-        return filters_of(network, layer)[1]
-    except CnnfeatError:
-        return None

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnfeat.pictures import sprite_sheet
-from cnnfeat.report.album import Album, Picture
-from cnnfeat.report.charts import point_path, scatter_places
 from cnnfeat.report.embedding import METHODS, Embedding
-from cnnfeat.report.encoding import data_uri
-from cnnfeat.report.evidence import Evidence
+from cnnfeat.report.evidence import Evidence, Predictions
 from cnnfeat.report.exhibits import Exhibit
-from cnnfeat.report.results import Predictions
+from cnnfeat.report.figure import data_uri
 from cnnfeat.report.tiles import Sheet, filter_tiles, make_sheet, map_tiles
 from cnnfeat.result import SvmResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cnnfeat.records import Array
+    from cnnfeat.records import Array, Labels
 
+THUMBNAIL_SIDE = 64  # pixels
 MATRIX_CLASSES = 30  # up to which the confusion matrix is a table
 IMAGES_IN_CELL = 12
 MISTAKES = 120
@@ -31,8 +29,86 @@ CONFUSED_PAIRS = 60  # listed where there are too many classes for a table
 SPRITE_SIDE = 32
 TILES = 144  # of a layer's filters and maps that are drawn
 TILE_SIDE = 32  # pixels of a map that are drawn; of larger ones every 2nd, 3rd ...
+SCATTER_WIDTH, SCATTER_HEIGHT = 1000, 700
+_SCATTER_MARGIN = 20
 COLOURS = 8  # the style sheet's colours of classes
 _LEVELS = (0.0, 0.005, 0.02, 0.1, 0.5)  # shares of a row from which a cell gets darker
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image with what is known of it."""
+
+    id: str
+    uri: str | None  # None where the image isn't at hand
+    true: str
+    predicted: str
+    margin: float | None
+
+    @property
+    def alt(self) -> str:
+        """Say in words what the picture is."""
+        if not self.true:
+            return self.id
+        if not self.predicted:
+            return f"{self.id}: class {self.true}"
+        return f"{self.id}: class {self.true}, predicted {self.predicted}"
+
+
+class Album:
+    """Makes pictures of rows, each image read and encoded once."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+        self._split = evidence.split
+        self._ids = evidence.file.ids(self._split)
+        self.labels: Labels | None = evidence.file.labels(self._split)
+        self._classes = evidence.file.classes
+        self._place = (
+            {int(row): place for place, row in enumerate(evidence.predictions.rows)}
+            if evidence.predictions
+            else {}
+        )
+        self._uris: dict[int, str] = {}
+
+    def load(self, rows: Iterable[int]) -> None:
+        """Read the images of rows that will be shown."""
+        wanted = sorted(set(rows) - set(self._uris))
+        if self._evidence.pictures and wanted:
+            found = self._evidence.pictures.thumbnails(self._split, wanted, side=THUMBNAIL_SIDE)
+            self._uris |= {row: data_uri(pixels) for row, pixels in found.items()}
+
+    def picture(self, row: int) -> Picture:
+        """Say what is known of a row."""
+        true, predicted, margin = "", "", None
+        if self.labels is not None:
+            true = self.class_name(int(self.labels[row]))
+        place = self._place.get(row)
+        if place is not None and self._evidence.predictions and self._evidence.svm:
+            predictions, names = self._evidence.predictions, self._evidence.svm.classes
+            true = names[predictions.labels[place]]
+            predicted = names[predictions.predicted[place]]
+            margin = float(predictions.margins[place])
+        return Picture(self._ids[row], self._uris.get(row), true, predicted, margin)
+
+    def class_name(self, label: int) -> str:
+        """Name a label; one without a name is its number."""
+        return self._classes[label] if 0 <= label < len(self._classes) else str(label)
+
+
+def choose_examples(
+    predictions: Predictions | None, labels: Labels | None, n_rows: int
+) -> list[int]:
+    """Choose images to show activations of: three classes done right, and the surest mistake."""
+    if predictions is None:
+        if labels is None:
+            return list(range(min(3, n_rows)))
+        _, first = np.unique(labels, return_index=True)
+        return [int(row) for row in np.sort(first)[:4]]
+    right = np.flatnonzero(predictions.labels == predictions.predicted)
+    _, first = np.unique(predictions.labels[right], return_index=True)
+    chosen = predictions.rows[right[first[:3]]].tolist()
+    return [*chosen, *predictions.rows[predictions.wrong[:1]].tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,3 +322,24 @@ def _sprite(evidence: Evidence, embedding: Embedding) -> tuple[str | None, int]:
     side = max((max(cell.shape[:2]) for cell in cells if cell is not None), default=1)
     sheet = sprite_sheet([found.get(row) for row in rows], side=side, columns=_columns(len(rows)))
     return data_uri(sheet), side
+
+
+def scatter_places(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Fit points into the scatter plot, a common scale for both axes, y upwards.
+
+    Returns
+    -------
+    ndarray
+        (n_points, 2), rounded to one decimal.
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    size = np.array([SCATTER_WIDTH, SCATTER_HEIGHT], np.float64)
+    width = np.where(high > low, high - low, 1.0)
+    scale = ((size - 2 * _SCATTER_MARGIN) / width).min()
+    centred = (points - (low + high) / 2) * scale * (1, -1)
+    return np.asarray(np.round(centred + size / 2, 1))
+
+
+def point_path(places: NDArray[np.float64]) -> str:
+    """Draw points as one SVG path of strokes without length, which round caps make visible."""
+    return "".join(f"M{x:g} {y:g}h0" for x, y in places.tolist())

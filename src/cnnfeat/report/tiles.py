@@ -1,24 +1,36 @@
-"""Many small maps on one sheet, one pixel a number: filters, or the activations of an image."""
+"""Many small maps on one sheet: a layer's filters, and what they make of an image."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 
 from cnnfeat.errors import UsageError
-from cnnfeat.report.figure import SIGNED
+from cnnfeat.pictures import as_bytes
+from cnnfeat.report.figure import SIGNED, drawing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from cnnfeat.records import Array
 
 MAPS = "viridis"  # of numbers that are never negative
 _GAP = 1  # pixels between tiles
+DIFFERENCE = (
+    "Filters are weights: the same for every image. Features are activations: this image's own."
+)
+_NUMBERED = 150  # tiles up to which each shows its number
+_SMALLEST_TILE = 4  # pixels, below which numbers would hide the tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +139,143 @@ def map_tiles(activation: Array) -> Array:
         (channels, height, width).
     """
     return np.moveaxis(activation, 2, 0)
+
+
+def plot_filters(
+    kernel: Array,
+    out: Path,
+    *,
+    layer: str,
+    by: str = "auto",
+    channel: int = 0,
+    dpi: float = 150,
+) -> None:
+    """Draw a convolution's weights, one tile a filter, all on one scale.
+
+    Parameters
+    ----------
+    kernel : ndarray
+        (height, width, input channels, filters).
+    out : Path
+        A `.png` or `.svg` file, replaced where it exists.
+    layer : str
+        Whose weights they are.
+    by, channel
+        See `filter_tiles`.
+    dpi : float
+        Dots per inch of a PNG.
+    """
+    height, width, n_channels, n_filters = kernel.shape
+    tiles = filter_tiles(kernel, by=by, channel=channel)
+    sheet = make_sheet(tiles)
+    what = _what_is_shown(tiles, n_channels, by=by, channel=channel)
+    with drawing(out, size=_size(sheet), dpi=dpi) as figure:
+        axes = figure.add_subplot()
+        _show_sheet(axes, sheet)
+        if tiles.ndim == 3:
+            _show_scale(figure, axes, sheet, label=what)
+        plural = "s" if n_channels > 1 else ""
+        axes.set_title(
+            f"Filters of {layer}: {n_filters} of {height}×{width}, "
+            f"{n_channels} input channel{plural}\n{what}"
+        )
+
+
+def plot_activations(
+    image: Array | None,
+    activation: Array,
+    out: Path,
+    *,
+    layer: str,
+    caption: str,
+    kernel: Array | None = None,
+    dpi: float = 150,
+) -> None:
+    """Draw an image, a layer's filters (where it has some) and what the layer answers.
+
+    Parameters
+    ----------
+    image : ndarray or None
+        (height, width, channels); None where it isn't at hand.
+    activation : ndarray
+        (height, width, channels) of the layer, for this image.
+    out : Path
+        A `.png` or `.svg` file, replaced where it exists.
+    layer : str
+        The layer's name.
+    caption : str
+        Which image it is.
+    kernel : ndarray, optional
+        (height, width, input channels, filters).
+    dpi : float
+        Dots per inch of a PNG.
+    """
+    sheets: list[tuple[str, Sheet]] = []
+    if kernel is not None:
+        tiles = filter_tiles(kernel)
+        what = _what_is_shown(tiles, kernel.shape[2])
+        sheets.append((f"Filters of {layer}\n{what}", make_sheet(tiles)))
+    height, width, n_maps = activation.shape
+    sheets.append(
+        (f"Activations of {layer}\n{n_maps} maps of {height}×{width}", _map_sheet(activation))
+    )
+    widths = ([2.2] if image is not None else []) + [4.2] * len(sheets)
+    with drawing(out, size=(sum(widths) + 0.6, 5.0), dpi=dpi) as figure:
+        panels = _row(figure, widths)
+        if image is not None:
+            axes = panels.pop(0)
+            axes.imshow(as_bytes(image), cmap="gray", vmin=0, vmax=255, interpolation="none")
+            axes.set_axis_off()
+            axes.set_title("Image")
+        for axes, (title, sheet) in zip(panels, sheets, strict=True):
+            _show_sheet(axes, sheet)
+            _show_scale(figure, axes, sheet, label="")
+            axes.set_title(title)
+        figure.suptitle(f"{caption}: what {layer} makes of it")
+        figure.supxlabel(DIFFERENCE, fontsize=9)
+
+
+def _map_sheet(activation: Array) -> Sheet:
+    return make_sheet(map_tiles(activation))
+
+
+def _what_is_shown(tiles: Array, n_channels: int, *, by: str = "auto", channel: int = 0) -> str:
+    if tiles.ndim == 4:
+        return "weights to red, green and blue; grey is 0"
+    if by == "channel":
+        return f"weights to input channel {channel}"
+    return "weights" if n_channels == 1 else f"L2 norm over {n_channels} input channels"
+
+
+def _size(sheet: Sheet) -> tuple[float, float]:
+    height, width = sheet.pixels.shape[:2]
+    scale = min(8.0 / max(width, 1), 9.0 / max(height, 1))
+    return max(width * scale, 3.5) + 1.4, max(height * scale, 1.2) + 0.9
+
+
+def _row(figure: Figure, widths: Sequence[float]) -> list[Axes]:
+    grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
+    return [figure.add_subplot(grid[0, place]) for place in range(len(widths))]
+
+
+def _show_sheet(axes: Axes, sheet: Sheet) -> None:
+    axes.imshow(sheet.pixels, interpolation="none")
+    axes.set_axis_off()
+    if sheet.n_tiles > _NUMBERED or min(sheet.tile_shape) < _SMALLEST_TILE:
+        return
+    for tile in range(sheet.n_tiles):
+        top, left = sheet.corner(tile)
+        axes.text(
+            left - 0.3,
+            top - 0.3,
+            str(tile),
+            ha="left",
+            va="top",
+            fontsize=6,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
+        )
+
+
+def _show_scale(figure: Figure, axes: Axes, sheet: Sheet, *, label: str) -> None:
+    scale = ScalarMappable(Normalize(sheet.low, sheet.high), cmap=sheet.colours)
+    figure.colorbar(scale, ax=axes, label=label, shrink=0.6, pad=0.02)

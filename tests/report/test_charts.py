@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.report.confusion import plot_confusion
+from cnnfeat.report.charts import plot_confusion
 
 CONFUSION = [[50, 0, 3], [1, 40, 0], [0, 7, 61]]
 
