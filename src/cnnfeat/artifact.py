@@ -32,7 +32,7 @@ class Artifact:
     layers: Mapping[str, tuple[StoredLayer, ...]]  # of a feature file, by split
 
 
-def describe(path: Path) -> Artifact:
+def describe_file(path: Path) -> Artifact:
     """Say what a file is and where it came from.
 
     Raises

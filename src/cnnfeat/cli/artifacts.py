@@ -30,9 +30,9 @@ def info(path: Path, *, as_json: bool) -> None:
     Feature files, networks (.keras), SVMs (.skops) and the JSON files beside them are told apart
     by what is in them. FILE is artifacts/features.h5 if none is given.
     """
-    from cnnfeat.artifact import describe, summary
+    from cnnfeat.artifact import describe_file, summary
 
-    found = describe(path)
+    found = describe_file(path)
     if as_json:
         console.show_json(dataclasses.asdict(found))
         return

@@ -89,7 +89,7 @@ def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
     """Take the shared options out of `values`, and check the output before any long work."""
     from cnnfeat.files import check_output
     from cnnfeat.report.evidence import Artifacts
-    from cnnfeat.report.figure import check_format
+    from cnnfeat.report.figure import check_picture
     from cnnfeat.report.plots import Canvas
 
     def path(name: str, default: str) -> Path:
@@ -103,7 +103,7 @@ def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
         svm.with_name("predictions.csv"),
     )
     out = cast("Path", values.pop("out"))
-    check_format(out)
+    check_picture(out)
     check_output(out, overwrite=bool(values.pop("overwrite")))
     return Canvas(
         artifacts,

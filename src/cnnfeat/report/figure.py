@@ -81,7 +81,7 @@ def drawing(
     StorageError
         If it can't be written.
     """
-    check_format(out)
+    check_picture(out)
     with mpl.rc_context(_STYLE | (_DARK if dark else _LIGHT)):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
@@ -96,7 +96,7 @@ def drawing(
             )
 
 
-def check_format(out: Path) -> None:
+def check_picture(out: Path) -> None:
     """Refuse a picture that would be neither PNG nor SVG.
 
     Raises
