@@ -76,14 +76,21 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return StandardScaler().fit_transform(X), y
 
 
-@pytest.mark.parametrize("C", [1e-4, 1e-2, 1.0])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_objective_is_the_minimum_scipy_finds(digits, C, dtype):
+@pytest.fixture(scope="module", params=[1e-4, 1e-2, 1.0])
+def minima(request, digits) -> tuple[float, list[float]]:
+    """A value of C, and the least objective of each class."""
     X, y = digits
+    C = request.param
+    return C, [minimum(X, np.where(y == k, 1.0, -1.0), costs=C)[0] for k in range(10)]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_objective_is_the_minimum_scipy_finds(digits, minima, dtype):
+    X, y = digits
+    C, least = minima
     model = LinearSVM(C=C, tol=1e-9).fit(X.astype(dtype), y)
-    for k in range(10):
+    for k, expected in enumerate(least):
         signs = np.where(y == k, 1.0, -1.0)
-        expected, _ = minimum(X, signs, costs=C)
         found = objective(X, signs, model.coef_[k], model.intercept_[k], costs=C)
         assert found == pytest.approx(expected, rel=1e-6)
         assert model.objective_[k] == pytest.approx(expected, rel=1e-6)
