@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from threadpoolctl import threadpool_limits
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.svm import LinearSVM
@@ -62,11 +63,12 @@ def minimum(
         return 0.5 * w @ w + np.sum(costs * rest**2), w - 2 * Z.T @ (costs * signs * rest)
 
     w = np.zeros(Z.shape[1])
-    for _ in range(3):
-        w = minimize(
-            value, w, jac=True, method="L-BFGS-B",
-            options={"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-16, "gtol": 1e-10},
-        ).x  # fmt: skip
+    with threadpool_limits(1, user_api="blas"):  # several would wait for each other, mostly
+        for _ in range(3):
+            w = minimize(
+                value, w, jac=True, method="L-BFGS-B",
+                options={"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-16, "gtol": 1e-10},
+            ).x  # fmt: skip
     return float(value(w)[0]), w
 
 
