@@ -67,7 +67,22 @@ def load_network(
 
 
 def open_network(spec: str, options: ReadOptions = AS_IT_IS, *, trust: bool = False) -> Network:
-    """Open a network file as a record of options says; see `load_network`."""
+    """Open a network file, read as a record of options says.
+
+    Parameters
+    ----------
+    spec : str
+        As `load_network` takes it.
+    options : ReadOptions
+        Signature, input, feeds and weights.
+    trust : bool
+        Run operations with side effects too.
+
+    Raises
+    ------
+    MissingInputError, NetworkError, UntrustedModelError
+        As `load_network` does.
+    """
     try:
         return _open(spec, options, trust=trust)
     except CnnfeatError:
