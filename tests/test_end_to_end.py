@@ -52,7 +52,7 @@ def assert_equal_activations(stored: np.ndarray, expected: np.ndarray) -> None:
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    cnnfeat(folder, "train", "--data", "digits", "--epochs", "40")
+    cnnfeat(folder, "train", "--data", "digits", "--epochs", "20")
     cnnfeat(folder, "extract", "--layer", "conv*", "--layer", "fc1")
     cnnfeat(folder, "svm", "--layer", "fc1")
     return folder / "artifacts"
