@@ -16,10 +16,10 @@ LEVELS = [
     {"files", "knobs"},
     {"options", "card", "result", "stages"},
     {"data", "network", "features"},
-    {"pictures"},
+    {"pictures", "origin"},
     {"export"},
     {"extraction", "svm"},
-    {"report", "transformer", "prediction", "extractor", "artifact"},
+    {"report", "transformer", "prediction", "artifact"},
     {"pipeline"},
     {"cli"},
     {"__main__"},
@@ -39,6 +39,8 @@ OWNERS = {
     "jinja2": {"report"},
     "pooch": {"data"},
     "skops": {"svm"},
+    "filelock": {"files"},
+    "pyarrow": {"export"},
 }
 LONGEST_MODULE = 600
 LONGEST_FUNCTION = 60

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
+import cnnfeat.cli
 from cnnfeat import pipeline
-from cnnfeat.errors import OutputExistsError
-from cnnfeat.options import ArchitectureOptions, ConvOptions, RunOptions, parse_config
+from cnnfeat.errors import ConfigError, Interrupted, OutputExistsError
+from cnnfeat.extraction import Extraction
+from cnnfeat.options import ArchitectureOptions, ConvOptions, RunOptions, load_config, parse_config
 from cnnfeat.pipeline import run_pipeline
+from cnnfeat.stages import StageBook, stamp
 
 CONFIG = parse_config(
     {
@@ -92,8 +102,6 @@ def test_a_strangers_file_is_not_replaced(tmp_path: Path):
 
 def test_an_interrupted_extraction_is_gone_on_with(done, tmp_path: Path, monkeypatch):
     """What an interrupted run left is picked up, not thrown away."""
-    from cnnfeat.errors import Interrupted
-
     calls = iter([False, False, True])
 
     class Stopping:
@@ -108,14 +116,165 @@ def test_an_interrupted_extraction_is_gone_on_with(done, tmp_path: Path, monkeyp
         run_pipeline(config, folder=tmp_path, stopping=Stopping)
     assert not (tmp_path / "features.h5").exists()
     resumed = []
-    original = pipeline._extract_features
+    original = Extraction.run
 
-    def spy(run, network, out, *, resume):
-        resumed.append(resume)
-        return original(run, network, out, resume=resume)
+    def spy(self, source, **how):
+        resumed.append(how.get("resume", False))
+        return original(self, source, **how)
 
-    monkeypatch.setattr(pipeline, "_extract_features", spy)
+    monkeypatch.setattr(Extraction, "run", spy)
     result = run_pipeline(config, folder=tmp_path)
     assert reused(result) == ["train"]
     assert resumed == [True]
     assert np.isfinite(result.svm_accuracy)
+
+
+OUTPUTS = (
+    "model.keras",
+    "model.json",
+    "features.h5",
+    "svm.skops",
+    "predictions.csv",
+    "svm.json",
+    "confusion.png",
+    "report.html",
+)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def test_a_run_killed_at_any_output_is_gone_on_with(tmp_path: Path, monkeypatch):
+    """In one folder, one after the other: the first run after a kill meets what that left."""
+    renames = {name: getattr(os, name) for name in ("rename", "replace", "link")}
+    fatal: list[str] = []
+
+    def killing(name: str):
+        def rename(source, target, **how):
+            renames[name](source, target, **how)
+            if Path(target).name in fatal:
+                raise Killed
+
+        return rename
+
+    for name in renames:
+        monkeypatch.setattr(os, name, killing(name))
+    quick = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, epochs=1))
+    for name in OUTPUTS:
+        fatal[:] = [name]
+        with pytest.raises(Killed):
+            run_pipeline(quick, folder=tmp_path)
+        assert (tmp_path / name).exists()
+    fatal.clear()
+    result = run_pipeline(quick, folder=tmp_path)
+    assert all(Path(path).is_file() for path in result.files)
+    assert reused(run_pipeline(quick, folder=tmp_path)) == ["train", "extract", "svm", "report"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_process_killed_at_any_output_is_gone_on_with(tmp_path: Path):
+    (tmp_path / "c.toml").write_text(
+        '[data]\nsource = "digits"\n[train]\nepochs = 1\n[extract]\nlayer = ["fc1"]\n', "utf-8"
+    )
+    command = [sys.executable, "-m", "cnnfeat", "run", "c.toml", "-o", "out", "-q"]
+    for name in OUTPUTS:
+        path = tmp_path / "out" / name
+        before = stamp(path)
+        process = subprocess.Popen(command, cwd=tmp_path)
+        while stamp(path) == before and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait() != 0, f"ended before {name} was seen"
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_strangers_file_is_refused_after_a_kill_too(tmp_path: Path):
+    """Only what the killed stage was about to write is its own."""
+    book = StageBook(tmp_path / "run.json")
+    book.begin("train", [tmp_path / "model.keras", tmp_path / "model.json"])
+    (tmp_path / "model.keras").write_text("half", "utf-8")
+    (tmp_path / "features.h5").write_text("precious", "utf-8")
+    with pytest.raises(OutputExistsError, match=r"features\.h5 exists and is not what"):
+        run_pipeline(CONFIG, folder=tmp_path)
+    assert (tmp_path / "features.h5").read_text("utf-8") == "precious"
+    assert (tmp_path / "model.keras").stat().st_size > 100
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """30 pictures in two folders, dark and light, one of them damaged."""
+    for number in range(30):
+        kind = ("dark", "light")[number % 2]
+        pixels = rng.integers(0, 100, (10, 12), np.uint8) + np.uint8(120 * (number % 2))
+        path = tmp_path / "pictures" / kind / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (tmp_path / "pictures" / "dark" / "4.png").write_bytes(b"\x89PNG broken")
+    return tmp_path / "pictures"
+
+
+def test_a_run_on_a_network_that_exists_is_the_three_commands(
+    pictures: Path, tmp_path: Path, monkeypatch, capfd
+):
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, (None, 8, 8, 1), name="x")
+        gain = tf.compat.v1.placeholder(tf.float32, (), name="gain")
+        filters = tf.constant(np.linspace(-1, 1, 36, dtype="float32").reshape(3, 3, 1, 4))
+        tf.multiply(tf.nn.conv2d(x, filters, 1, "SAME"), gain, name="out")
+    tf.io.write_graph(graph, str(tmp_path), "net.pb", as_text=False)
+    (tmp_path / "run.toml").write_text(
+        """
+        [data]
+        source = "pictures"
+        [model]
+        path = "net.pb"
+        feed = { gain = 2.5 }
+        [extract]
+        layer = "out"
+        resize = 8
+        on_error = "skip"
+        scale = "symmetric"
+        batch_size = 7
+        [svm]
+        C = 0.1
+        """,
+        "utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def cli(*words: str) -> int:
+        with pytest.raises(SystemExit) as caught:
+            cnnfeat.cli.main(words)
+        capfd.readouterr()
+        return int(caught.value.code or 0)
+
+    assert cli("run", "run.toml", "-o", "whole") == 6  # a picture was left out
+    words = ["--model", "net.pb", "--feed", "gain=2.5", "--layer", "out", "--resize", "8"]
+    words += ["--on-error", "skip", "--scale", "symmetric", "--batch-size", "7"]
+    assert cli("extract", *words, "--data", "pictures", "-o", "steps/features.h5") == 6
+    assert cli("svm", "steps/features.h5", "--C", "0.1", "-o", "steps") == 0
+    assert cli("report", "--features", "steps/features.h5", "--svm", "steps/svm.json",
+               "-o", "steps/report.html") == 0  # fmt: skip
+    with h5py.File("whole/features.h5") as whole, h5py.File("steps/features.h5") as steps:
+        assert set(whole["all"]) == set(steps["all"])
+        for name in whole["all"]:
+            one, other = whole[f"all/{name}"][()], steps[f"all/{name}"][()]
+            assert one.tolist() == other.tolist() and one.dtype == other.dtype
+        assert whole["all/out"].shape == (29, 8, 8, 4)
+        assert dict(whole.attrs)["options"] == dict(steps.attrs)["options"]
+    for name in ("predictions.csv", "confusion.png"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "steps" / name).read_bytes()
+    assert not (tmp_path / "whole" / "model.keras").exists()
+    assert cli("run", "run.toml", "-o", "whole") == 6
+    (tmp_path / "net.pb").write_bytes((tmp_path / "net.pb").read_bytes() + b"")
+    os.utime("net.pb", (1, 1))
+    result = run_pipeline(load_config(Path("run.toml")), folder=Path("whole"))
+    assert reused(result) == []  # the network's file has changed
+
+
+def test_a_model_and_a_network_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"\[model\] path is a network that exists"):
+        parse_config({"model": {"path": "net.pb"}, "network": {}})

@@ -15,9 +15,10 @@ from sklearn.datasets import load_digits
 
 from cnnfeat.data import open_source
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
-from cnnfeat.extractor import extract_features
+from cnnfeat.extraction import extract
 from cnnfeat.features import write_arrays
 from cnnfeat.network import load_network
+from cnnfeat.options import ExtractOptions, SvmOptions
 from cnnfeat.prediction import predict_features, predict_images
 from cnnfeat.svm import load_svm, svm_stage
 
@@ -44,10 +45,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(image).save(place / f"{row:03d}.png")
     network = load_network(str(folder / "model.keras"))
     with open_source(str(folder / "pictures")) as source:
-        extract_features(network, source, layers=["conv1", "fc1"], out=folder / "features.h5")
-    from cnnfeat.options import SvmOptions
-
-    svm_stage(folder / "features.h5", folder, config=SvmOptions(layer=("conv1",), C=0.01))
+        options = ExtractOptions(layer=("conv1", "fc1"))
+        extract(network, source, options, out=folder / "features.h5")
+    svm_stage(folder / "features.h5", folder, options=SvmOptions(layer=("conv1",), C=0.01))
     return folder
 
 

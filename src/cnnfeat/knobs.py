@@ -62,6 +62,7 @@ class Knob:
     flag: str = ""  # on the command line; "": made from the name, None of them where help is ""
     shown: str = ""  # what help says the default is, where that is no value
     metavar: str = ""
+    env: str = ""  # a variable besides CNNFEAT_<COMMAND>_<OPTION>
     parse: Callable[[object], object] | None = (
         None  # text or TOML to value; ValueError says why not
     )
@@ -86,12 +87,13 @@ def option(
     flag: str = "",
     shown: str = "",
     metavar: str = "",
+    env: str = "",
     parse: Callable[[object], object] | None = None,
     changes_result: bool = True,
 ) -> T:
     """Declare a field; see `Knob` and `Range`. Without `help` it has no flag, a TOML key alone."""
     within = Range(low, high, above)
-    knob = Knob(help, within, flag, shown, metavar, parse, changes_result)
+    knob = Knob(help, within, flag, shown, metavar, env, parse, changes_result)
     return field(default=default, metadata={"knob": knob})
 
 
@@ -114,34 +116,44 @@ def result_options(record: object) -> dict[str, Json]:
     What a stage of a run depends on, and what is kept beside its result.
     """
     return {
-        name: json.loads(json.dumps(value))
-        for name, value in to_dict(record).items()
-        if knob_of(fields_of(record)[name]).changes_result
+        name: _plain(getattr(record, name))
+        for name, item in fields_of(record).items()
+        if knob_of(item).changes_result
     }
 
 
-def resume_settings(record: object, **came_to: Json) -> dict[str, str]:
+def _plain(value: object) -> Json:
+    """What JSON makes of a value; of pairs of a name and a value, an object."""
+    if dataclasses.is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        if value and all(isinstance(one, tuple) for one in value):
+            return {str(name): _plain(one) for name, one in value}
+        return [_plain(one) for one in value]
+    return typing.cast("Json", value)
+
+
+def resume_settings(options: Mapping[str, Json], **came_to: Json) -> dict[str, str]:
     """Say in words what a resumed run must have in common with the first.
 
     Parameters
     ----------
-    record : object
-        An options record.
+    options : mapping
+        From `result_options`.
     **came_to : Json
         What an option that was left open, or could be spelled in several ways, came to.
-
-    Returns
-    -------
-    dict
-        One entry for each option that changes the result.
     """
-    values = {**result_options(record), **came_to}
+    values = {**options, **came_to}
     return {name.replace("_", " "): _said(value) for name, value in values.items()}
 
 
 def _said(value: Json) -> str:
-    if value is None or value in ((), []):
-        return "none"
+    if value is None or value in ((), [], ""):
+        return "not given"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_said(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_said(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
@@ -157,16 +169,8 @@ def from_record(kind: type[T], document: object) -> T:
         if given.get(name) is not None:
             with contextlib.suppress(ConfigError):
                 hint = typing.get_type_hints(kind)[name]
-                value = _pairs(given[name]) if knob_of(item).parse else given[name]
-                values[name] = convert(item, hint, value, name)
+                values[name] = convert(item, hint, given[name], name)
     return kind(**values)
-
-
-def _pairs(value: object) -> object:
-    """Lists of pairs, which JSON makes of tuples of tuples, as tuples again."""
-    if isinstance(value, list):
-        return [tuple(item) if isinstance(item, list) else item for item in value]
-    return value
 
 
 def checked(record: T) -> T:

@@ -51,7 +51,7 @@ def _parse_feeds(value: object) -> object:
         if not isinstance(given, bool | int | float | str):
             raise ValueError(f"{name!r} takes a number, a text, true or false, not {given!r}")
         feeds[str(name)] = given
-    return tuple(feeds.items())
+    return tuple(sorted(feeds.items()))
 
 
 def _split_feed(item: object) -> tuple[str, FeedValue]:
@@ -111,6 +111,7 @@ class DataOptions:
         "Where data sets are looked for first; then $CNNFEAT_DATA_DIR, then the user cache.",
         flag="--data-dir",
         metavar="PATH",
+        env="CNNFEAT_DATA_DIR",
         changes_result=False,
     )
     labels: str | None = option(None, "Where labels lie, for a source that doesn't say.")
@@ -133,7 +134,7 @@ class ReadOptions:
         return ReadOptions(
             signature=self.signature or recorded.signature,
             input=self.input or recorded.input,
-            feed=tuple({**dict(recorded.feed), **dict(self.feed)}.items()),
+            feed=tuple(sorted({**dict(recorded.feed), **dict(self.feed)}.items())),
             weights=self.weights or recorded.weights,
         )
 
@@ -330,10 +331,10 @@ def read_toml(path: Path) -> Mapping[str, object]:
 def parse_config(table: Mapping[str, object], *, where: str = "config") -> RunOptions:
     """Check a parsed TOML document and make the records."""
     options = _build(RunOptions, table, f"{where}: ", "")
-    if "model" in table and "network" in table:
+    if options.model.path is not None and "network" in table:
         raise ConfigError(
-            f"{where}: [model] is a network that exists, [network] one to train: they exclude "
-            "each other"
+            f"{where}: [model] path is a network that exists, [network] one to train",
+            hint="leave one of them out",
         )
     return options
 

@@ -5,40 +5,33 @@ A stage whose inputs have not changed since its outputs were written is not done
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import glob
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-from cnnfeat.card import read_card
-from cnnfeat.errors import DataError, UsageError
+from cnnfeat.errors import DataError, ImageError, UsageError
 from cnnfeat.files import check_output
-from cnnfeat.knobs import to_dict
+from cnnfeat.knobs import result_options
 from cnnfeat.options import ExtractOptions, RunOptions, SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json, Source
-from cnnfeat.result import read_result
-from cnnfeat.stages import StageBook
-
-if TYPE_CHECKING:
-    from cnnfeat.network import Network
+from cnnfeat.result import SvmResult, read_result
+from cnnfeat.stages import StageBook, stamp
 
 logger = logging.getLogger("cnnfeat")
 
 Stopping: TypeAlias = Callable[[], AbstractContextManager[Callable[[], bool]]]
 
 MODEL, CARD, FEATURES = "model.keras", "model.json", "features.h5"
-SVM, SVM_RESULT, PREDICTIONS, CONFUSION = (
-    "svm.skops",
-    "svm.json",
-    "predictions.csv",
-    "confusion.png",
-)
+SVM, SVM_RESULT, PREDICTIONS = "svm.skops", "svm.json", "predictions.csv"
+CONFUSION, LAYERS = "confusion.png", "layers.png"
 REPORT = "report.html"
 
 # What runs where no configuration says otherwise.
@@ -68,17 +61,19 @@ class RunResult:
     svm_layer: str
     stages: tuple[StageOutcome, ...]
     files: tuple[str, ...]
+    n_skipped: int = 0  # images that were left out
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
     """What all stages of one run share."""
 
-    config: RunOptions
+    options: RunOptions
     folder: Path
     source: Source
     book: StageBook
     overwrite: bool
+    trust: bool
     stopping: Stopping
     before_network: Callable[[], None]
     progress: Progress
@@ -86,6 +81,11 @@ class _Run:
     @property
     def data(self) -> dict[str, Json]:
         return {"source": self.source.name, "fingerprint": self.source.fingerprint().digest}
+
+    @property
+    def model(self) -> str:
+        """The network, as `load_network` takes it."""
+        return self.options.model.path or str(self.folder / MODEL)
 
 
 def _nothing() -> None:
@@ -98,10 +98,11 @@ def _not_stopping() -> Iterator[Callable[[], bool]]:
 
 
 def run_pipeline(
-    config: RunOptions,
+    options: RunOptions,
     *,
     folder: Path,
     overwrite: bool = False,
+    trust: bool = False,
     stopping: Stopping = _not_stopping,
     before_network: Callable[[], None] = _nothing,
     progress: Progress = SILENT,
@@ -110,12 +111,15 @@ def run_pipeline(
 
     Parameters
     ----------
-    config : RunOptions
-        One table a stage. Where `[svm]` names no layer, the last one extracted is taken.
+    options : RunOptions
+        One table a stage. Where `[svm]` names no layer, the last one extracted is taken; with
+        `[model] path` nothing is trained.
     folder : Path
         Gets all artifacts, and `run.json`, which remembers what they were made from.
     overwrite : bool
         Whether files that no earlier run wrote may be replaced.
+    trust : bool
+        Whether a network may run operations with side effects.
     stopping : callable
         Makes a context manager that is entered around the extraction and gives what is asked
         between its batches: whether to stop. Run again, the extraction goes on from there.
@@ -129,32 +133,36 @@ def run_pipeline(
     CnnfeatError
         What the stages raise.
     """
-    from cnnfeat.data import open_source
+    from cnnfeat.data import open_data
 
-    config = _complete(config)
-    data_dir = None if config.data.dir is None else Path(config.data.dir)
+    options = _complete(options)
     check_output(folder / "run.json", overwrite=True)
-    with open_source(config.data.source or "auto", data_dir=data_dir, progress=progress) as source:
+    with open_data(options.data, progress=progress) as source:
         run = _Run(
-            config=config,
+            options=options,
             folder=folder,
             source=source,
             book=StageBook(folder / "run.json"),
             overwrite=overwrite,
+            trust=trust,
             stopping=stopping,
             before_network=before_network,
             progress=progress,
         )
-        stages = tuple(stage(run) for stage in (_train, _extract, _svm, _report))
-    return _result(run, stages)
+        todo = (
+            (_extract, _svm, _report) if options.model.path else (_train, _extract, _svm, _report)
+        )
+        return _result(run, tuple(stage(run) for stage in todo))
 
 
-def _complete(config: RunOptions) -> RunOptions:
+def _complete(options: RunOptions) -> RunOptions:
     """Say which layer the machine is for, where the file doesn't."""
-    if config.svm.layer:
-        return config
-    svm = dataclasses.replace(config.svm, layer=config.extract.layer[-1:])
-    return dataclasses.replace(config, svm=svm)
+    if options.model.path and options.train != RunOptions().train:
+        logger.warning("[model] path names a network, so nothing is trained: [train] is not used")
+    if options.svm.layer:
+        return options
+    svm = dataclasses.replace(options.svm, layer=options.extract.layer[-1:])
+    return dataclasses.replace(options, svm=svm)
 
 
 def _stage(
@@ -170,6 +178,7 @@ def _stage(
         logger.info("%s: nothing has changed, %s is kept", name, outputs[0])
         return StageOutcome(name, reused=True, elapsed_s=0.0)
     run.book.check_owned(name, outputs, overwrite=run.overwrite)
+    run.book.begin(name, outputs)
     logger.info("%s ...", name)
     started = time.perf_counter()
     make()
@@ -182,10 +191,13 @@ def _train(run: _Run) -> StageOutcome:
         run.before_network()
         from cnnfeat.network.training import train
 
-        train(run.config, run.source, out=model, overwrite=True, progress=run.progress)
+        train(run.options, run.source, out=model, overwrite=True, progress=run.progress)
 
     model = run.folder / MODEL
-    settings = {"network": to_dict(run.config.network), "train": to_dict(run.config.train)}
+    settings = {
+        "network": result_options(run.options.network),
+        "train": result_options(run.options.train),
+    }
     return _stage(
         run,
         "train",
@@ -198,95 +210,138 @@ def _train(run: _Run) -> StageOutcome:
 def _extract(run: _Run) -> StageOutcome:
     def make() -> None:
         run.before_network()
-        from cnnfeat.network import load_network
+        from cnnfeat.network import open_network
 
-        network = load_network(str(run.folder / MODEL))
-        if FeatureWriter.unfinished(out) is not None:
-            with contextlib.suppress(UsageError, DataError):  # of other settings: start over
-                _extract_features(run, network, out, resume=True)
+        network = open_network(run.model, run.options.model, trust=run.trust)
+        extraction = Extraction.of(network, run.options.extract)
+        with run.stopping() as should_stop:
+            again = partial(
+                extraction.run,
+                run.source,
+                out=out,
+                should_stop=should_stop,
+                progress=run.progress,
+            )
+            if FeatureWriter.unfinished(out) is None:
+                again(overwrite=True)
                 return
-        _extract_features(run, network, out, resume=False)
+            try:
+                again(resume=True)
+            except ImageError:
+                raise
+            except (UsageError, DataError):  # of other settings: start over
+                again(overwrite=True)
 
+    from cnnfeat.extraction import Extraction
     from cnnfeat.features import FeatureWriter
 
     out = run.folder / FEATURES
+    path = run.options.model.path
     inputs = {
         **run.data,
-        "train": run.book.state("train"),
-        "extract": to_dict(run.config.extract),
+        "data": run.source.options,
+        "train": run.book.state("train") if path is None else _model_state(path),
+        "model": result_options(run.options.model),
+        "extract": result_options(run.options.extract),
     }
     return _stage(run, "extract", inputs=inputs, outputs=(out,), make=make)
 
 
-def _extract_features(run: _Run, network: Network, out: Path, *, resume: bool) -> None:
-    from cnnfeat.extractor import extract_features
-
-    config = run.config.extract
-    with run.stopping() as should_stop:
-        extract_features(
-            network,
-            run.source,
-            layers=config.layer,
-            out=out,
-            options=config,
-            splits=config.split,
-            batch_size=config.batch_size,
-            dtype=config.dtype,
-            overwrite=not resume,
-            resume=resume,
-            should_stop=should_stop,
-            progress=run.progress,
-        )
+def _model_state(spec: str) -> Json:
+    """Tell a network from itself once changed, by names, sizes and times: nothing is loaded."""
+    path = Path(spec)
+    if path.is_dir():
+        files = [item for item in path.rglob("*") if item.is_file()]
+    else:  # a file, or what the names of a checkpoint's files begin with
+        files = [path] if path.is_file() else list(path.parent.glob(f"{glob.escape(path.name)}.*"))
+    return {"path": spec, "files": {str(file): stamp(file) for file in sorted(files)}}
 
 
 def _svm(run: _Run) -> StageOutcome:
     def make() -> None:
-        from cnnfeat.report.charts import plot_confusion
-        from cnnfeat.svm import svm_stage
-
-        result = svm_stage(
+        fit_svm(
             run.folder / FEATURES,
             run.folder,
-            config=run.config.svm,
+            options=run.options.svm,
             overwrite=True,
             progress=run.progress,
         )
-        plot_confusion(
-            result.confusion,
-            result.classes,
-            run.folder / CONFUSION,
-            title=f"SVM on {result.best.layer}: {result.accuracy:.2%} right",
-        )
 
-    inputs = {"extract": run.book.state("extract"), "svm": to_dict(run.config.svm)}
-    outputs = tuple(run.folder / name for name in (SVM, SVM_RESULT, PREDICTIONS, CONFUSION))
+    inputs = {"extract": run.book.state("extract"), "svm": result_options(run.options.svm)}
+    outputs = tuple(run.folder / name for name in svm_files(run.options.svm))
     return _stage(run, "svm", inputs=inputs, outputs=outputs, make=make)
 
 
 def _report(run: _Run) -> StageOutcome:
     def make() -> None:
         run.before_network()
+        from cnnfeat.report.evidence import Artifacts
         from cnnfeat.report.page import write_report
 
-        data_dir = None if run.config.data.dir is None else Path(run.config.data.dir)
-        write_report(run.folder, out, data_dir=data_dir, overwrite=True, progress=run.progress)
+        data_dir = None if run.options.data.dir is None else Path(run.options.data.dir)
+        artifacts = Artifacts.in_folder(run.folder, trust=run.trust)
+        write_report(artifacts, out, data_dir=data_dir, overwrite=True, progress=run.progress)
 
     out = run.folder / REPORT
-    inputs = {name: run.book.state(name) for name in ("train", "extract", "svm")}
+    made = ("extract", "svm") if run.options.model.path else ("train", "extract", "svm")
+    inputs = {name: run.book.state(name) for name in made}
     return _stage(run, "report", inputs=inputs, outputs=(out,), make=make)
 
 
+def svm_files(options: SvmOptions) -> tuple[str, ...]:
+    """Name all that `fit_svm` writes."""
+    several = len(options.layer) > 1 or "all" in options.layer
+    pictures = (CONFUSION, LAYERS) if several else (CONFUSION,)
+    return (SVM, SVM_RESULT, PREDICTIONS, *pictures)
+
+
+def fit_svm(
+    features: Path,
+    folder: Path,
+    *,
+    options: SvmOptions,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> SvmResult:
+    """Train and score machines, as `cnnfeat.svm.svm_stage` does, and draw how they did."""
+    from cnnfeat.report.charts import plot_confusion, plot_layers
+    from cnnfeat.svm import svm_stage
+
+    result = svm_stage(
+        features,
+        folder,
+        options=options,
+        overwrite=overwrite,
+        extra_outputs=[name for name in svm_files(options) if name.endswith(".png")],
+        progress=progress,
+    )
+    title = f"SVM on {result.best.layer}"
+    plot_confusion(result.confusion, result.classes, folder / CONFUSION, title=title)
+    if LAYERS in svm_files(options):
+        plot_layers(
+            result.layers,
+            folder / LAYERS,
+            network_accuracy=result.network_test_accuracy,
+            title="SVMs by layer",
+        )
+    return result
+
+
 def _result(run: _Run, stages: tuple[StageOutcome, ...]) -> RunResult:
-    card = read_card(run.folder / MODEL)
+    from cnnfeat.features import FeatureFile
+
     svm = read_result(run.folder / SVM_RESULT)
-    names = (MODEL, FEATURES, SVM, SVM_RESULT, PREDICTIONS, CONFUSION, REPORT)
+    with FeatureFile(run.folder / FEATURES) as file:
+        n_skipped = sum(len(file.skipped(split)) for split in file.splits)
+    names = (FEATURES, *svm_files(run.options.svm), REPORT)
     return RunResult(
         folder=str(run.folder),
         source=run.source.name,
-        network_accuracy=None if card is None else card.test_accuracy,
+        network_accuracy=svm.network_test_accuracy,
         svm_accuracy=svm.accuracy,
         svm_accuracy_interval=svm.best.accuracy_interval,
         svm_layer=svm.best.layer,
         stages=stages,
-        files=tuple(str(run.folder / name) for name in names),
+        files=(run.model, *(str(run.folder / name) for name in names)),
+        n_skipped=n_skipped,
     )

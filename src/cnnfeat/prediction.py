@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -13,9 +12,8 @@ import numpy as np
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
 from cnnfeat.extraction import default_batch_size
 from cnnfeat.features import FeatureFile
-from cnnfeat.knobs import from_record
-from cnnfeat.options import ProbeOptions
-from cnnfeat.records import OnError, Probe, SkippedSample, Source
+from cnnfeat.origin import recorded_probe
+from cnnfeat.records import OnError, SkippedSample, Source
 from cnnfeat.svm.machine import decide_block
 from cnnfeat.svm.persistence import SavedSVM
 
@@ -114,15 +112,13 @@ def predict_images(
         If the network is not the one the machine was trained on, or the pictures don't fit it.
     """
     check_network(saved, network)
+    layers = network.find([str(saved.metadata["tensor"])])
+    how = recorded_probe(saved.metadata, pool=str(saved.metadata.get("pooling") or "none"))
     for split in _asked(splits, tuple(source.splits)):
         info = source.splits[split]
         size = batch_size or default_batch_size(info.image_shape)
-        probe = probe_of(
-            saved.metadata,
-            network,
-            image_shape=info.image_shape,
-            image_dtype=info.dtype,
-            batch_size=size,
+        probe = network.probe(
+            layers, how, image_shape=info.image_shape, image_dtype=info.dtype, batch_size=size
         )
         batches = source.batches(split, batch_size=size, target=probe.target, on_error=on_error)
         for batch in batches:
@@ -155,39 +151,6 @@ def check_network(saved: SavedSVM, network: Network) -> None:
             f"begins {network.sha256[:12]}, expected {expected[:12]} ({saved.metadata['network']})",
             hint="--model names the right one; or train again: cnnfeat extract, cnnfeat svm",
         )
-
-
-def probe_of(
-    metadata: Mapping[str, object],
-    network: Network,
-    *,
-    image_shape: tuple[int, int, int],
-    image_dtype: str,
-    batch_size: int,
-) -> Probe:
-    """Compile the function that made the machine's features, with its preprocessing."""
-    done = json.loads(str(metadata.get("preprocessing") or "{}"))
-    asked = {
-        "precision": metadata.get("precision"),
-        "pool": metadata.get("pooling"),
-        "scale": done.get("scale"),
-        "resize": done.get("resize"),
-    }
-    layers = network.find([str(metadata["tensor"])])
-    return network.probe(
-        layers,
-        from_record(ProbeOptions, asked),
-        image_shape=image_shape,
-        image_dtype=image_dtype,
-        batch_size=batch_size,
-    )
-
-
-def network_path(saved: SavedSVM) -> Path:
-    """Find the machine's network: where it was, else beside the machine."""
-    recorded = Path(str(saved.metadata.get("network") or "model.keras"))
-    beside = saved.path.parent / recorded.name
-    return beside if beside.exists() and not recorded.exists() else recorded
 
 
 def _check_features(saved: SavedSVM, file: FeatureFile) -> None:

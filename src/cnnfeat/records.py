@@ -80,6 +80,7 @@ class Source(Protocol):
     name: str  # what a person would type again: "mnist", or an absolute path
     kind: str  # "mnist", "idx", "npz", "folder" ...
     labels_from: str  # where labels lie if that was said apart: ":/y", "/data/y.npy"; else ""
+    options: Mapping[str, Json]  # of those it was opened with, what can change its rows
     classes: tuple[str, ...]  # class names, label k is classes[k]; () where there are no labels
     splits: Mapping[str, SplitInfo]  # "train" and "test", or "all"
 
@@ -196,6 +197,8 @@ class Provenance:
     network_test_accuracy: float | None = None
     source_labels: str = ""  # where its labels lie, if that was said apart
     network_source: str = ""  # what the network was trained on, where that is known
+    # What was asked for, by table of a run: "data", "model" (how the network was read), "extract"
+    options: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from cnnfeat import __version__
 from cnnfeat.errors import OutputExistsError, UsageError
@@ -15,8 +15,9 @@ from cnnfeat.records import Json
 
 
 class _Entry(TypedDict):
-    inputs: str
-    outputs: dict[str, list[int]]
+    inputs: str  # digest
+    outputs: dict[str, list[int]]  # size and time of each file
+    begun: NotRequired[list[str]]  # files that a run was about to write, where it did not end
 
 
 BOOK_FORMAT = "cnnfeat-run"
@@ -25,6 +26,9 @@ BOOK_VERSION = 1
 
 class StageBook:
     """`run.json` in an artifacts folder.
+
+    Before a stage writes its first output, it is written down here which files those will be: what
+    it leaves half done is its own to replace.
 
     A stage is current while its inputs (settings, fingerprints, cnnfeat's version) have the digest
     that was written down with its outputs, and the outputs have the sizes and times they had then.
@@ -50,7 +54,8 @@ class StageBook:
         return (
             entry is not None
             and entry["inputs"] == _digest(inputs)
-            and all(_stamp(self._beside(name)) == was for name, was in entry["outputs"].items())
+            and not entry.get("begun")
+            and all(stamp(self._beside(name)) == was for name, was in entry["outputs"].items())
         )
 
     def state(self, stage: str) -> Json:
@@ -66,20 +71,32 @@ class StageBook:
         OutputExistsError
             If one of `outputs` exists, is not as this book knows it, and `overwrite` is false.
         """
-        known = self._stages[stage]["outputs"] if stage in self._stages else {}
+        entry = self._stages.get(stage)
+        known = entry["outputs"] if entry else {}
+        begun = entry.get("begun", []) if entry else []
         for path in outputs:
-            if path.exists() and not overwrite and known.get(path.name) != _stamp(path):
+            own = path.name in begun or known.get(path.name) == stamp(path)
+            if path.exists() and not overwrite and not own:
                 raise OutputExistsError(
                     f"{path} exists and is not what an earlier run wrote",
                     hint="--overwrite replaces it; -o writes into another folder",
                 )
 
+    def begin(self, stage: str, outputs: Sequence[Path]) -> None:
+        """Write down that the stage is about to write these files."""
+        entry = self._stages.get(stage, {"inputs": "", "outputs": {}})
+        self._stages[stage] = {**entry, "begun": [path.name for path in outputs]}
+        self._write()
+
     def record(self, stage: str, inputs: Mapping[str, Json], outputs: Sequence[Path]) -> None:
         """Write down that the stage is done."""
         self._stages[stage] = {
             "inputs": _digest(inputs),
-            "outputs": {path.name: _stamp(path) for path in outputs if path.exists()},
+            "outputs": {path.name: stamp(path) for path in outputs if path.exists()},
         }
+        self._write()
+
+    def _write(self) -> None:
         document = {"format": BOOK_FORMAT, "format_version": BOOK_VERSION, "stages": self._stages}
         write_json(self._path, document)
 
@@ -95,7 +112,9 @@ def _read(path: Path) -> dict[str, _Entry]:
         known = (document["format"], document["format_version"])
         stages = document["stages"]
         if known != (BOOK_FORMAT, BOOK_VERSION) or not all(
-            isinstance(entry["inputs"], str) and isinstance(entry["outputs"], dict)
+            isinstance(entry["inputs"], str)
+            and isinstance(entry["outputs"], dict)
+            and isinstance(entry.get("begun", []), list)
             for entry in stages.values()
         ):
             raise ValueError(f"format {known}")
@@ -111,8 +130,11 @@ def _digest(inputs: Mapping[str, Json]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stamp(path: Path) -> list[int]:
-    """Size in bytes and time of the last change in nanoseconds; empty where there is no file."""
+def stamp(path: Path) -> list[int]:
+    """Tell a file from itself once changed: its size in bytes, and its time in nanoseconds.
+
+    Empty where there is no file.
+    """
     try:
         status = path.stat()
     except OSError:

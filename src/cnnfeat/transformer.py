@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +11,11 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from cnnfeat.data.fitting import fit_to_target
 from cnnfeat.errors import DataError, NetworkError, UsageError
-from cnnfeat.options import Pooling, ProbeOptions, Scale
+from cnnfeat.features import FeatureFile
+from cnnfeat.options import Pooling, Precision, ProbeOptions, ReadOptions, Scale, Size
+from cnnfeat.origin import network_spec, recorded_probe, recorded_reading
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -39,6 +43,12 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Images computed at a time.
     trust : bool
         Run a model that does more than compute.
+    read : ReadOptions, optional
+        How the network's file is read: signature, input, feeds, weights.
+    resize : tuple of int, optional
+        (height, width) that images are brought to, bilinear and antialiased.
+    precision : {"float32", "bfloat16"}
+        How the network computes.
 
     Attributes
     ----------
@@ -68,6 +78,9 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         scale: Scale | None = None,
         batch_size: int = 512,
         trust: bool = False,
+        read: ReadOptions | None = None,
+        resize: Size | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.model = model
         self.layer = layer
@@ -75,6 +88,44 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.scale = scale
         self.batch_size = batch_size
         self.trust = trust
+        self.read = read
+        self.resize = resize
+        self.precision = precision
+
+    @classmethod
+    def from_features(
+        cls, path: Path | str, *, layer: str | None = None, trust: bool = False
+    ) -> LayerFeatures:
+        """Make one that does to images what was done to those of a feature file.
+
+        Parameters
+        ----------
+        path : Path or str
+            The feature file.
+        layer : str, optional
+            One of the file's; not needed where it has one.
+        trust : bool
+            Run a model that does more than compute; never taken from the file.
+
+        Raises
+        ------
+        UntrustedModelError
+            If the file names a network that lies neither beside it nor in the current folder.
+        """
+        with FeatureFile(Path(path)) as file:
+            stored = file.layer(file.splits[0], file.find_layer(layer))
+            facts = file.attributes
+            how = recorded_probe(facts, pool=stored.pooling)
+            return cls(
+                network_spec(facts, beside=file.path),
+                layer=stored.tensor,
+                pool=how.pool,
+                scale=how.scale,
+                trust=trust,
+                read=recorded_reading(facts, beside=file.path),
+                resize=how.resize,
+                precision=how.precision,
+            )
 
     def fit(self, X: ArrayLike, y: object = None) -> LayerFeatures:  # noqa: ARG002 - the contract
         """Open the network and find the layer.
@@ -129,7 +180,8 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         probe = self._probe()
         parts = []
         for start in range(0, len(images), self.batch_size):
-            (rows,) = probe(images[start : start + self.batch_size])
+            batch = fit_to_target(images[start : start + self.batch_size], probe.target)
+            (rows,) = probe(batch)
             parts.append(rows.reshape(len(rows), -1).astype(np.float32, copy=False))
         return np.concatenate(parts)
 
@@ -148,9 +200,9 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return known if known is not None else self._compile(self._open())
 
     def _open(self) -> Network:
-        from cnnfeat.network import load_network
+        from cnnfeat.network import open_network
 
-        network = load_network(str(self.model), trust=self.trust)
+        network = open_network(str(self.model), self.read or ReadOptions(), trust=self.trust)
         expected = getattr(self, "sha256_", network.sha256)
         if network.sha256 != expected:
             raise NetworkError(
@@ -170,7 +222,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
         self._compiled: Probe = network.probe(
             layers,
-            ProbeOptions(pool=self.pool, scale=self.scale),
+            ProbeOptions(self.precision, self.pool, self.scale, self.resize),
             image_shape=self.image_shape_,
             image_dtype=self.image_dtype_,
             batch_size=self.batch_size,

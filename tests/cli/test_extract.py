@@ -165,8 +165,8 @@ class Held:
                 sys.stdin.readline()
             yield batch
 
-open_source = cnnfeat.data.open_source
-cnnfeat.data.open_source = lambda *args, **options: Held(open_source(*args, **options))
+open_data = cnnfeat.data.open_data
+cnnfeat.data.open_data = lambda *args, **options: Held(open_data(*args, **options))
 from cnnfeat.cli import main
 main(sys.argv[1:])
 """  # the command, but it waits for a line on stdin before its sixtieth batch

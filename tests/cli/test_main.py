@@ -12,7 +12,7 @@ import click
 import pytest
 
 import cnnfeat.cli
-import cnnfeat.cli.options
+import cnnfeat.cli.flags
 from cnnfeat import errors
 
 PYTHON = sys.executable
@@ -97,7 +97,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, action: object, *args: str) -> int:
     """Run `main` with one command that does `action`; return the exit code."""
 
     @click.command()
-    @cnnfeat.cli.options.common
+    @cnnfeat.cli.flags.common
     def command() -> None:
         action()
 
@@ -203,7 +203,7 @@ def test_an_option_comes_from_flag_then_environment_then_file(tmp_path, monkeypa
     monkeypatch.setenv("CNNFEAT_TRAIN_EPOCHS", "2")
     monkeypatch.setenv("CNNFEAT_TRAIN_SEED", "20")
     context = train.make_context("train", args, auto_envvar_prefix="CNNFEAT_TRAIN")
-    values = context.params
+    values = {name.rpartition("__")[2]: value for name, value in context.params.items()}
     assert (values["epochs"], values["seed"], values["patience"]) == (1, 20, 300)
     assert values["batch_size"] == 128
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cnnfeat.cli.signals import stop_on_signals
+from cnnfeat.cli.session import stop_on_signals
 
 
 def test_first_signal_is_heard_and_earlier_handlers_come_back(capfd):
@@ -25,7 +25,7 @@ def test_first_signal_is_heard_and_earlier_handlers_come_back(capfd):
 def test_second_signal_ends_at_once(number):
     code = (
         "import time\n"
-        "from cnnfeat.cli.signals import stop_on_signals\n"
+        "from cnnfeat.cli.session import stop_on_signals\n"
         "with stop_on_signals() as stop:\n"
         "    print('ready', flush=True)\n"
         "    while not stop(): time.sleep(0.01)\n"

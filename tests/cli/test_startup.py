@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cnnfeat.cli.startup import _native_stderr_hidden
+from cnnfeat.cli.session import _native_stderr_hidden
 from cnnfeat.errors import Interrupted
 
 

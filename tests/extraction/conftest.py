@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from cnnfeat.features import FeatureWriter
+
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -19,19 +21,27 @@ def worker_command() -> list[str]:
 
 
 @pytest.fixture
-def run(work: ModuleType) -> Callable:
-    """Call `extract` with the source and probe of worker.py."""
+def run(work: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Call `extract` with the source and probe of worker.py; options go into their record."""
     from cnnfeat.extraction import extract
+    from cnnfeat.extraction import run as running
+    from cnnfeat.options import ExtractOptions
 
-    def call(out, *, sizes=None, source=None, probe=None, changes=None, **options):
-        source = source or work.CountingSource(sizes or {"train": 130, "test": 40})
-        options.setdefault("batch_size", 16)
+    own = {"overwrite", "resume", "should_stop", "progress"}
+
+    def call(out, *, sizes=None, source=None, probe=None, network=None, disk=None, **options):
+        class Writer(FeatureWriter):
+            def __init__(self, *args, **given):
+                super().__init__(*args, disk=disk, **given)
+
+        monkeypatch.setattr(running, "FeatureWriter", Writer)
+        how = {name: options.pop(name) for name in own & set(options)}
         return extract(
-            source,
-            probe or work.CountingProbe(),
+            network or work.CountingNetwork(probe),
+            source or work.CountingSource(sizes or {"train": 130, "test": 40}),
+            ExtractOptions(**{"batch_size": 16, **options}),
             out=out,
-            provenance=work.provenance(source, changes),
-            **options,
+            **how,
         )
 
     return call

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -20,7 +21,8 @@ from cnnfeat.errors import (
     StorageError,
     UsageError,
 )
-from cnnfeat.features import FeatureFile
+from cnnfeat.features import FeatureFile, FeatureWriter
+from cnnfeat.options import ExtractOptions, ReadOptions
 from cnnfeat.records import ImageTarget, ProbeOutput
 
 SIZES = {"train": 130, "test": 40}
@@ -41,8 +43,8 @@ def test_batch_size_changes_nothing(run, check, tmp_path, batch_size):
     check(tmp_path / "f.h5", SIZES)
 
 
-def test_provenance_is_in_the_root(run, tmp_path):
-    run(tmp_path / "f.h5", changes={"network_source": "mnist"})
+def test_provenance_is_in_the_root(run, work, tmp_path):
+    run(tmp_path / "f.h5", network=work.CountingNetwork(trained_on="mnist"))
     with h5py.File(tmp_path / "f.h5") as file:
         said = dict(file.attrs)
         assert file["train/conv.a"].attrs["tensor"] == "conv/a/out:0"
@@ -75,7 +77,7 @@ def test_dimensions_are_named(run, tmp_path):
 
 
 def test_splits_and_limit_choose_rows(run, check, tmp_path):
-    run(tmp_path / "a.h5", splits=["test"])
+    run(tmp_path / "a.h5", split=("test",))
     check(tmp_path / "a.h5", {"test": 40})
     run(tmp_path / "b.h5", limit=50)
     check(tmp_path / "b.h5", {"train": 50, "test": 40})
@@ -177,11 +179,11 @@ def test_images_that_change_shape_may_give_equal_rows(run, check, work, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be 'auto' or at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1 and at most 1048576, not 0"),
         ({"limit": 0}, "limit must be at least 1, not 0"),
         ({"dtype": "float64"}, "dtype must be 'float32' or 'float16', not 'float64'"),
         ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip', not 'ignore'"),
-        ({"splits": ["tset"]}, "has no split 'tset'; it has: train, test"),
+        ({"split": ("tset",)}, "has no split 'tset'; it has: train, test"),
     ],
 )
 def test_options_that_cannot_be_are_refused(run, tmp_path, options, message):
@@ -337,32 +339,59 @@ def test_stop_before_the_first_block_leaves_nothing(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"changes": {"network_sha256": "cd" * 32}}, "model"),
-        ({"changes": {"source": "digits"}}, "data"),
-        ({"changes": {"precision": "bfloat16"}}, "precision"),
-        ({"changes": {"preprocessing": {"scale": "unit"}}}, "preprocessing"),
+        ({"network": {"sha256": "cd" * 32}}, "model"),
+        ({"network": {"read": ReadOptions(feed=(("gain", 5.0),))}}, "feed"),
+        ({"network": {"read": ReadOptions(signature="other")}}, "signature"),
+        ({"network": {"read": ReadOptions(input="x")}}, "input"),
+        ({"network": {"read": ReadOptions(weights="none")}}, "weights"),
+        ({"source": {"name": "digits"}}, "data"),
+        ({"source": {"options": {"labels": ":/z", "max_pixels": 9}}}, "labels"),
+        ({"source": {"options": {"labels": ":/y", "max_pixels": 8}}}, "max pixels"),
+        ({"probe": {"scale": "unit"}}, "scale"),
+        ({"probe": {"scale": "none", "layout": "NCHW"}}, "preprocessing"),
+        ({"precision": "bfloat16"}, "precision"),
+        ({"pool": "avg"}, "pool"),
         ({"batch_size": 17}, "batch size"),
         ({"dtype": "float16"}, "dtype"),
         ({"limit": 100}, "limit"),
-        ({"splits": ["train"]}, "splits"),
-        ({"on_error": "skip"}, "on-error"),
+        ({"split": ("train",)}, "split"),
+        ({"on_error": "skip"}, "on error"),
     ],
 )
-def test_resume_names_the_setting_that_differs(run, tmp_path, options, field):
+def test_resume_names_the_setting_that_differs(run, work, tmp_path, options, field):
     path = tmp_path / "f.h5"
+    changed = dict(options)
+    sources = [work.CountingSource(SIZES) for _ in range(2)]
+    for source in sources:
+        source.options = {"labels": ":/y", "max_pixels": 9}
+    for name, value in changed.pop("source", {}).items():
+        setattr(sources[1], name, value)
+    probe = work.CountingProbe()
+    probe.preprocessing = changed.pop("probe", probe.preprocessing)
+    network = work.CountingNetwork(probe, **changed.pop("network", {}))
     with pytest.raises(Interrupted):
-        run(path, should_stop=_stop_after(8))
+        run(path, source=sources[0], should_stop=_stop_after(8))
     kept = (tmp_path / "f.h5.partial").read_bytes()
     with pytest.raises(UsageError, match=f"begun with another {field}: "):
-        run(path, resume=True, **options)
+        run(path, source=sources[1], network=network, resume=True, **changed)
     assert (tmp_path / "f.h5.partial").read_bytes() == kept
+
+
+def test_every_option_that_changes_the_result_is_compared(run, work, tmp_path):
+    """No list is kept by hand: what a record declares is compared."""
+    with pytest.raises(Interrupted):
+        run(tmp_path / "f.h5", should_stop=_stop_after(8))
+    settings = FeatureWriter.unfinished(tmp_path / "f.h5").settings
+    for record in (ReadOptions, ExtractOptions):
+        for item in dataclasses.fields(record):
+            assert item.name.replace("_", " ") in settings
 
 
 def test_resume_with_other_layers_names_both(run, work, tmp_path):
     path = tmp_path / "f.h5"
     with pytest.raises(Interrupted):
         run(path, should_stop=_stop_after(8))
-    with pytest.raises(UsageError, match=r"another layers: conv/a .*now it is fc1 \(fc1/out:0\)"):
+    with pytest.raises(UsageError, match=r"another layer: conv/a .*now it is fc1 \(fc1/out:0\)"):
         run(path, resume=True, probe=work.CountingProbe({"fc1": (8,)}))
 
 

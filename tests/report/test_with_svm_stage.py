@@ -17,7 +17,7 @@ from cnnfeat.svm import svm_stage
 def test_the_stage_s_outputs_are_read(run, tmp_path):
     shutil.copy(run.folder / "features.h5", tmp_path)
     result = svm_stage(
-        tmp_path / "features.h5", tmp_path, config=SvmOptions(layer=("all",), C=0.01)
+        tmp_path / "features.h5", tmp_path, options=SvmOptions(layer=("all",), C=0.01)
     )
     read = read_result(tmp_path / "svm.json")
     assert [score.layer for score in read.layers] == ["conv2", "fc1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -34,7 +35,7 @@ from cnnfeat.errors import (
 )
 from cnnfeat.features import write_arrays
 from cnnfeat.options import SvmOptions
-from cnnfeat.svm import MachineOptions, load_svm, svm_stage
+from cnnfeat.svm import load_svm, svm_stage
 from cnnfeat.svm import stage as stage_module
 
 FIXED = SvmOptions(layer=("whole",), C=0.01)
@@ -42,7 +43,7 @@ FIXED = SvmOptions(layer=("whole",), C=0.01)
 
 def test_result_equals_scikit_learn(digits_file, pixels, tmp_path):
     X, y = pixels[0].reshape(-1, 64), pixels[1]
-    result = svm_stage(digits_file, tmp_path / "out", config=FIXED)
+    result = svm_stage(digits_file, tmp_path / "out", options=FIXED)
     theirs = make_pipeline(
         StandardScaler(), LinearSVC(C=0.01, dual=False, tol=1e-8, max_iter=10_000)
     ).fit(X[:700], y[:700])
@@ -70,7 +71,7 @@ def test_result_equals_scikit_learn(digits_file, pixels, tmp_path):
 
 
 def test_saved_pipeline_is_plain_scikit_learn(digits_file, pixels, tmp_path):
-    result = svm_stage(digits_file, tmp_path, config=FIXED)
+    result = svm_stage(digits_file, tmp_path, options=FIXED)
     path = tmp_path / "svm.skops"
     assert skops.io.get_untrusted_types(file=path) == []
     code = (
@@ -92,7 +93,7 @@ def test_saved_pipeline_is_plain_scikit_learn(digits_file, pixels, tmp_path):
 
 
 def test_predictions_name_every_test_row(digits_file, pixels, tmp_path):
-    svm_stage(digits_file, tmp_path, config=FIXED)
+    svm_stage(digits_file, tmp_path, options=FIXED)
     with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as lines:
         records = list(csv.DictReader(lines))
     assert [record["id"] for record in records] == [f"test/{row:05d}" for row in range(300)]
@@ -116,7 +117,7 @@ def test_predictions_of_odd_ids_and_classes_are_read_back(pixels, tmp_path):
         classes=classes,
         attributes={"source": "odd"},
     )
-    svm_stage(tmp_path / "odd.h5", tmp_path, config=FIXED)
+    svm_stage(tmp_path / "odd.h5", tmp_path, options=FIXED)
     with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as lines:
         records = list(csv.DictReader(lines))
     assert [record["id"] for record in records] == ids
@@ -129,7 +130,7 @@ def test_every_machine_learns_and_loads(digits_file, tmp_path, kernel, normalize
     C = {"standard": 0.1, "l2": 10.0, "none": 0.001}[normalize]
     C = {"linear": C, "nystroem": 10.0}.get(kernel, 10.0)
     config = SvmOptions(layer=("whole",), kernel=kernel, C=C, normalize=normalize)
-    result = svm_stage(digits_file, tmp_path / "out", config=config)
+    result = svm_stage(digits_file, tmp_path / "out", options=config)
     assert result.accuracy > 0.85
     saved = load_svm(tmp_path / "out" / "svm.skops")
     assert saved.layer == "whole"
@@ -138,10 +139,8 @@ def test_every_machine_learns_and_loads(digits_file, tmp_path, kernel, normalize
 
 def test_layers_are_compared_by_cross_validation(digits_file, tmp_path, caplog):
     caplog.set_level(logging.INFO, "cnnfeat")
-    config = SvmOptions(layer=("all",), folds=3)
-    result = svm_stage(
-        digits_file, tmp_path, config=config, options=MachineOptions(grid=(0.001, 0.01))
-    )
+    config = SvmOptions(layer=("all",), folds=3, grid=(0.001, 0.01))
+    result = svm_stage(digits_file, tmp_path, options=config)
     assert [run.layer for run in result.layers] == ["whole", "half"]
     assert result.best.layer == "whole"
     assert result.to_json()["layer"] == "whole"
@@ -162,8 +161,8 @@ def test_choice_of_C_never_sees_test_rows(digits_file, make_file, pixels, tmp_pa
         name="broken.h5",
     )
     config = SvmOptions(layer=("whole",), folds=3)
-    first = svm_stage(digits_file, tmp_path / "a", config=config)
-    second = svm_stage(broken, tmp_path / "b", config=config)
+    first = svm_stage(digits_file, tmp_path / "a", options=config)
+    second = svm_stage(broken, tmp_path / "b", options=config)
     assert first.to_json()["selection"] == second.to_json()["selection"]
     assert first.best.objective == second.best.objective
     assert first.accuracy > 0.85
@@ -174,7 +173,7 @@ def test_without_a_test_split_rows_are_held_out(make_file, pixels, tmp_path, cap
     caplog.set_level(logging.INFO, "cnnfeat")
     X, y = pixels
     path = make_file({"all": {"whole": X[:500]}}, {"all": y[:500]})
-    result = svm_stage(path, tmp_path / "out", config=FIXED)
+    result = svm_stage(path, tmp_path / "out", options=FIXED)
     assert result.evaluation == "hold-out"
     assert result.n_train + result.n_test == 500
     assert 95 <= result.n_test <= 105
@@ -189,7 +188,7 @@ def test_without_a_test_split_rows_are_held_out(make_file, pixels, tmp_path, cap
 def test_cross_validation_scores_every_row(make_file, pixels, tmp_path):
     X, y = pixels
     path = make_file({"all": {"whole": X[:500]}}, {"all": y[:500]})
-    result = svm_stage(path, tmp_path / "out", config=FIXED, cross_validate=True)
+    result = svm_stage(path, tmp_path / "out", options=dataclasses.replace(FIXED, cv=True))
     assert result.evaluation == "cross-validation"
     assert result.n_train == result.n_test == 500
     assert 0.8 < result.accuracy < 1
@@ -197,7 +196,7 @@ def test_cross_validation_scores_every_row(make_file, pixels, tmp_path):
 
 def test_principal_components_stand_in_the_pipeline(digits_file, tmp_path):
     config = SvmOptions(layer=("whole",), C=0.01, pca=20)
-    result = svm_stage(digits_file, tmp_path, config=config)
+    result = svm_stage(digits_file, tmp_path, options=config)
     pipeline = load_svm(tmp_path / "svm.skops").pipeline
     assert [name for name, _ in pipeline.steps] == ["scale", "pca", "svm"]
     assert pipeline[-1].coef_.shape == (10, 20)
@@ -214,10 +213,8 @@ def test_little_memory_gives_the_same_machine(make_file, tmp_path):
         classes=tuple("abcd"),
     )
     config = SvmOptions(C=0.01)
-    roomy = svm_stage(path, tmp_path / "a", config=config)
-    tight = svm_stage(
-        path, tmp_path / "b", config=config, options=MachineOptions(memory_bytes=2 * 2**20)
-    )
+    roomy = svm_stage(path, tmp_path / "a", options=config)
+    tight = svm_stage(path, tmp_path / "b", options=dataclasses.replace(config, memory=2 * 2**20))
     assert tight.best.objective == pytest.approx(roomy.best.objective, rel=1e-4)
     assert abs(tight.accuracy - roomy.accuracy) < 0.005
 
@@ -228,7 +225,7 @@ def test_half_floats_are_read(make_file, pixels, tmp_path):
         {"train": {"whole": X[:700]}, "test": {"whole": X[700:1000]}},
         {"train": y[:700], "test": y[700:1000]},
     )
-    assert svm_stage(path, tmp_path / "out", config=FIXED).accuracy > 0.85
+    assert svm_stage(path, tmp_path / "out", options=FIXED).accuracy > 0.85
 
 
 def test_labels_need_not_be_consecutive(make_file, pixels, tmp_path):
@@ -239,7 +236,7 @@ def test_labels_need_not_be_consecutive(make_file, pixels, tmp_path):
         {"train": {"whole": X[train]}, "test": {"whole": X[test]}},
         {"train": y[train], "test": y[test]},
     )
-    result = svm_stage(path, tmp_path / "out", config=FIXED)
+    result = svm_stage(path, tmp_path / "out", options=FIXED)
     assert result.classes == ("1", "3", "5", "7", "9")
     assert np.shape(result.confusion) == (5, 5)
     assert result.accuracy > 0.9
@@ -247,7 +244,7 @@ def test_labels_need_not_be_consecutive(make_file, pixels, tmp_path):
 
 def _refused(path: Path, out: Path, error: type[Exception], words: str, **options: object) -> None:
     """The stage fails with `words` in message or hint, and leaves nothing."""
-    options.setdefault("config", FIXED)
+    options.setdefault("options", FIXED)
     with pytest.raises(error) as caught:
         svm_stage(path, out, **options)
     assert words in f"{caught.value} {getattr(caught.value, 'hint', '')}"
@@ -306,7 +303,7 @@ def test_fewer_rows_than_folds_are_refused(make_file, pixels, tmp_path):
     path = make_file({"train": {"whole": X}, "test": {"whole": X}}, {"train": y, "test": y})
     config = SvmOptions(layer=("whole",), folds=5)
     _refused(
-        path, tmp_path / "out", DataError, "5 folds need 5 training rows of each", config=config
+        path, tmp_path / "out", DataError, "5 folds need 5 training rows of each", options=config
     )
 
 
@@ -319,23 +316,23 @@ def test_constant_features_are_refused(make_file, pixels, tmp_path):
 def test_a_grid_of_one_is_refused(digits_file, tmp_path):
     _refused(
         digits_file, tmp_path / "out", UsageError, "a grid needs at least 2 different values",
-        config=SvmOptions(layer=("whole",)), options=MachineOptions(grid=(1.0,)),
+        options=SvmOptions(layer=("whole",), grid=(1.0,)),
     )  # fmt: skip
 
 
 def test_too_many_components_are_refused(digits_file, tmp_path):
     config = SvmOptions(layer=("whole",), C=1.0, pca=65)
-    _refused(digits_file, tmp_path / "out", UsageError, "--pca must be at most 64", config=config)
+    _refused(digits_file, tmp_path / "out", UsageError, "--pca must be at most 64", options=config)
 
 
 def test_several_layers_and_none_named_lists_them(digits_file, tmp_path):
-    _refused(digits_file, tmp_path / "out", UsageError, "whole, half", config=SvmOptions())
+    _refused(digits_file, tmp_path / "out", UsageError, "whole, half", options=SvmOptions())
 
 
 def test_an_unknown_layer_offers_near_names(digits_file, tmp_path):
     _refused(
         digits_file, tmp_path / "out", LayerLookupError, "hal",
-        config=SvmOptions(layer=("hal",)),
+        options=SvmOptions(layer=("hal",)),
     )  # fmt: skip
 
 
@@ -355,7 +352,7 @@ def test_an_output_that_exists_is_refused_before_any_work(digits_file, tmp_path,
     out.mkdir()
     (out / name).write_text("old")
     with pytest.raises(OutputExistsError, match=name) as caught:
-        svm_stage(digits_file, out, config=FIXED, extra_outputs=("confusion.png",))
+        svm_stage(digits_file, out, options=FIXED, extra_outputs=("confusion.png",))
     assert "--overwrite" in caught.value.hint
     assert [path.name for path in out.iterdir()] == [name]
     assert (out / name).read_text() == "old"
@@ -363,14 +360,14 @@ def test_an_output_that_exists_is_refused_before_any_work(digits_file, tmp_path,
 
 def test_old_outputs_are_untouched_when_a_run_fails(digits_file, make_file, pixels, tmp_path):
     out = tmp_path / "out"
-    svm_stage(digits_file, out, config=FIXED)
+    svm_stage(digits_file, out, options=FIXED)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     X = np.full_like(pixels[0][:100], np.nan)
     bad = make_file({"train": {"whole": X}}, {"train": pixels[1][:100]}, name="bad.h5")
     with pytest.raises(FeatureFileError):
-        svm_stage(bad, out, config=FIXED, overwrite=True)
+        svm_stage(bad, out, options=FIXED, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    svm_stage(digits_file, out, config=FIXED, overwrite=True)
+    svm_stage(digits_file, out, options=FIXED, overwrite=True)
     assert {path.name for path in out.iterdir()} == set(before)
 
 
@@ -380,7 +377,7 @@ def test_ctrl_c_says_that_nothing_was_written(digits_file, tmp_path, monkeypatch
 
     monkeypatch.setattr(stage_module, "fit_machine", interrupted)
     with pytest.raises(Interrupted, match="nothing was written, and an SVM can't be resumed"):
-        svm_stage(digits_file, tmp_path / "out", config=FIXED)
+        svm_stage(digits_file, tmp_path / "out", options=FIXED)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -391,7 +388,7 @@ def test_the_stage_never_loads_tensorflow(digits_file, tmp_path):
         "from cnnfeat.options import SvmOptions\n"
         "from cnnfeat.svm import svm_stage\n"
         "config = SvmOptions(layer=('half',), C=0.1)\n"
-        "svm_stage(Path(sys.argv[1]), Path(sys.argv[2]), config=config)\n"
+        "svm_stage(Path(sys.argv[1]), Path(sys.argv[2]), options=config)\n"
         "print([name for name in ('tensorflow', 'keras', 'matplotlib') if name in sys.modules])\n"
     )
     out = subprocess.run(

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from cnnfeat.cli.settings import Settings
+from cnnfeat.cli.session import Settings
 from cnnfeat.errors import CnnfeatError, Interrupted, near_names
 
 # name: (module and attribute, what `cnnfeat --help` says of it), in the order people need them

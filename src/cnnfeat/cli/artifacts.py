@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, options
-from cnnfeat.cli.settings import Settings, artifact, pass_settings
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import Settings, artifact, pass_settings
 from cnnfeat.errors import FeatureFileError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ def _feature_file() -> Path:
 
 @click.command()
 @click.argument("path", metavar="[FILE]", type=click.Path(path_type=Path), default=_feature_file)
-@options.as_json
-@options.common
+@flags.as_json
+@flags.common
 def info(path: Path, *, as_json: bool) -> None:
     """Say what FILE is and where it came from.
 
@@ -61,8 +61,8 @@ def _show_layers(layers: dict[str, list[StoredLayer]]) -> None:
 
 @click.command()
 @click.argument("path", metavar="[FILE]", type=click.Path(path_type=Path), default=_feature_file)
-@options.as_json
-@options.common
+@flags.as_json
+@flags.common
 @pass_settings
 def verify(settings: Settings, *, path: Path, as_json: bool) -> None:
     """Check every block of a feature file against its checksum.

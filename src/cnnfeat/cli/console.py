@@ -16,7 +16,7 @@ from cnnfeat.progress import SILENT, Progress, Task
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cnnfeat.cli.settings import Settings
+    from cnnfeat.cli.session import Settings
     from cnnfeat.records import Source
 
 PLAIN_INTERVAL_S = 5.0  # between two lines of progress where there is no terminal

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from cnnfeat.cli import console, options
-from cnnfeat.cli.settings import Settings, pass_settings
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import Settings, pass_settings
 
 
 @click.group()
@@ -17,9 +17,9 @@ def data() -> None:
 
 
 @data.command(name="list")
-@options.common
-@options.data_dir
-@options.as_json
+@flags.common
+@flags.data_dir
+@flags.as_json
 def list_command(*, data_dir: Path | None, as_json: bool) -> None:
     """List the sources known by name, and where each lies.
 
@@ -43,9 +43,9 @@ def list_command(*, data_dir: Path | None, as_json: bool) -> None:
 
 @data.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@options.common
-@options.data_dir
-@options.as_json
+@flags.common
+@flags.data_dir
+@flags.as_json
 @pass_settings
 def fetch(
     settings: Settings, *, names: tuple[str, ...], data_dir: Path | None, as_json: bool

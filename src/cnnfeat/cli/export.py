@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, options
-from cnnfeat.cli.settings import Settings, artifact, pass_settings
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import Settings, artifact, pass_settings
 from cnnfeat.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _NAMES = {
 @click.option(
     "--images/--no-images", default=True, show_default=True, help="Pictures for the projector."
 )
-@options.data_dir
+@flags.data_dir
 @click.option(
     "-o",
     "--output",
@@ -52,9 +52,9 @@ _NAMES = {
     show_default="artifacts/features.FORMAT",
     help="A file; for npy and projector a folder.",
 )
-@options.overwrite
-@options.as_json
-@options.common
+@flags.overwrite
+@flags.as_json
+@flags.common
 @pass_settings
 def export(
     settings: Settings,

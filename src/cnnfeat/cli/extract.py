@@ -9,110 +9,46 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, model_options, options
-from cnnfeat.cli.settings import Settings, pass_settings
-from cnnfeat.cli.signals import StopRequest, stop_on_signals
-from cnnfeat.cli.startup import start_tensorflow
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import (
+    Settings,
+    StopRequest,
+    artifact,
+    pass_settings,
+    start_tensorflow,
+    stop_on_signals,
+)
 from cnnfeat.errors import SKIPPED_EXIT_CODE, Interrupted
-from cnnfeat.options import ExtractOptions, Pooling, Precision, ProbeOptions, Scale
+from cnnfeat.options import DataOptions, RunOptions
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
     from cnnfeat.progress import Progress
-    from cnnfeat.records import ExtractResult, OnError, Source
+    from cnnfeat.records import ExtractResult, Source
 
 _log = logging.getLogger("cnnfeat")
 
 
-class _Size(click.ParamType[tuple[int, int]]):
-    """`224x160`: height and width; `224`: both."""
-
-    name = "HxW"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Read one or two numbers."""
-        parts = str(value).lower().split("x")
-        if len(parts) > 2 or not all(
-            part.isdecimal() and 1 <= int(part) <= 65_536 for part in parts
-        ):
-            self.fail(f"{value!r} is no size; 224x160 is 224 high and 160 wide", param, ctx)
-        return int(parts[0]), int(parts[-1])
-
-
 @click.command()
-@options.config_file("extract")
-@options.setting(
-    ExtractOptions,
-    "layer",
-    help="A layer, a tensor, or a pattern such as 'conv*'; may be repeated.",
+@flags.tables(
+    "extract", "model", "data", shown={"source": "what the model was trained on, else auto"}
 )
-@model_options.option
-@click.option(
-    "--data",
-    "source",
-    metavar="SOURCE",
-    show_default="what the model was trained on, else auto",
-    help="A name (cnnfeat data list), a folder, or a file of images.",
-)
-@options.data_dir
-@options.setting(ExtractOptions, "split", help="Only this split; may be repeated.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many of each split.")
-@options.setting(
-    ExtractOptions,
-    "batch_size",
-    help="Images at a time; auto tries a few sizes.  [default: 512, fewer if they are large]",
-)
-@options.setting(ExtractOptions, "dtype", help="How activations are stored.")
-@options.setting(ExtractOptions, "precision", help="How the network computes.")
-@options.setting(ExtractOptions, "pool", help="What is done over an activation's image axes.")
-@click.option(
-    "--scale",
-    type=click.Choice(["unit", "symmetric", "raw", "imagenet", "caffe"]),
-    show_default="as the model's file says",
-    help="How pixels are scaled before the network.",
-)
-@click.option("--resize", type=_Size(), help="Bring all images to one size, such as 224x224.")
-@model_options.reading
-@click.option(
-    "--on-error",
-    type=click.Choice(["raise", "skip"]),
-    default="raise",
-    show_default=True,
-    help="Whether one bad image ends the run or is left out (then exit code 6).",
-)
-@click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger images.")
-@click.option("--labels", help="Where labels lie, for a source that doesn't say.")
-@options.output("features.h5", help="The feature file.")
-@options.overwrite
+@flags.trust
+@flags.output("features.h5", help="The feature file.")
+@flags.overwrite
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
-@options.as_json
-@options.common
+@flags.as_json
+@flags.common
 @pass_settings
 def extract(
     settings: Settings,
     *,
-    layer: tuple[str, ...],
-    model: str,
-    source: str | None,
-    data_dir: Path | None,
-    split: tuple[str, ...],
-    limit: int | None,
-    batch_size: int | Literal["auto"] | None,
-    dtype: str,
-    precision: Precision,
-    pool: Pooling,
-    scale: Scale | None,
-    resize: tuple[int, int] | None,
-    reading: model_options.Reading,
-    on_error: OnError,
-    max_pixels: int | None,
-    labels: str | None,
+    options: RunOptions,
+    trust_model: bool,
     out: Path,
     overwrite: bool,
     resume: bool,
@@ -123,43 +59,28 @@ def extract(
     One pass over the images computes all layers asked for, and nothing behind them. `cnnfeat
     layers` lists what there is. An interrupted run goes on with --resume.
     """
+    from cnnfeat.extraction import IN_FLIGHT, Extraction
     from cnnfeat.features import FeatureWriter
 
     FeatureWriter.check(out, overwrite=overwrite, resume=resume)
-    from cnnfeat.extraction import IN_FLIGHT
-
     start_tensorflow(settings, n_calls=IN_FLIGHT)
-    from cnnfeat.extractor import extract_features
+    from cnnfeat.network import open_network
 
-    network = reading.load(model)
-    network.find(layer)  # a mistyped name is known before any image is read
+    model = options.model.path or str(artifact("model.keras"))
+    network = open_network(model, options.model, trust=trust_model)
+    extraction = Extraction.of(network, options.extract)  # names are known before images are read
     progress = console.progress(settings)
     with (
-        _open_source(
-            network,
-            source,
-            data_dir=data_dir,
-            labels=labels,
-            max_pixels=max_pixels,
-            progress=progress,
-        ) as images,
+        _open_images(network, options.data, progress) as images,
         stop_on_signals() as stop,
         _resume_command(stop),
     ):
         _log.info("data: %s", console.source_text(images))
-        result = extract_features(
-            network,
+        result = extraction.run(
             images,
-            layers=layer,
             out=out,
-            options=ProbeOptions(precision, pool, scale, resize),
-            splits=split,
-            limit=limit,
-            batch_size=batch_size,
-            dtype=dtype,
             overwrite=overwrite,
             resume=resume,
-            on_error=on_error,
             should_stop=stop,
             progress=progress,
         )
@@ -168,32 +89,23 @@ def extract(
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
 
 
-def _open_source(
-    network: Network,
-    spec: str | None,
-    *,
-    data_dir: Path | None,
-    labels: str | None,
-    max_pixels: int | None,
-    progress: Progress,
-) -> Source:
+def _open_images(network: Network, options: DataOptions, progress: Progress) -> Source:
     """Open what was named, else what the model was trained on, else "auto"."""
-    from cnnfeat.data import MAX_PIXELS, open_source
+    from cnnfeat.data import open_data
 
     card = network.card
     trained = {} if card is None else card.source
-    if spec is None and data_dir is None and card is not None:
-        data_dir = card.data_dir
-    source = open_source(
-        spec or str(trained.get("name", "auto")),
-        data_dir=data_dir,
-        labels=labels,
-        max_pixels=max_pixels or MAX_PIXELS,
-        progress=progress,
-    )
-    if spec is None and trained and trained.get("fingerprint") != source.fingerprint().digest:
-        _log.warning("%s has changed since the model was trained on it", source.name)
-    return source
+    if options.source is None and card is not None:
+        options = dataclasses.replace(
+            options,
+            source=str(trained.get("name", "auto")),
+            dir=options.dir or (None if card.data_dir is None else str(card.data_dir)),
+        )
+        source = open_data(options, progress=progress)
+        if trained.get("fingerprint") != source.fingerprint().digest:
+            _log.warning("%s has changed since the model was trained on it", source.name)
+        return source
+    return open_data(options, progress=progress)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, model_options, options
-from cnnfeat.cli.settings import Settings, pass_settings
-from cnnfeat.cli.startup import start_tensorflow
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import Settings, artifact, pass_settings, start_tensorflow
 from cnnfeat.errors import LayerLookupError
+from cnnfeat.options import ReadOptions
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -21,13 +21,13 @@ _BYTES = 4  # of a float32
 
 
 @click.command()
-@model_options.argument
+@click.argument("model", required=False, default=lambda: str(artifact("model.keras")))
 @click.option("--all", "every", is_flag=True, help="Every tensor that depends on the images.")
 @click.option("--match", metavar="GLOB", help="Layers whose name matches, such as 'conv2_*'.")
 @click.option("--kind", help="Layers of a kind, such as conv, pool or dense.")
-@model_options.reading
-@options.as_json
-@options.common
+@flags.reading
+@flags.as_json
+@flags.common
 @pass_settings
 def layers(
     settings: Settings,
@@ -36,7 +36,8 @@ def layers(
     every: bool,
     match: str | None,
     kind: str | None,
-    reading: model_options.Reading,
+    read: ReadOptions,
+    trust_model: bool,
     as_json: bool,
 ) -> None:
     """List a network's layers: shapes, features for one image, and the tensor behind each name.
@@ -45,7 +46,9 @@ def layers(
     all layers, --all every tensor. Any of the names goes with cnnfeat extract --layer.
     """
     start_tensorflow(settings)
-    network = reading.load(model)
+    from cnnfeat.network import open_network
+
+    network = open_network(model, read, trust=trust_model)
     chosen = _chosen(network, every=every, match=match, kind=kind, whole=as_json)
     n_images = _n_images(network)
     if as_json:

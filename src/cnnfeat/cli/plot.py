@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
-from cnnfeat.cli import console, options
-from cnnfeat.cli.settings import Settings, artifact
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import Settings, artifact
+from cnnfeat.options import ReadOptions
 
 if TYPE_CHECKING:
     from cnnfeat.report.plots import Canvas
 
 F = TypeVar("F", bound=Callable[..., object])
-
-_PATH = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +29,17 @@ class _Input:
     help: str
 
 
-_MODEL = _Input("--model", "model.keras", "The network.")
+_CARD = _Input("--model", "model.keras", "The network; its card lies beside it.")
 _FEATURES = _Input("--features", "features.h5", "The feature file.")
 _SVM = _Input("--svm", "svm.json", "The SVM's result; predictions.csv lies beside it.")
 
+_model = click.option("--model", show_default="the features' own", help="The network.")
 _split = click.option("--split", show_default="test, else the last", help="Which rows.")
 
 
-def _drawing(kind: str, *inputs: _Input, pictures: bool = False) -> Callable[[F], F]:
+def _drawing(
+    kind: str, *inputs: _Input, network: bool = False, pictures: bool = False
+) -> Callable[[F], F]:
     """Add the options of every picture, and hand the command a `Canvas`."""
 
     def decorate(command: F) -> F:
@@ -48,26 +50,13 @@ def _drawing(kind: str, *inputs: _Input, pictures: bool = False) -> Callable[[F]
             console.show(str(canvas.out))
 
         wrapped = update_wrapper(drawn, command)
-        choices = [
-            click.option(
-                item.flag,
-                type=_PATH,
-                default=lambda name=item.name: artifact(name),
-                show_default=f"artifacts/{item.name}",
-                help=item.help,
-            )
-            for item in inputs
-        ]
-        if _MODEL in inputs and kind != "training":
-            choices.append(
-                click.option(
-                    "--trust-model", is_flag=True, help="Run a model that does more than compute."
-                )
-            )
+        choices = [flags.input_file(item.flag, item.name, help=item.help) for item in inputs]
+        if network:
+            choices += [_model, flags.reading]
         if pictures:
-            choices.append(options.data_dir)
+            choices.append(flags.data_dir)
         choices += [
-            options.output(f"{kind}.png", help="The picture: .png or .svg."),
+            flags.output(f"{kind}.png", help="The picture: .png or .svg."),
             click.option(
                 "--dpi",
                 type=click.FloatRange(10, 2_400),
@@ -75,8 +64,8 @@ def _drawing(kind: str, *inputs: _Input, pictures: bool = False) -> Callable[[F]
                 show_default=True,
                 help="Dots per inch of a PNG.",
             ),
-            options.overwrite,
-            options.common,
+            flags.overwrite,
+            flags.common,
         ]
         for choice in reversed(choices):
             wrapped = choice(wrapped)
@@ -96,11 +85,17 @@ def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
         return cast("Path", values.pop(name, None) or artifact(default))
 
     svm = path("svm", "svm.json")
+    features = path("features", "features.h5") if "features" in values else None
+    model = values.pop("model", None)
+    if model is None and features is None and not artifact("features.h5").exists():
+        model = artifact("model.keras")
     artifacts = Artifacts(
-        path("model", "model.keras"),
-        path("features", "features.h5"),
-        svm,
-        svm.with_name("predictions.csv"),
+        model=None if model is None else str(model),
+        features=features or artifact("features.h5"),
+        svm=svm,
+        predictions=svm.with_name("predictions.csv"),
+        read=cast("ReadOptions", values.pop("read", ReadOptions())),
+        trust=bool(values.pop("trust_model", False)),
     )
     out = cast("Path", values.pop("out"))
     check_picture(out)
@@ -110,16 +105,15 @@ def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
         out,
         dpi=cast("float", values.pop("dpi")),
         data_dir=cast("Path | None", values.pop("data_dir", None)),
-        trust=bool(values.pop("trust_model", False)),
         progress=console.progress(settings),
     )
 
 
 def _start_tensorflow(canvas: Canvas) -> None:
     """Start it in silence, where there is a model to open."""
-    from cnnfeat.cli.startup import start_tensorflow
+    from cnnfeat.cli.session import start_tensorflow
 
-    if canvas.artifacts.model.exists():
+    if canvas.artifacts.find_model() is not None:
         start_tensorflow(click.get_current_context().ensure_object(Settings))
 
 
@@ -146,7 +140,7 @@ def plot() -> None:
 @click.option(
     "--channel", type=int, default=0, show_default=True, help="Which one, with --by channel."
 )
-@_drawing("filters", _MODEL)
+@_drawing("filters", network=True)
 def filters(canvas: Canvas, *, layer: str, by: str, channel: int) -> None:
     """Draw a layer's weights, one tile a filter."""
     from cnnfeat.report.plots import draw_filters
@@ -159,7 +153,7 @@ def filters(canvas: Canvas, *, layer: str, by: str, channel: int) -> None:
 @click.option("--layer", required=True, help="A layer with maps: (height, width, channels).")
 @click.option("--image", default="0", show_default=True, help="A row number, or an id.")
 @_split
-@_drawing("activations", _FEATURES, _MODEL, pictures=True)
+@_drawing("activations", _FEATURES, network=True, pictures=True)
 def activations(canvas: Canvas, *, layer: str, image: str, split: str | None) -> None:
     """Draw an image and what a layer makes of it, beside the layer's filters.
 
@@ -251,7 +245,7 @@ def layers(canvas: Canvas) -> None:
 
 
 @plot.command()
-@_drawing("training", _MODEL)
+@_drawing("training", _CARD)
 def training(canvas: Canvas) -> None:
     """Draw loss and accuracy by epoch."""
     from cnnfeat.report.plots import draw_training

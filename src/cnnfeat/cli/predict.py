@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, options
-from cnnfeat.cli.settings import Settings, artifact, pass_settings
-from cnnfeat.cli.startup import start_tensorflow
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import Settings, artifact, pass_settings, start_tensorflow
 from cnnfeat.errors import SKIPPED_EXIT_CODE
+from cnnfeat.options import ReadOptions
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -28,7 +29,7 @@ _log = logging.getLogger("cnnfeat")
 
 @click.command()
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@options.common
+@flags.common
 @click.option(
     "--svm",
     "svm_file",
@@ -43,7 +44,7 @@ _log = logging.getLogger("cnnfeat")
     help="The network the machine's features came from.",
 )
 @click.option("--split", multiple=True, help="Only this split; may be repeated.")
-@options.data_dir
+@flags.data_dir
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "skip"]),
@@ -51,9 +52,9 @@ _log = logging.getLogger("cnnfeat")
     show_default=True,
     help="Whether one bad picture ends the run or is left out (then exit code 6).",
 )
-@click.option("--trust-model", is_flag=True, help="Run a model that does more than compute.")
+@flags.reading
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
-@options.as_json
+@flags.as_json
 @pass_settings
 def predict(
     settings: Settings,
@@ -64,6 +65,7 @@ def predict(
     split: tuple[str, ...],
     data_dir: Path | None,
     on_error: OnError,
+    read: ReadOptions,
     trust_model: bool,
     as_csv: bool,
     as_json: bool,
@@ -72,16 +74,24 @@ def predict(
 
     INPUT is a picture, a source (cnnfeat data list, a folder, an array file), or a feature file.
     """
-    from cnnfeat.prediction import network_path
+    from cnnfeat.origin import open_recorded
     from cnnfeat.svm import load_svm
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other")
     saved = load_svm(svm_file)
     skipped: list[SkippedSample] = []
-    networks = _Networks(settings, spec=model or str(network_path(saved)), trust=trust_model)
+
+    @functools.cache
+    def network() -> Network:
+        """Load it once, when the first picture needs it."""
+        start_tensorflow(settings)
+        return open_recorded(
+            saved.metadata, beside=saved.path, model=model, read=read, trust=trust_model
+        )
+
     predictions = _predictions(
-        saved, inputs, networks,
+        saved, inputs, network,
         splits=split, data_dir=data_dir, on_error=on_error, skipped=skipped,
     )  # fmt: skip
     write = _write_csv if as_csv else _write_json if as_json else _write_table
@@ -93,27 +103,10 @@ def predict(
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
 
 
-class _Networks:
-    """The network, loaded when the first picture needs it."""
-
-    def __init__(self, settings: Settings, *, spec: str, trust: bool) -> None:
-        self._settings, self._spec, self._trust = settings, spec, trust
-        self._network: Network | None = None
-
-    def get(self) -> Network:
-        """Load it once."""
-        if self._network is None:
-            start_tensorflow(self._settings)
-            from cnnfeat.network import load_network
-
-            self._network = load_network(self._spec, trust=self._trust)
-        return self._network
-
-
 def _predictions(
     saved: SavedSVM,
     inputs: Sequence[str],
-    networks: _Networks,
+    network: Callable[[], Network],
     *,
     splits: Sequence[str],
     data_dir: Path | None,
@@ -129,7 +122,7 @@ def _predictions(
             continue
         with open_source(spec, data_dir=data_dir) as source:
             yield from predict_images(
-                saved, networks.get(), source, splits=splits, on_error=on_error, skipped=skipped
+                saved, network(), source, splits=splits, on_error=on_error, skipped=skipped
             )
 
 

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 import click
 
-from cnnfeat.cli import console, options
-from cnnfeat.cli.settings import Settings, artifact, pass_settings
-from cnnfeat.cli.startup import start_tensorflow
-
-_PATH = click.Path(path_type=Path)
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import Settings, pass_settings, start_tensorflow
+from cnnfeat.errors import UntrustedModelError
+from cnnfeat.options import ReadOptions
 
 
 @click.command()
-@click.option(
-    "--features",
-    type=_PATH,
-    default=lambda: artifact("features.h5"),
-    show_default="artifacts/features.h5",
-    help="The feature file.",
-)
-@click.option(
-    "--svm",
-    type=_PATH,
-    default=lambda: artifact("svm.json"),
-    show_default="artifacts/svm.json",
-    help="The SVM's result; predictions.csv lies beside it.",
-)
-@click.option(
-    "--model",
-    type=_PATH,
-    default=lambda: artifact("model.keras"),
-    show_default="artifacts/model.keras",
-    help="The network.",
-)
-@click.option("--trust-model", is_flag=True, help="Run a model that does more than compute.")
-@options.data_dir
+@flags.input_file("--features", "features.h5", help="The feature file.")
+@flags.input_file("--svm", "svm.json", help="The SVM's result; predictions.csv lies beside it.")
+@click.option("--model", show_default="the features' own", help="The network.")
+@flags.reading
+@flags.data_dir
 @click.option("--layer", show_default="the SVM's", help="Whose features are drawn as points.")
 @click.option(
     "--embedding",
@@ -60,17 +42,18 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="Fixes the choice and the layout.",
 )
-@options.output("report.html", help="The page.")
-@options.overwrite
-@options.as_json
-@options.common
+@flags.output("report.html", help="The page.")
+@flags.overwrite
+@flags.as_json
+@flags.common
 @pass_settings
 def report(
     settings: Settings,
     *,
     features: Path,
     svm: Path,
-    model: Path,
+    model: str | None,
+    read: ReadOptions,
     trust_model: bool,
     data_dir: Path | None,
     layer: str | None,
@@ -91,20 +74,28 @@ def report(
 
     check_output(out, overwrite=overwrite)
     FeatureFile(features).close()  # what is wrong with it is said before TensorFlow starts
-    if model.exists():
-        start_tensorflow(settings)
     from cnnfeat.report.evidence import Artifacts
     from cnnfeat.report.page import write_report
 
+    artifacts = Artifacts(
+        model=model,
+        features=features,
+        svm=svm,
+        predictions=svm.with_name("predictions.csv"),
+        read=read,
+        trust=trust_model,
+    )
+    with contextlib.suppress(UntrustedModelError):  # said on the page
+        if artifacts.find_model() is not None:
+            start_tensorflow(settings)
     result = write_report(
-        Artifacts(model, features, svm, svm.with_name("predictions.csv")),
+        artifacts,
         out,
         layer=layer,
         embedding=embedding,
         n_points=points,
         seed=seed,
         data_dir=data_dir,
-        trust=trust_model,
         overwrite=overwrite,
         progress=console.progress(settings),
     )

@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, options
-from cnnfeat.cli.settings import Settings, artifact, pass_settings
-from cnnfeat.cli.signals import stop_on_signals
-from cnnfeat.cli.startup import start_tensorflow
-from cnnfeat.options import DataOptions, RunOptions, load_config
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import (
+    Settings,
+    artifact,
+    pass_settings,
+    start_tensorflow,
+    stop_on_signals,
+)
+from cnnfeat.errors import SKIPPED_EXIT_CODE
+from cnnfeat.knobs import to_dict
+from cnnfeat.options import DataOptions, load_config
 
 if TYPE_CHECKING:
     from cnnfeat.pipeline import RunResult
@@ -21,14 +27,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--data",
-    "source",
-    metavar="SOURCE",
-    show_default="the file's, else auto",
-    help="A name (cnnfeat data list), a folder, or a file of images.",
-)
-@options.data_dir
+@flags.record(DataOptions, "data", shown={"source": "the file's, else auto"})
+@flags.trust
 @click.option(
     "-o",
     "--output",
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     show_default="artifacts",
     help="The folder for everything that is made.",
 )
-@options.overwrite
-@options.as_json
-@options.common
+@flags.overwrite
+@flags.as_json
+@flags.common
 @pass_settings
 def run(
     settings: Settings,
     *,
     config: Path | None,
-    source: str | None,
-    data_dir: Path | None,
+    data: DataOptions,
+    trust_model: bool,
     folder: Path,
     overwrite: bool,
     as_json: bool,
@@ -55,32 +55,35 @@ def run(
     """Train, extract, fit and report: the whole of CONFIG, a TOML file.
 
     Stages whose inputs have not changed are not done again. Without CONFIG: the seed network on
-    MNIST, its conv2 and fc1, a linear SVM on fc1. See configs/ for whole runs.
+    MNIST, its conv2 and fc1, a linear SVM on fc1. See configs/ for whole runs. With [model] path
+    in CONFIG, nothing is trained.
     """
+    from cnnfeat.extraction import IN_FLIGHT
     from cnnfeat.pipeline import DEFAULT_RUN, run_pipeline
 
-    plan = _with_data(DEFAULT_RUN if config is None else load_config(config), source, data_dir)
+    options = DEFAULT_RUN if config is None else load_config(config)
+    n_calls = 1 if options.model.path is None else IN_FLIGHT  # a training has one
     result = run_pipeline(
-        plan,
+        dataclasses.replace(options, data=_over(data, options.data)),
         folder=folder,
         overwrite=overwrite,
+        trust=trust_model,
         stopping=stop_on_signals,
-        before_network=partial(start_tensorflow, settings),
+        before_network=partial(start_tensorflow, settings, n_calls=n_calls),
         progress=console.progress(settings),
     )
     if as_json:
         console.show_json(dataclasses.asdict(result))
     else:
         console.show_facts(_facts(result))
+    if result.n_skipped:
+        click.get_current_context().exit(SKIPPED_EXIT_CODE)
 
 
-def _with_data(plan: RunOptions, source: str | None, data_dir: Path | None) -> RunOptions:
+def _over(given: DataOptions, config: DataOptions) -> DataOptions:
     """Let the command line's data go before the file's."""
-    data = DataOptions(
-        source=source or plan.data.source or "auto",
-        dir=plan.data.dir if data_dir is None else str(data_dir),
-    )
-    return dataclasses.replace(plan, data=data)
+    said = {name: value for name, value in to_dict(given).items() if value is not None}
+    return dataclasses.replace(config, **said)  # type: ignore[arg-type]
 
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:

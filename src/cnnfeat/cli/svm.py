@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, options
-from cnnfeat.cli.settings import Settings, artifact, pass_settings
-from cnnfeat.options import SvmOptions
+from cnnfeat.cli import console, flags
+from cnnfeat.cli.session import Settings, artifact, pass_settings
+from cnnfeat.options import RunOptions
 
 if TYPE_CHECKING:
     from cnnfeat.result import SvmResult
 
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_LEAST_BYTES = 64 * 2**20
-_CONFUSION, _LAYERS = "confusion.png", "layers.png"
 _CELLS = 20  # classes up to which the confusion matrix is printed
-
-
-class MemorySize(click.ParamType[int]):
-    """`2GiB`, `512MiB`, or a number of bytes."""
-
-    name = "SIZE"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Read a number and a unit."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", str(value).lower())
-        if not found:
-            self.fail(f"{value!r} is no size; 2GiB and 512MiB are", param, ctx)
-        size_bytes = int(float(found[1]) * _UNITS[found[2]])
-        if size_bytes < _LEAST_BYTES:
-            self.fail(f"must be at least 64MiB, not {value}", param, ctx)
-        return size_bytes
-
-
-class Grid(click.ParamType[tuple[float, ...]]):
-    """`0.01,0.1,1`."""
-
-    name = "C,C,..."
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """Read numbers between commas."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            grid = tuple(float(text) for text in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no list of numbers; 0.01,0.1,1 is", param, ctx)
-        if len(set(grid)) < 2 or not all(0 < C < float("inf") for C in grid):
-            self.fail(f"needs at least 2 different values above 0, not {value}", param, ctx)
-        return grid
 
 
 @click.command()
@@ -67,39 +23,8 @@ class Grid(click.ParamType[tuple[float, ...]]):
     type=click.Path(path_type=Path),
     default=lambda: artifact("features.h5"),
 )
-@options.common
-@options.config_file("svm")
-@options.setting(
-    SvmOptions,
-    "layer",
-    help="A layer of the file; may be repeated: layers are compared. all: every one.",
-)
-@options.setting(SvmOptions, "kernel", help="nystroem: an approximation of rbf for many rows.")
-@options.setting(SvmOptions, "C", "--C", help="The cost of errors; auto: by cross-validation.")
-@options.setting(SvmOptions, "gamma", help="Of rbf and poly; auto: by cross-validation.")
-@options.setting(
-    SvmOptions,
-    "normalize",
-    help="Mean 0 and deviation 1 of features, length 1 of rows, or neither.",
-)
-@options.setting(SvmOptions, "pca", help="Keep so many principal components.")
-@options.setting(SvmOptions, "folds", help="Of the cross-validation.")
-@click.option("--grid", type=Grid(), help="Values of C to try.", show_default="9 half-decades")
-@options.setting(SvmOptions, "seed", help="Fixes folds and samples.")
-@click.option(
-    "--cv",
-    "cross_validate",
-    is_flag=True,
-    help="Score each row by a machine that hasn't seen it, instead of on a test split.",
-)
-@click.option(
-    "--memory",
-    "memory_bytes",
-    type=MemorySize(),
-    default="2GiB",
-    show_default=True,
-    help="About how much may be used; features beyond it are read by blocks.",
-)
+@flags.common
+@flags.tables("svm")
 @click.option(
     "-o",
     "--output",
@@ -109,24 +34,14 @@ class Grid(click.ParamType[tuple[float, ...]]):
     show_default="artifacts",
     help="The folder for svm.skops, svm.json, predictions.csv and confusion.png.",
 )
-@options.overwrite
-@options.as_json
+@flags.overwrite
+@flags.as_json
 @pass_settings
 def svm(
     settings: Settings,
     *,
     features: Path,
-    layer: tuple[str, ...],
-    kernel: Literal["linear", "rbf", "poly", "nystroem"],
-    C: float | Literal["auto"],
-    gamma: float | Literal["auto"],
-    normalize: Literal["standard", "l2", "none"],
-    pca: int | None,
-    folds: int,
-    grid: tuple[float, ...] | None,
-    seed: int,
-    cross_validate: bool,
-    memory_bytes: int,
+    options: RunOptions,
     out: Path,
     overwrite: bool,
     as_json: bool,
@@ -136,49 +51,23 @@ def svm(
     C is chosen on the training rows; the test rows are read once, at the end. With several
     layers, each gets its machine, and the best in cross-validation is saved.
     """
-    from cnnfeat.svm import MachineOptions, svm_stage
+    from cnnfeat.pipeline import fit_svm, svm_files
 
-    config = SvmOptions(layer, kernel, C, gamma, normalize, pca, folds, seed=seed)
-    result = svm_stage(
+    result = fit_svm(
         features,
         out,
-        config=config,
-        options=MachineOptions(grid=grid, memory_bytes=memory_bytes),
-        cross_validate=cross_validate,
+        options=options.svm,
         overwrite=overwrite,
-        extra_outputs=_pictures(layer),
         progress=console.progress(settings),
     )
-    drawn = _draw(result, out)
     if as_json:
         console.show_json(result.to_json())
     else:
-        _show(result, out, drawn)
+        _show(result)
+        console.show(f"{out}: {', '.join(svm_files(options.svm))}")
 
 
-def _pictures(layer: tuple[str, ...]) -> list[str]:
-    """Name the pictures that may be drawn when these layers are asked for."""
-    return [_CONFUSION, _LAYERS] if len(layer) > 1 or "all" in layer else [_CONFUSION]
-
-
-def _draw(result: SvmResult, folder: Path) -> list[Path]:
-    """Draw the confusion matrix, and the layers where several were compared."""
-    from cnnfeat.report.charts import plot_confusion, plot_layers
-
-    drawn = [folder / _CONFUSION]
-    plot_confusion(result.confusion, result.classes, drawn[0], title=f"SVM on {result.best.layer}")
-    if len(result.layers) > 1:
-        drawn.append(folder / _LAYERS)
-        plot_layers(
-            result.layers,
-            drawn[1],
-            network_accuracy=result.network_test_accuracy,
-            title="SVMs by layer",
-        )
-    return drawn
-
-
-def _show(result: SvmResult, folder: Path, drawn: list[Path]) -> None:
+def _show(result: SvmResult) -> None:
     """Print the result for people."""
     best = result.best
     if len(result.layers) > 1:
@@ -215,8 +104,6 @@ def _show(result: SvmResult, folder: Path, drawn: list[Path]) -> None:
             ],
             numeric=result.classes,
         )
-    names = ", ".join(path.name for path in drawn)
-    console.show(f"{folder}: svm.skops, svm.json, predictions.csv, {names}")
 
 
 def _show_layers(result: SvmResult) -> None:

@@ -2,7 +2,7 @@
 
 from cnnfeat.data.decode import MAX_PIXELS
 from cnnfeat.data.named import NamedSource, fetch, list_sources, user_cache
-from cnnfeat.data.opening import open_source
+from cnnfeat.data.opening import open_data, open_source
 from cnnfeat.data.registry import DATASETS, Dataset, DatasetFile
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "NamedSource",
     "fetch",
     "list_sources",
+    "open_data",
     "open_source",
     "user_cache",
 ]

@@ -14,8 +14,10 @@ from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
 from cnnfeat.data.source import unreadable
 from cnnfeat.errors import DataError, UsageError, near_names
+from cnnfeat.knobs import result_options
+from cnnfeat.options import DataOptions
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.records import Source
+from cnnfeat.records import Json, Source
 
 AUTO = "auto"
 _ALLOWED = (
@@ -56,10 +58,34 @@ def open_source(
     DownloadError
         If a named data set is neither on disk nor reachable.
     """
+    options = DataOptions(spec, None if data_dir is None else str(data_dir), labels, max_pixels)
+    return open_data(options, progress=progress)
+
+
+def open_data(options: DataOptions, *, progress: Progress = SILENT) -> Source:
+    """Open a source of images as options say, which it keeps; see `open_source`.
+
+    Parameters
+    ----------
+    options : DataOptions
+        Without a source: "auto".
+    progress : Progress
+        Told of downloads.
+    """
+    max_pixels = MAX_PIXELS if options.max_pixels is None else options.max_pixels
     if not 1 <= max_pixels <= MAX_PIXELS_LIMIT:
         raise UsageError(f"max pixels must be 1 to {MAX_PIXELS_LIMIT:,}, not {max_pixels}")
+    source = _open(options, max_pixels=max_pixels, progress=progress)
+    came_to: dict[str, Json] = {"labels": source.labels_from, "max_pixels": max_pixels}
+    source.options = {**result_options(options), **came_to}
+    return source
+
+
+def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Source:
+    spec, labels = AUTO if options.source is None else options.source, options.labels
     if spec == AUTO or spec in DATASETS:
         _refuse_labels(labels, spec)
+        data_dir = None if options.dir is None else Path(options.dir)
         if spec == AUTO:
             return open_auto(data_dir=data_dir, progress=progress)
         return open_named(spec, data_dir=data_dir, progress=progress)

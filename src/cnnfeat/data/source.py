@@ -23,7 +23,7 @@ from cnnfeat.records import Batch, Fingerprint, ImageTarget, OnError, SplitInfo
 if TYPE_CHECKING:
     import numpy as np
 
-    from cnnfeat.records import Array, Labels
+    from cnnfeat.records import Array, Json, Labels
 
 CONTENTS = "file contents"
 SIZES_AND_TIMES = "names, sizes and times"
@@ -98,6 +98,7 @@ class OpenedSource(ABC):
         self.splits = splits
         self.classes = tuple(classes)
         self.labels_from = labels_from
+        self.options: Mapping[str, Json] = {}  # set by what opens it
         self._states = functools.cache(states)
         self._close = close
 

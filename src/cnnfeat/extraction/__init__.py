@@ -1,9 +1,15 @@
 """Batches × probe -> feature file. Knows neither TensorFlow nor HDF5."""
 
-from cnnfeat.extraction.batch_size import LARGEST as LARGEST_BATCH
 from cnnfeat.extraction.batch_size import default_batch_size
-from cnnfeat.extraction.pipeline import IN_FLIGHT
-from cnnfeat.extraction.planning import choose_splits
-from cnnfeat.extraction.running import extract
+from cnnfeat.extraction.plan import Prober, choose_splits
+from cnnfeat.extraction.run import Extraction, extract
+from cnnfeat.extraction.threads import IN_FLIGHT
 
-__all__ = ["IN_FLIGHT", "LARGEST_BATCH", "choose_splits", "default_batch_size", "extract"]
+__all__ = [
+    "IN_FLIGHT",
+    "Extraction",
+    "Prober",
+    "choose_splits",
+    "default_batch_size",
+    "extract",
+]

@@ -6,7 +6,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from cnnfeat.extraction.pipeline import IN_FLIGHT
+from cnnfeat.extraction.threads import IN_FLIGHT
 from cnnfeat.records import Array, OnError, Probe, Source
 
 SMALLEST, LARGEST = 16, 2048

@@ -8,6 +8,7 @@ from cnnfeat.features.format import (
     StoredLayer,
     plan_columns,
 )
+from cnnfeat.features.journal import Header
 from cnnfeat.features.reader import Damage, FeatureFile, Verification, verify_file
 from cnnfeat.features.writer import FeatureWriter, write_arrays
 
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureFile",
     "FeatureWriter",
     "FilePlan",
+    "Header",
     "SplitPlan",
     "StoredLayer",
     "Verification",

@@ -68,6 +68,14 @@ class Feed:
     value: tf.Tensor  # a scalar
     shape: tuple[int | None, ...] | None  # the tensor's own
 
+    @property
+    def plain(self) -> bool | int | float | str:
+        """The value as Python has it, the shortest that the tensor's type tells apart."""
+        value = self.value.numpy()
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace")
+        return float(str(value)) if self.value.dtype.is_floating else value.item()
+
     def spread(self, n_images: tf.Tensor) -> tf.Tensor:
         """Fill the tensor's shape with the value; an open first axis has a row for each image."""
         if not self.shape:
@@ -101,6 +109,7 @@ class FlatGraph:
     signed: bool = True  # whether the file itself says which its inputs are
     kinds: Mapping[str, str] = field(default_factory=dict)  # layer -> class, known from elsewhere
     scale: str | None = None  # the scaling the weights were trained with, where known
+    signature: str | None = None  # of a SavedModel's, the one that was chosen
     owner: object = None  # keeps what holds the weights alive
 
 

@@ -14,6 +14,7 @@ from cnnfeat.network import lookup
 from cnnfeat.network.feeding import check_placeholders, fed_tensors, image_input
 from cnnfeat.network.flattening import importable, own_functions
 from cnnfeat.network.graph import (
+    Feed,
     FlatGraph,
     ImageInput,
     NamedTensor,
@@ -120,6 +121,18 @@ class Network:
     def read_options(self) -> ReadOptions:
         """How the file was read; with these it is read the same way again."""
         return self.origin.read
+
+    @property
+    def read_as(self) -> ReadOptions:
+        """The same, with what was left open or spelled otherwise as it came to be."""
+        return ReadOptions(
+            signature=self._graph.signature,
+            input=self.input.tensor.removesuffix(":0"),
+            feed=tuple(
+                sorted((name.removesuffix(":0"), feed.plain) for name, feed in self._fed().items())
+            ),
+            weights=self.read_options.weights,
+        )
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int | None]:
@@ -238,8 +251,7 @@ class Network:
     def _wanted(self, layers: Sequence[LayerInfo], options: ProbeOptions) -> Wanted:
         if not layers:
             raise NetworkError("no layer was asked for", hint="--layer NAME")
-        named = {item.name: item.tensor for item in self._graph.inputs}
-        feeds = fed_tensors(dict(self.read_options.feed), self._all, named=named)
+        feeds = self._fed()
         needed = ancestors(
             self._nodes,
             [layer.tensor.name for layer in layers],
@@ -253,6 +265,10 @@ class Network:
         part = subgraph(self._graph.graph_def, needed - set(self._graph.weights))
         self._check_trust(part)
         return Wanted(layers, part, feeds, options)
+
+    def _fed(self) -> dict[str, Feed]:
+        named = {item.name: item.tensor for item in self._graph.inputs}
+        return fed_tensors(dict(self.read_options.feed), self._all, named=named)
 
     def _check_trust(self, part: tf.compat.v1.GraphDef) -> None:
         check_operations(part, path=self.path, trusted=self.origin.trusted)

@@ -93,6 +93,7 @@ def load_saved_model(path: Path, options: ReadOptions) -> FlatGraph:
         weights={**weights, **values},
         inputs=inputs,
         outputs=tuple(outputs),
+        signature=next((n for n, one in meta.signature_def.items() if one is chosen), None),
         owner=owners,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import numpy as np
 from cnnfeat.data import open_source
 from cnnfeat.errors import CnnfeatError, DataError, FeatureFileError, MissingInputError, UsageError
 from cnnfeat.features import FeatureFile
+from cnnfeat.options import ReadOptions
+from cnnfeat.origin import APPLICATION, network_spec, open_recorded
 from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import SvmResult, read_result
@@ -28,22 +31,63 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """Where the outputs of the stages lie."""
+    """Where the outputs of the stages lie, and how the network among them is opened."""
 
-    model: Path
+    model: str | None  # as `open_network` takes it; None: the one that the features came from
     features: Path
     svm: Path  # svm.json
     predictions: Path  # predictions.csv
+    read: ReadOptions | None = None  # goes before how the network was read for the features
+    trust: bool = False  # whether it may run operations with side effects
 
     @classmethod
-    def in_folder(cls, folder: Path) -> Artifacts:
-        """Give all of them their default names."""
+    def in_folder(cls, folder: Path, *, trust: bool = False) -> Artifacts:
+        """Give all of them their default names; no model there: the features' own."""
+        model = folder / "model.keras"
         return cls(
-            folder / "model.keras",
+            str(model) if model.exists() else None,
             folder / "features.h5",
             folder / "svm.json",
             folder / "predictions.csv",
+            trust=trust,
         )
+
+    def find_model(self, file: FeatureFile | None = None) -> str | None:
+        """Say which network would be opened; None where there is none of that name.
+
+        Raises
+        ------
+        UntrustedModelError
+            If the features name one that lies where the user has not pointed.
+        """
+        spec = self.model
+        if spec is None:
+            if file is None:
+                with FeatureFile(self.features) as features:
+                    return self.find_model(features)
+            spec = network_spec(file.attributes, beside=file.path)
+        return spec if _exists(spec) else None
+
+    def open_model(self, file: FeatureFile | None = None) -> Network:
+        """Open the network: with features, as it was read for them."""
+        if self.model is not None and file is None:
+            from cnnfeat.network import open_network  # TensorFlow takes seconds
+
+            return open_network(self.model, self.read or ReadOptions(), trust=self.trust)
+        if file is None:
+            with FeatureFile(self.features) as features:
+                return self.open_model(features)
+        return open_recorded(
+            file.attributes, beside=file.path, model=self.model, read=self.read, trust=self.trust
+        )
+
+
+def _exists(spec: str) -> bool:
+    """Whether there is such a network: a file, a folder, files of a checkpoint, or keras:NAME."""
+    path = Path(spec)
+    if spec.startswith(APPLICATION) or path.exists():
+        return True
+    return any(path.parent.glob(f"{glob.escape(path.name)}.*"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +130,6 @@ def open_evidence(
     artifacts: Artifacts,
     *,
     data_dir: Path | None = None,
-    trust: bool = False,
     progress: Progress = SILENT,
 ) -> Iterator[Evidence]:
     """Open everything a run left behind; only the feature file must be there.
@@ -97,8 +140,6 @@ def open_evidence(
         Where to look.
     data_dir : Path, optional
         Where named data sets lie.
-    trust : bool
-        Whether the model may run operations with side effects.
     progress : Progress
         Told of downloads.
 
@@ -120,7 +161,7 @@ def open_evidence(
             )
         except CnnfeatError as error:
             missing.append(f"No pictures of the images: {error}.")
-        network, card = _open_network(artifacts.model, file, missing, trust=trust)
+        network, card = _open_network(artifacts, file, missing)
         yield Evidence(file, svm, predictions, pictures, network, card, tuple(missing))
 
 
@@ -194,21 +235,20 @@ def _differs(recorded: Mapping[str, object], attributes: Mapping[str, object]) -
 
 
 def _open_network(
-    model: Path, file: FeatureFile, missing: list[str], *, trust: bool
+    artifacts: Artifacts, file: FeatureFile, missing: list[str]
 ) -> tuple[Network | None, ModelCard | None]:
-    if not model.exists():
-        missing.append(f"No filters and no training curve: there is no model {model}.")
-        return None, None
-    from cnnfeat.network import load_network  # TensorFlow takes seconds
-
     try:
-        network = load_network(str(model), trust=trust)
+        if artifacts.find_model(file) is None:
+            model = artifacts.model or file.attributes.get("network")
+            missing.append(f"No filters and no training curve: there is no model {model}.")
+            return None, None
+        network = artifacts.open_model(file)
     except CnnfeatError as error:
         missing.append(f"No filters and no training curve: {error}.")
         return None, None
     if network.sha256 != file.attributes.get("network_sha256"):
         missing.append(
-            f"No filters and no training curve: {model} is not the network that "
+            f"No filters and no training curve: {network.path} is not the network that "
             f"{file.path.name} was made with."
         )
         return None, None

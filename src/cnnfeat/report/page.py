@@ -76,7 +76,6 @@ def write_report(
     n_points: int = DEFAULT_POINTS,
     seed: int = 0,
     data_dir: Path | None = None,
-    trust: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> ReportResult:
@@ -99,8 +98,6 @@ def write_report(
         Of the choice and the embedding.
     data_dir : Path, optional
         Where named data sets lie.
-    trust : bool
-        Whether the model may run operations with side effects.
     overwrite : bool
         Whether a page that exists may be replaced.
     progress : Progress
@@ -124,9 +121,7 @@ def write_report(
         artifacts = Artifacts.in_folder(artifacts)
     wish = _Wish(layer, embedding, n_points, seed)
     with progress.task("report", total=_STEPS, unit="steps") as task:
-        with open_evidence(
-            artifacts, data_dir=data_dir, trust=trust, progress=progress
-        ) as evidence:
+        with open_evidence(artifacts, data_dir=data_dir, progress=progress) as evidence:
             missing, album = list(evidence.missing), Album(evidence)
             task.advance(note="points")
             scatter = _scatter(evidence, album, wish, missing)

@@ -43,7 +43,6 @@ class Canvas:
     out: Path  # ends in .png or .svg
     dpi: float = 150
     data_dir: Path | None = None  # where named data sets lie
-    trust: bool = False  # whether the model may run operations with side effects
     progress: Progress = SILENT
 
 
@@ -55,7 +54,7 @@ def draw_filters(canvas: Canvas, layer: str, *, by: str = "auto", channel: int =
     NetworkError
         If the layer has no filters.
     """
-    found, kernel = filters_of(_network(canvas), layer)
+    found, kernel = filters_of(canvas.artifacts.open_model(), layer)
     plot_filters(kernel, canvas.out, layer=found.name, by=by, channel=channel, dpi=canvas.dpi)
 
 
@@ -87,7 +86,8 @@ def draw_activations(canvas: Canvas, layer: str, *, image: str, split: str | Non
         split = choose_split(file, split)
         row = find_row(file, split, image)
         pictures = _pictures_or_none(stack, file, canvas)
-        network = _network(canvas) if canvas.artifacts.model.exists() else None
+        known = canvas.artifacts.find_model(file) is not None
+        network = canvas.artifacts.open_model(file) if known else None
         activation, name = _maps(
             file, layer, split=split, row=row, network=network, pictures=pictures
         )
@@ -240,13 +240,14 @@ def draw_training(canvas: Canvas) -> None:
     FeatureFileError
         If it is damaged.
     """
-    path = card_path(canvas.artifacts.model)
+    model = Path(canvas.artifacts.model or "model.keras")
+    path = card_path(model)
     if not path.exists():
         raise MissingInputError(
             f"no model card {path}", hint="cnnfeat train writes it beside the model"
         )
     try:
-        card = read_card(canvas.artifacts.model)
+        card = read_card(model)
     except NetworkError as error:
         raise FeatureFileError(f"{path}: not a model's card: {error}") from error
     if card is None:
@@ -318,9 +319,3 @@ def _pictures_or_none(stack: ExitStack, file: FeatureFile, canvas: Canvas) -> Pi
     except CnnfeatError as error:
         logger.warning("drawn without the image: %s", error)
         return None
-
-
-def _network(canvas: Canvas) -> Network:
-    from cnnfeat.network import load_network  # TensorFlow takes seconds
-
-    return load_network(str(canvas.artifacts.model), trust=canvas.trust)

@@ -2,14 +2,12 @@
 
 from cnnfeat.result import SvmResult
 from cnnfeat.svm.linear import LinearSVM
-from cnnfeat.svm.machine import MachineOptions
 from cnnfeat.svm.persistence import SavedSVM, load_svm
 from cnnfeat.svm.stage import OUTPUTS, svm_stage
 
 __all__ = [
     "OUTPUTS",
     "LinearSVM",
-    "MachineOptions",
     "SavedSVM",
     "SvmResult",
     "load_svm",

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import DataError, FeatureFileError
 from cnnfeat.features import FeatureFile
+from cnnfeat.svm.evaluation import stratified_folds
 from cnnfeat.svm.matrix import FEW, Floats, Indices, Moments, RowBlocks, SubsetRows
-from cnnfeat.svm.selection import stratified_folds
 
 HOLD_OUT_FOLDS = 5  # one of them is held out where the source has no test split
 

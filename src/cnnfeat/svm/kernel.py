@@ -22,8 +22,8 @@ from sklearn.svm import SVC
 
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import CostSearch, Trial
+from cnnfeat.svm.evaluation import choose, stratified_folds
 from cnnfeat.svm.matrix import Floats
-from cnnfeat.svm.selection import choose, stratified_folds
 
 T = TypeVar("T")
 

@@ -55,22 +55,13 @@ class Machine:
     objective: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class MachineOptions:
-    """How machines are made, beyond the configuration."""
-
-    grid: tuple[float, ...] | None = None
-    memory_bytes: int = 2 * 2**30
-
-
 def fit_machine(
     rows: RowBlocks,
     codes: NDArray[np.intp],
     *,
     seen: Moments,
     n_classes: int,
-    config: SvmOptions,
-    options: MachineOptions,
+    options: SvmOptions,
     progress: Progress = SILENT,
 ) -> Machine:
     """Fit one machine on training rows.
@@ -85,21 +76,18 @@ def fit_machine(
         Of the rows.
     n_classes : int
         How many classes there are.
-    config : SvmOptions
-        What machine.
-    options : MachineOptions
-        The grid, and the memory allowed.
+    options : SvmOptions
+        What machine, how its C is chosen, and the memory allowed.
     progress : Progress
         Told of the search and the training.
     """
-    prepared = prepare(rows, seen, normalize=config.normalize, pca=config.pca, seed=config.seed)
-    fit = _fit_kernel if config.kernel in ("rbf", "poly") else _fit_linear
+    prepared = prepare(rows, seen, normalize=options.normalize, pca=options.pca, seed=options.seed)
+    fit = _fit_kernel if options.kernel in ("rbf", "poly") else _fit_linear
     return fit(
         rows,
         codes,
         prepared=prepared,
         n_classes=n_classes,
-        config=config,
         options=options,
         progress=progress,
     )
@@ -134,19 +122,18 @@ def _fit_linear(
     *,
     prepared: Preparation,
     n_classes: int,
-    config: SvmOptions,
-    options: MachineOptions,
+    options: SvmOptions,
     progress: Progress,
 ) -> Machine:
     steps = prepared.steps()
     mapping = None
-    if config.kernel == "nystroem":
-        some = prepared.apply(rows.take(subsample(codes, SELECTION_ROWS, seed=config.seed)))
+    if options.kernel == "nystroem":
+        some = prepared.apply(rows.take(subsample(codes, SELECTION_ROWS, seed=options.seed)))
         mapping = fit_nystroem(
-            some, gamma=config.gamma, n_components=NYSTROEM_COMPONENTS, seed=config.seed
+            some, gamma=options.gamma, n_components=NYSTROEM_COMPONENTS, seed=options.seed
         )
         steps.append(("nystroem", mapping))
-    C, selection, weights = config.C, None, None
+    C, selection, weights = options.C, None, None
     if C == "auto":
         selection, weights = _choose_cost(
             rows,
@@ -154,12 +141,11 @@ def _fit_linear(
             prepared=prepared,
             mapping=mapping,
             n_classes=n_classes,
-            config=config,
             options=options,
             progress=progress,
         )
         C = selection.chosen.C
-    design = _design(rows, prepared, mapping).hold(room_bytes=options.memory_bytes // 2)
+    design = _design(rows, prepared, mapping).hold(room_bytes=options.memory // 2)
     start = None if weights is None else State(weights, design.product(weights))
     with progress.task("training", total=1, unit="machines") as task:
         state = solve(
@@ -168,7 +154,7 @@ def _fit_linear(
             one_against_rest(n_classes, C=C),
             tol=TOLERANCE,
             max_iter=MAX_STEPS,
-            memory_bytes=options.memory_bytes // (2 if design.held else 1),
+            memory_bytes=options.memory // (2 if design.held else 1),
             start=start,
         )
         task.advance()
@@ -201,28 +187,27 @@ def _choose_cost(
     prepared: Preparation,
     mapping: Nystroem | None,
     n_classes: int,
-    config: SvmOptions,
-    options: MachineOptions,
+    options: SvmOptions,
     progress: Progress,
 ) -> tuple[CostSearch, NDArray[np.float64]]:
     """Choose C on the training rows, or on a sample of them where they are large."""
     width = prepared.n_outputs if mapping is None else len(mapping.components_)
-    room = min(SELECTION_VALUES, options.memory_bytes // (4 * rows.dtype.itemsize))
-    chosen = subsample(codes, max(1, room // width), seed=config.seed)
+    room = min(SELECTION_VALUES, options.memory // (4 * rows.dtype.itemsize))
+    chosen = subsample(codes, max(1, room // width), seed=options.seed)
     if len(chosen) < rows.n_samples:
         keep = np.zeros(rows.n_samples, np.bool_)
         keep[chosen] = True
         rows, codes = SubsetRows(rows, keep), codes[chosen]
-    design = _design(rows, prepared, mapping).hold(room_bytes=options.memory_bytes // 2)
+    design = _design(rows, prepared, mapping).hold(room_bytes=options.memory // 2)
     grid = check_grid(options.grid or default_grid(design.square_norm()))
     selection, start = select_cost(
         design,
         codes,
         n_classes=n_classes,
         grid=grid,
-        folds=config.folds,
-        seed=config.seed,
-        memory_bytes=options.memory_bytes // (2 if design.held else 1),
+        folds=options.folds,
+        seed=options.seed,
+        memory_bytes=options.memory // (2 if design.held else 1),
         stop_early=options.grid is None,
         progress=progress,
     )
@@ -253,26 +238,25 @@ def _fit_kernel(
     *,
     prepared: Preparation,
     n_classes: int,  # noqa: ARG001 - one signature for both
-    config: SvmOptions,
-    options: MachineOptions,
+    options: SvmOptions,
     progress: Progress,
 ) -> Machine:
-    kernel = config.kernel
+    kernel = options.kernel
     warn_of_cost(rows.n_samples, prepared.n_outputs, kernel=kernel)
     X = read_all(prepared.rows(rows))
     selection = None
-    C = 10.0 if config.C == "auto" else config.C
-    gamma = scale_gamma(X) if config.gamma == "auto" else config.gamma
-    if config.C == "auto":
+    C = 10.0 if options.C == "auto" else options.C
+    gamma = scale_gamma(X) if options.gamma == "auto" else options.gamma
+    if options.C == "auto":
         selection = select_kernel(
             X,
             codes,
             kernel=kernel,  # type: ignore[arg-type]
-            C=config.C,
-            gamma=config.gamma,
+            C=options.C,
+            gamma=options.gamma,
             grid=None if options.grid is None else check_grid(options.grid),
-            folds=config.folds,
-            seed=config.seed,
+            folds=options.folds,
+            seed=options.seed,
             progress=progress,
         )
         C, gamma = selection.chosen.C, cast("float", selection.chosen.gamma)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import CostSearch, Trial
+from cnnfeat.svm.evaluation import choose, stratified_folds
 from cnnfeat.svm.solver import Columns, Design, State, Targets, one_against_rest, solve
 
 _LOG = logging.getLogger("cnnfeat")
@@ -20,36 +20,6 @@ GRID_REACH = (-1.0, 3.0)  # powers of ten around 1 / the rows' mean squared leng
 SELECTION_TOLERANCE = 1e-3  # of the objective: scores don't change below it
 MAX_STEPS = 100
 LOSING = 3  # values in a row
-
-
-def stratified_folds(codes: NDArray[np.intp], n_folds: int, *, seed: int) -> NDArray[np.intp]:
-    """Deal the rows of each class out to folds, shuffled.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,)
-        The fold of each row.
-
-    Raises
-    ------
-    DataError
-        If a class has fewer rows than there are folds.
-    """
-    counts = np.bincount(codes)
-    present = np.flatnonzero(counts)
-    least = present[counts[present].argmin()]
-    if counts[least] < n_folds:
-        raise DataError(
-            f"{n_folds} folds need {n_folds} training rows of each class; "
-            f"class {least} has {counts[least]}",
-            hint=f"--folds {max(2, counts[least])}, or a fixed --C",
-        )
-    # The stage asks for the seed after the largest, too.
-    dealer = StratifiedKFold(n_folds, shuffle=True, random_state=seed % 2**32)
-    folds = np.empty(len(codes), np.intp)
-    for fold, (_, held) in enumerate(dealer.split(codes, codes)):
-        folds[held] = fold
-    return folds
 
 
 def default_grid(mean_square: float) -> tuple[float, ...]:
@@ -137,17 +107,6 @@ def select_cost(
     selection = choose(trials, folds=folds, seed=seed, n_samples=len(codes))
     weights = starts[trials.index(selection.chosen)]
     return selection, State(weights=weights, decision=design.product(weights))
-
-
-def choose(trials: Sequence[Trial], *, folds: int, seed: int, n_samples: int) -> CostSearch:
-    """Apply the one-standard-error rule.
-
-    L. Breiman, J. Friedman, R. Olshen and C. Stone, "Classification and Regression Trees" (1984).
-    """
-    best = max(trials, key=lambda trial: trial.mean)
-    enough = [trial for trial in trials if trial.mean >= best.mean - best.error]
-    chosen = min(enough, key=lambda trial: (trial.C, -trial.mean))
-    return CostSearch(tuple(trials), best, chosen, folds, seed, n_samples)
 
 
 def _past_the_best(trials: Sequence[Trial]) -> bool:

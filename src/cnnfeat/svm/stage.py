@@ -26,11 +26,10 @@ from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
 from cnnfeat.result import LayerScore, SvmResult, write_result
 from cnnfeat.svm.division import Division, Part, check_finite, divide
-from cnnfeat.svm.evaluation import Scores, mcnemar, score
-from cnnfeat.svm.machine import Machine, MachineOptions, decide, fit_machine
+from cnnfeat.svm.evaluation import Scores, mcnemar, score, stratified_folds
+from cnnfeat.svm.machine import Machine, decide, fit_machine
 from cnnfeat.svm.matrix import SubsetRows, moments
 from cnnfeat.svm.persistence import save_svm
-from cnnfeat.svm.selection import stratified_folds
 
 OUTPUTS = ("svm.skops", "svm.json", "predictions.csv")
 
@@ -45,6 +44,7 @@ PROVENANCE = (
     "source_fingerprint_method",
     "preprocessing",
     "precision",
+    "options",
 )
 
 _LOG = logging.getLogger("cnnfeat")
@@ -67,9 +67,7 @@ def svm_stage(
     features: Path,
     out: Path,
     *,
-    config: SvmOptions | None = None,
-    options: MachineOptions | None = None,
-    cross_validate: bool = False,
+    options: SvmOptions | None = None,
     overwrite: bool = False,
     extra_outputs: Sequence[str] = (),
     progress: Progress = SILENT,
@@ -82,12 +80,9 @@ def svm_stage(
         A feature file.
     out : Path
         The folder for `svm.skops`, `svm.json` and `predictions.csv`.
-    config : SvmOptions, optional
-        Layers ("all" names every one of the file), kernel, C ...
-    options : MachineOptions, optional
-        The grid of C, and the memory allowed.
-    cross_validate : bool
-        Whether rows are scored by cross-validation rather than on a test split or a hold-out.
+    options : SvmOptions, optional
+        Layers ("all" names every one of the file), kernel, C, whether rows are scored by
+        cross-validation rather than on a test split or a hold-out, the memory allowed ...
     overwrite : bool
         Whether outputs that exist may be replaced.
     extra_outputs : sequence of str
@@ -110,19 +105,18 @@ def svm_stage(
     Interrupted
         On Ctrl-C; nothing was written.
     """
-    config = config or SvmOptions()
-    options = options or MachineOptions()
+    options = options or SvmOptions()
     for name in (*OUTPUTS, *extra_outputs):
         check_output(out / name, overwrite=overwrite)
     try:
         with FeatureFile(features) as file:
-            layers = _asked_layers(file, config)
-            division = divide(file, cross_validate=cross_validate, seed=config.seed)
-            if config.C == "auto" or cross_validate:
-                stratified_folds(division.train.codes, config.folds, seed=config.seed)
-            work = _Work(file, division, config, options, progress)
+            layers = _asked_layers(file, options)
+            division = divide(file, cross_validate=options.cv, seed=options.seed)
+            if options.C == "auto" or options.cv:
+                stratified_folds(division.train.codes, options.folds, seed=options.seed)
+            work = _Work(file, division, options, progress)
             runs = [_run_layer(work, layer) for layer in layers]
-            return _finish(file, out, division, runs, config)
+            return _finish(file, out, division, runs, options)
     except KeyboardInterrupt as error:
         raise Interrupted(
             "stopped: nothing was written, and an SVM can't be resumed; "
@@ -131,12 +125,12 @@ def svm_stage(
         ) from error
 
 
-def _asked_layers(file: FeatureFile, config: SvmOptions) -> list[str]:
-    if any(name == "all" for name in config.layer) and "all" not in file.layers:
+def _asked_layers(file: FeatureFile, options: SvmOptions) -> list[str]:
+    if any(name == "all" for name in options.layer) and "all" not in file.layers:
         return list(file.layers)
-    if not config.layer:
+    if not options.layer:
         return [file.find_layer(None)]
-    return list(dict.fromkeys(file.find_layer(name) for name in config.layer))
+    return list(dict.fromkeys(file.find_layer(name) for name in options.layer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +139,7 @@ class _Work:
 
     file: FeatureFile
     division: Division
-    config: SvmOptions
-    options: MachineOptions
+    options: SvmOptions
     progress: Progress
 
 
@@ -164,7 +157,6 @@ def _run_layer(work: _Work, layer: str) -> _LayerRun:
         division.train.codes,
         seen=seen,
         n_classes=len(division.classes),
-        config=work.config,
         options=work.options,
         progress=work.progress,
     )
@@ -188,31 +180,30 @@ def _cross_validated(
     work: _Work, layer: str, machine: Machine
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Predict each row with a machine that has not seen it, all with the same C."""
-    part, config = work.division.train, work.config
+    part, options = work.division.train, work.options
     rows = part.features(work.file, layer)
-    folds = stratified_folds(part.codes, config.folds, seed=config.seed + 1)
-    fixed = dataclasses.replace(config, C=machine.C, gamma=machine.gamma or "auto")
+    folds = stratified_folds(part.codes, options.folds, seed=options.seed + 1)
+    fixed = dataclasses.replace(options, C=machine.C, gamma=machine.gamma or "auto")
     predicted, margin = np.empty(len(folds), np.intp), np.empty(len(folds))
-    for fold in range(config.folds):
+    for fold in range(options.folds):
         kept, held = SubsetRows(rows, folds != fold), SubsetRows(rows, folds == fold)
         fitted = fit_machine(
             kept,
             part.codes[folds != fold],
             seen=moments(kept),
             n_classes=len(work.division.classes),
-            config=fixed,
-            options=work.options,
+            options=fixed,
         )
         predicted[folds == fold], margin[folds == fold] = decide(fitted.pipeline, held)
     return predicted, margin
 
 
 def _finish(
-    file: FeatureFile, out: Path, division: Division, runs: list[_LayerRun], config: SvmOptions
+    file: FeatureFile, out: Path, division: Division, runs: list[_LayerRun], options: SvmOptions
 ) -> SvmResult:
     """Write everything; the record comes last."""
     ranked = sorted(runs, key=_quality, reverse=True)
-    result = _result(file, division, ranked=ranked, runs=runs, config=config)
+    result = _result(file, division, ranked=ranked, runs=runs, options=options)
     best = ranked[0]
     save_svm(
         best.machine.pipeline,
@@ -231,7 +222,7 @@ def _result(
     *,
     ranked: list[_LayerRun],
     runs: list[_LayerRun],
-    config: SvmOptions,
+    options: SvmOptions,
 ) -> SvmResult:
     """Fill the record; `ranked` has the best run first, `runs` is in the file's order."""
     scored = division.test or division.train
@@ -240,9 +231,9 @@ def _result(
     return SvmResult(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         best=_layer_score(file, division, best),
-        kernel=config.kernel,
-        normalize=config.normalize,
-        pca=config.pca,
+        kernel=options.kernel,
+        normalize=options.normalize,
+        pca=options.pca,
         classes=division.classes,
         n_train=len(division.train.rows),
         n_test=len(scored.rows),

@@ -16,11 +16,11 @@ IN_FLIGHT = 2  # calls of the probe at one time
 UNWRITTEN_BYTES = 64 << 20  # of batches computed, or being computed, and not yet written
 FEWEST_UNWRITTEN, MOST_UNWRITTEN = IN_FLIGHT + 1, 8  # batches, whatever their size
 
-Job = tuple[str, Batch]  # a split's name, and some of its samples
+Piece = tuple[str, Batch]  # a split's name, and some of its samples
 Write = Callable[[str, Batch, tuple[Array, ...]], None]
 
 
-class Pipeline:
+class Threads:
     """Three stages in their own threads; a context manager.
 
     Parameters
@@ -40,7 +40,7 @@ class Pipeline:
         self._prober = ThreadPoolExecutor(IN_FLIGHT, "cnnfeat-probe")
         self._writer = ThreadPoolExecutor(1, "cnnfeat-write")
 
-    def __enter__(self) -> Pipeline:
+    def __enter__(self) -> Threads:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -49,7 +49,7 @@ class Pipeline:
         for stage in (self._reader, self._prober, self._writer):
             stage.shutdown(wait=True)
 
-    def run(self, jobs: Iterator[Job], write: Write, *, should_stop: Callable[[], bool]) -> bool:
+    def run(self, jobs: Iterator[Piece], write: Write, *, should_stop: Callable[[], bool]) -> bool:
         """Compute and write all batches, in order.
 
         Parameters
@@ -83,7 +83,7 @@ class Pipeline:
 
     def _feed(
         self,
-        jobs: Iterator[Job],
+        jobs: Iterator[Piece],
         write: Write,
         writes: deque[Future[None]],
         *,
@@ -101,7 +101,7 @@ class Pipeline:
             writes.append(self._writer.submit(self._write, write, job, computed))
         return True
 
-    def _read(self, jobs: Iterator[Job]) -> Future[Job | None]:
+    def _read(self, jobs: Iterator[Piece]) -> Future[Piece | None]:
         return self._reader.submit(next, jobs, None)
 
     def _compute(self, batch: Batch) -> tuple[Array, ...]:
@@ -123,7 +123,7 @@ class Pipeline:
                 )
         return results
 
-    def _write(self, write: Write, job: Job, computed: Future[tuple[Array, ...]]) -> None:
+    def _write(self, write: Write, job: Piece, computed: Future[tuple[Array, ...]]) -> None:
         if self._failed:
             return
         try:

@@ -1,36 +1,30 @@
-"""Runs an extraction: plan, pipeline, file."""
+"""Runs an extraction: plan, threads, file."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from cnnfeat.errors import DataError, Interrupted
-from cnnfeat.extraction.batch_size import pick_batch_size
-from cnnfeat.extraction.pipeline import Job, Pipeline
-from cnnfeat.extraction.planning import check_options, choose_splits, make_plan
+from cnnfeat.extraction.batch_size import LARGEST as LARGEST_BATCH
+from cnnfeat.extraction.batch_size import default_batch_size, pick_batch_size
+from cnnfeat.extraction.plan import Job, Prober, choose_splits
+from cnnfeat.extraction.threads import Threads
 from cnnfeat.features import (
-    Disk,
     FeatureFile,
     FeatureWriter,
     FilePlan,
+    Header,
 )
+from cnnfeat.knobs import checked
+from cnnfeat.options import ExtractOptions
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.records import (
-    Array,
-    Batch,
-    ExtractResult,
-    OnError,
-    Probe,
-    Provenance,
-    SkippedSample,
-    Source,
-)
+from cnnfeat.records import Array, Batch, ExtractResult, LayerInfo, Probe, SkippedSample, Source
 
 _LISTED = 10  # skipped samples named in a warning
 
@@ -41,59 +35,117 @@ def _never() -> bool:
     return False
 
 
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """A network and what is asked of it; the names of layers are looked up once, here.
+
+    Raises
+    ------
+    LayerLookupError
+        If a name means no layer, or several.
+    ConfigError
+        If an option can't be.
+    """
+
+    network: Prober
+    options: ExtractOptions
+    layers: tuple[LayerInfo, ...]
+
+    @classmethod
+    def of(cls, network: Prober, options: ExtractOptions) -> Extraction:
+        """Check the options and look the layers up."""
+        checked(options)
+        return cls(network, options, network.find(options.layer))
+
+    def run(
+        self,
+        source: Source,
+        *,
+        out: Path,
+        overwrite: bool = False,
+        resume: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Progress = SILENT,
+    ) -> ExtractResult:
+        """Write the activations of every image of a source into one feature file; see `extract`."""
+        began = time.monotonic()
+        FeatureWriter.check(out, overwrite=overwrite, resume=resume)
+        job = self._settle(source, resumed=FeatureWriter.unfinished(out) if resume else None)
+        plan = job.plan()
+        _announce(plan, out)
+        if resume:
+            _check_source(source, out, plan)
+            if FeatureWriter.finished_before(out, plan):
+                _log.info("%s is complete already", out)
+                return _result(out, job.probe, began)
+        with FeatureWriter(
+            out, plan, overwrite=overwrite, resume=resume, progress=progress
+        ) as writer:
+            _run(writer, job, should_stop=should_stop or _never, progress=progress)
+            skipped = writer.finish()
+            _warn(writer, skipped)
+        return _result(out, job.probe, began)
+
+    def _settle(self, source: Source, *, resumed: Header | None) -> Job:
+        """Compile the probe for the source's images, and find the batch size."""
+        options = self.options
+        splits = choose_splits(source, options.split)
+        first = source.splits[splits[0]]
+        size = options.batch_size
+        if size is None:
+            height, width = options.resize or first.image_shape[:2]
+            size = default_batch_size((height, width, first.image_shape[2]))
+        elif size == "auto" and resumed is not None:
+            size = int(resumed.settings["batch size"])
+        probe = self.network.probe(
+            self.layers,
+            options,
+            image_shape=first.image_shape,
+            image_dtype=first.dtype,
+            batch_size=LARGEST_BATCH if size == "auto" else size,
+        )
+        if size == "auto":
+            size = pick_batch_size(source, splits[0], probe=probe, on_error=options.on_error)
+        return Job(self.network, source, probe, options, splits, size)
+
+
 def extract(
+    network: Prober,
     source: Source,
-    probe: Probe,
+    options: ExtractOptions,
     *,
     out: Path,
-    provenance: Provenance,
-    splits: Sequence[str] = (),
-    limit: int | None = None,
-    batch_size: int | Literal["auto"] = 512,
-    dtype: str = "float32",
     overwrite: bool = False,
     resume: bool = False,
-    on_error: OnError = "raise",
     should_stop: Callable[[], bool] | None = None,
     progress: Progress = SILENT,
-    disk: Disk | None = None,
 ) -> ExtractResult:
-    """Write the activations of every image of a source into one feature file.
+    """Write the activations of named layers for every image of a source into one feature file.
 
     Parameters
     ----------
+    network : Prober
+        From `cnnfeat.network.load_network`.
     source : Source
-        The images.
-    probe : Probe
-        What computes the activations.
+        From `cnnfeat.data.open_source`.
+    options : ExtractOptions
+        Which layers of which images, how they are computed and stored.
     out : Path
         The feature file. Its name appears when it is complete.
-    provenance : Provenance
-        Stored in the file.
-    splits : sequence of str
-        Which of the source's; all if empty.
-    limit : int, optional
-        Only the first so many samples of each split.
-    batch_size : int or "auto"
-        Images at a time; "auto" tries a few sizes and takes the fastest.
-    dtype : "float32" or "float16"
-        How floating-point activations are stored.
     overwrite : bool
         Whether an existing file may be replaced; it stays until the new one is complete.
     resume : bool
         Whether to go on with an interrupted run. Its blocks are checked; with no such run, this
         one begins anew.
-    on_error : "raise" or "skip"
-        Whether one bad image ends the run, or is left out and listed in the file.
     should_stop : callable, optional
         Asked before each batch; if true, the run ends in order and can be resumed.
     progress : Progress
         Told of every batch.
-    disk : Disk, optional
-        What makes the system calls that write.
 
     Raises
     ------
+    LayerLookupError
+        If a name means no layer, or several.
     UsageError, OutputExistsError
         If an option can't be, the output exists, or a resumed run has other settings.
     DataError, ImageError
@@ -105,44 +157,14 @@ def extract(
     Interrupted
         If `should_stop` said so.
     """
-    began = time.monotonic()
-    check_options(limit=limit, batch_size=batch_size, dtype=dtype, on_error=on_error)
-    chosen = choose_splits(source, splits)
-    FeatureWriter.check(out, overwrite=overwrite, resume=resume)
-    size = _batch_size(
-        source, chosen[0], batch_size, probe=probe, on_error=on_error, out=out, resume=resume
-    )
-    plan = make_plan(
+    return Extraction.of(network, options).run(
         source,
-        probe,
-        provenance=provenance,
-        splits=chosen,
-        limit=limit,
-        batch_size=size,
-        dtype=dtype,
-        on_error=on_error,
+        out=out,
+        overwrite=overwrite,
+        resume=resume,
+        should_stop=should_stop,
+        progress=progress,
     )
-    _announce(plan, out)
-    if resume:
-        _check_source(source, out, plan)
-        if FeatureWriter.finished_before(out, plan):
-            _log.info("%s is complete already", out)
-            return _result(out, probe, began)
-    with FeatureWriter(
-        out, plan, overwrite=overwrite, resume=resume, disk=disk, progress=progress
-    ) as writer:
-        _run(
-            writer,
-            source,
-            probe,
-            batch_size=size,
-            on_error=on_error,
-            should_stop=should_stop or _never,
-            progress=progress,
-        )
-        skipped = writer.finish()
-        _warn(writer, skipped)
-    return _result(out, probe, began)
 
 
 def _announce(plan: FilePlan, out: Path) -> None:
@@ -153,24 +175,6 @@ def _announce(plan: FilePlan, out: Path) -> None:
         )
         _log.info("%s: %s", split.name, arrays)
     _log.info("%s will take about %s bytes", out, f"{plan.size_bytes:,}")
-
-
-def _batch_size(
-    source: Source,
-    split: str,
-    given: int | str,
-    *,
-    probe: Probe,
-    on_error: OnError,
-    out: Path,
-    resume: bool,
-) -> int:
-    if isinstance(given, int):
-        return given
-    header = FeatureWriter.unfinished(out) if resume else None
-    if header is not None:
-        return int(header.settings["batch size"])
-    return pick_batch_size(source, split, probe=probe, on_error=on_error)
 
 
 def _check_source(source: Source, out: Path, plan: FilePlan) -> None:
@@ -186,20 +190,13 @@ def _check_source(source: Source, out: Path, plan: FilePlan) -> None:
 
 
 def _run(
-    writer: FeatureWriter,
-    source: Source,
-    probe: Probe,
-    *,
-    batch_size: int,
-    on_error: OnError,
-    should_stop: Callable[[], bool],
-    progress: Progress,
+    writer: FeatureWriter, job: Job, *, should_stop: Callable[[], bool], progress: Progress
 ) -> None:
     plan = writer.plan
     row_bytes = max(split.size_bytes // split.n_rows for split in plan.splits)
     with (
         progress.task("extracting", total=plan.n_rows, unit="images") as task,
-        Pipeline(probe, batch_bytes=batch_size * row_bytes) as pipeline,
+        Threads(job.probe, batch_bytes=job.batch_size * row_bytes) as threads,
     ):
         task.advance(writer.n_done)
 
@@ -207,26 +204,23 @@ def _run(
             writer.append(split, batch, arrays)
             task.advance(batch.stop - batch.start)
 
-        jobs = _jobs(writer, source, probe, batch_size=batch_size, on_error=on_error)
-        if not pipeline.run(jobs, write, should_stop=should_stop):
+        if not threads.run(_left(writer, job), write, should_stop=should_stop):
             raise _interrupted(writer)
 
 
-def _jobs(
-    writer: FeatureWriter, source: Source, probe: Probe, *, batch_size: int, on_error: OnError
-) -> Iterator[Job]:
+def _left(writer: FeatureWriter, job: Job) -> Iterator[tuple[str, Batch]]:
     """Yield what is not done yet, split by split."""
     left = {split.name: writer.position(split.name) for split in writer.plan.splits}
     for split in writer.plan.splits:
         if left[split.name] == split.n_rows:
             continue
-        for batch in source.batches(
+        for batch in job.source.batches(
             split.name,
-            batch_size=batch_size,
+            batch_size=job.batch_size,
             start=left[split.name],
             stop=split.n_rows,
-            target=probe.target,
-            on_error=on_error,
+            target=job.probe.target,
+            on_error=job.options.on_error,
         ):
             yield split.name, batch
 

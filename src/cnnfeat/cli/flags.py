@@ -1,0 +1,323 @@
+"""Options that several commands share, and those that are made from the options records."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import typing
+from collections.abc import Callable, Collection, Mapping
+from functools import update_wrapper
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import click
+
+from cnnfeat import knobs
+from cnnfeat.cli.session import Settings, artifact
+from cnnfeat.errors import UsageError
+from cnnfeat.options import DataOptions, ReadOptions, RunOptions, parse_config, read_toml
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def common(command: F) -> F:
+    """Add -q, -v, --no-progress and --debug, and set logging up before the command runs."""
+    options = [
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set("verbosity", -1),
+            help="Say only warnings and errors.",
+        ),
+        click.option(
+            "-v",
+            "--verbose",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set("verbosity", 1),
+            help="Say more.",
+        ),
+        click.option(
+            "--no-progress",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set("progress", False),
+            help="Draw no progress.",
+        ),
+        click.option(
+            "--debug",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set("debug", True),
+            help="Show tracebacks of errors.",
+        ),
+    ]
+
+    @click.pass_context
+    def logged(ctx: click.Context, /, *args: object, **values: object) -> object:
+        _start_logging(ctx.ensure_object(Settings).verbosity)
+        return ctx.invoke(command, *args, **values)
+
+    wrapped = update_wrapper(logged, command)
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return typing.cast("F", wrapped)
+
+
+def _set(name: str, value: object) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(ctx: click.Context, _param: click.Parameter, given: bool) -> None:
+        if given:
+            setattr(ctx.ensure_object(Settings), name, value)
+
+    return callback
+
+
+class _Handler(logging.Handler):
+    """Log lines to stderr, above a progress bar where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from cnnfeat.cli.console import say
+
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        say(prefix + record.getMessage())
+
+
+def _start_logging(verbosity: int) -> None:
+    logger = logging.getLogger("cnnfeat")
+    logger.handlers = [_Handler()]
+    logger.propagate = False
+    levels = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}
+    logger.setLevel(levels[verbosity])
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+trust = click.option("--trust-model", is_flag=True, help="Run a model that does more than compute.")
+
+
+def output(name: str, *, help: str) -> Callable[[F], F]:
+    """`-o PATH`, by default the artifact called `name`."""
+    return click.option(
+        "-o",
+        "--output",
+        "out",
+        type=click.Path(path_type=Path),
+        default=lambda: artifact(name),
+        show_default=f"artifacts/{name}",
+        help=help,
+    )
+
+
+def input_file(flag: str, name: str, *, help: str) -> Callable[[F], F]:
+    """Add an option that names a file, by default the artifact called `name`."""
+    return click.option(
+        flag,
+        type=click.Path(path_type=Path),
+        default=lambda: artifact(name),
+        show_default=f"artifacts/{name}",
+        help=help,
+    )
+
+
+def data_dir(command: F) -> F:
+    """Add --data-dir alone, for commands that take no other of the data's options."""
+    knob = knobs.knob_of(knobs.fields_of(DataOptions)["dir"])
+    return click.option(
+        knob.flag,
+        "data_dir",
+        type=click.Path(path_type=Path),
+        envvar=[knob.env],
+        help=knob.help,
+    )(command)
+
+
+def record(
+    kind: type,
+    name: str,
+    *,
+    leave: Collection[str] = (),
+    shown: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
+    """Add a flag for each field of an options record; the command gets the record as `name`.
+
+    Parameters
+    ----------
+    kind : type
+        The record.
+    name : str
+        The command's parameter.
+    leave : collection of str
+        Fields that get no flag here.
+    shown : mapping, optional
+        What help says of a field's default, where this command has another one.
+    """
+    fields = {
+        field: item
+        for field, item in knobs.fields_of(kind).items()
+        if knobs.knob_of(item).help and field not in leave
+    }
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def gathered(*args: object, **values: object) -> object:
+            chosen = {field: values.pop(_parameter(name, field)) for field in fields}
+            return command(*args, **values, **{name: kind(**chosen)})
+
+        wrapped: Callable[..., object] = gathered
+        for field in reversed(fields):
+            wrapped = _flag(kind, name, field, shown=(shown or {}).get(field))(wrapped)
+        return typing.cast("F", wrapped)
+
+    return decorate
+
+
+def tables(*names: str, shown: Mapping[str, str] | None = None) -> Callable[[F], F]:
+    """Add the flags of some of a run's tables, and --config, whose keys become their defaults.
+
+    The command gets all as `options`, a `RunOptions`: a table without flags as the file has it.
+    """
+    kinds = {item.name: type(item.default) for item in dataclasses.fields(RunOptions)}
+
+    def decorate(command: F) -> F:
+        @click.pass_context
+        def whole(ctx: click.Context, /, *args: object, **values: object) -> object:
+            base = ctx.ensure_object(Settings).config or RunOptions()
+            given = {name: values.pop(f"{name}_options") for name in names}
+            # A field that has no flag is as the file says.
+            merged = {
+                name: dataclasses.replace(
+                    getattr(base, name),
+                    **{f: getattr(given[name], f) for f in _flagged(kinds[name])},
+                )
+                for name in names
+            }
+            options = dataclasses.replace(base, **merged)
+            return ctx.invoke(command, *args, options=options, **values)
+
+        wrapped: Callable[..., object] = update_wrapper(whole, command)
+        for name in reversed(names):
+            wrapped = record(kinds[name], f"{name}_options", shown=shown)(wrapped)
+        return typing.cast("F", _config_file(names)(wrapped))
+
+    return decorate
+
+
+def reading(command: F) -> F:
+    """Add the flags that say how a network is read, and --trust-model.
+
+    The command gets them as `read`, a `ReadOptions`, and `trust_model`.
+    """
+    return record(ReadOptions, "read")(trust(command))
+
+
+def _flagged(kind: type) -> list[str]:
+    return [name for name, item in knobs.fields_of(kind).items() if knobs.knob_of(item).help]
+
+
+def _parameter(name: str, field: str) -> str:
+    return f"{name}__{field}"
+
+
+class _Flag(click.Option):
+    """An option made from a record's field."""
+
+    knob: knobs.Knob
+    shown: str
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Look for CNNFEAT_<COMMAND>_<OPTION>, the option as it is typed."""
+        found = super().resolve_envvar_value(ctx)
+        if found is None and ctx.auto_envvar_prefix is not None:
+            word = self.opts[0].removeprefix("--").replace("-", "_").upper()
+            found = os.environ.get(f"{ctx.auto_envvar_prefix}_{word}") or None
+        return found
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        """Say default and range."""
+        extra = super().get_help_extra(ctx)
+        if self.shown:
+            extra["default"] = self.shown
+        if str(self.knob.range):
+            extra["range"] = str(self.knob.range)
+        return extra
+
+
+def _flag(kind: type, name: str, field: str, *, shown: str | None) -> Callable[[F], F]:
+    item = knobs.fields_of(kind)[field]
+    knob = knobs.knob_of(item)
+    hint = typing.get_type_hints(kind)[field]
+    flag = knob.flag or "--" + field.replace("_", "-")
+
+    def convert(ctx: click.Context, param: click.Parameter, value: object) -> object:
+        if value is None or value is item.default:
+            return item.default
+        if isinstance(value, str):
+            value = knobs.from_text(kind, field, value)
+        try:
+            return knobs.check_field(kind, field, value, label=param.opts[0])
+        except UsageError as error:
+            text = f"{error}" + (f" ({error.hint})" if error.hint else "")
+            raise click.UsageError(text, ctx=ctx) from error
+
+    def decorate(command: F) -> F:
+        made = click.option(
+            flag,
+            _parameter(name, field),
+            cls=_Flag,
+            type=click.BOOL if hint is bool else click.UNPROCESSED,
+            is_flag=hint is bool,
+            default=item.default,
+            multiple=typing.get_origin(hint) is tuple and typing.get_args(hint)[-1] is Ellipsis,
+            metavar=None if hint is bool else knob.metavar or _metavar(hint),
+            envvar=[knob.env] if knob.env else None,
+            callback=convert,
+            help=knob.help,
+            show_default=item.default not in (None, ()),
+        )(command)
+        option = made.__click_params__[-1]  # type: ignore[attr-defined]
+        option.knob, option.shown = knob, shown if shown is not None else knob.shown
+        return made
+
+    return decorate
+
+
+def _metavar(hint: object) -> str:
+    choices = knobs.alternatives(hint)
+    words = [w for c in choices if typing.get_origin(c) is Literal for w in typing.get_args(c)]
+    words += [{int: "INTEGER", float: "FLOAT"}[c] for c in choices if c in (int, float)]
+    text = "|".join(words) or "TEXT"
+    return f"[{text}]" if "|" in text else text
+
+
+def _config_file(names: Collection[str]) -> Callable[[F], F]:
+    """`--config FILE`: the keys of these tables become the defaults of their flags."""
+
+    def read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+        if path is None:
+            return
+        document = read_toml(path)
+        config = parse_config(document, where=str(path))
+        ctx.ensure_object(Settings).config = config
+        defaults: dict[str, object] = dict(ctx.default_map or {})
+        for name in names:
+            table, kept = document.get(name, {}), getattr(config, name)
+            for key in table if isinstance(table, Mapping) else ():
+                defaults[_parameter(f"{name}_options", str(key))] = getattr(kept, str(key))
+        ctx.default_map = defaults
+
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=read,
+        help="A TOML file with defaults for these options; see configs/.",
+    )

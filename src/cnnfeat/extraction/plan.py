@@ -1,0 +1,173 @@
+"""What an extraction will make: checked, and written down before the first batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from typing import Protocol
+
+from cnnfeat import __version__
+from cnnfeat.card import ModelCard
+from cnnfeat.errors import DataError, UsageError, near_names
+from cnnfeat.features import RESERVED_SPLITS, FilePlan, SplitPlan, plan_columns
+from cnnfeat.knobs import result_options, resume_settings
+from cnnfeat.options import ExtractOptions, ProbeOptions, ReadOptions
+from cnnfeat.records import Json, LayerInfo, Probe, Provenance, Source
+
+
+class Prober(Protocol):
+    """A network, as far as an extraction needs one: `cnnfeat.network.Network` is."""
+
+    @property
+    def path(self) -> str:
+        """The file, as given."""
+
+    @property
+    def sha256(self) -> str:
+        """Its digest."""
+
+    @property
+    def format(self) -> str:
+        """The kind of file."""
+
+    @property
+    def card(self) -> ModelCard | None:
+        """How it was made, where that is known."""
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How it was read, as asked for."""
+
+    @property
+    def read_as(self) -> ReadOptions:
+        """The same, with what was left open as it came to be."""
+
+    def find(self, names: Sequence[str]) -> tuple[LayerInfo, ...]:
+        """Look layers up by name."""
+
+    def probe(
+        self,
+        layers: Sequence[LayerInfo],
+        options: ProbeOptions,
+        *,
+        image_shape: tuple[int, int, int],
+        image_dtype: str,
+        batch_size: int,
+    ) -> Probe:
+        """Compile one function from images to activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An extraction whose network, layers, images and batch size are settled."""
+
+    network: Prober
+    source: Source
+    probe: Probe
+    options: ExtractOptions
+    splits: tuple[str, ...]
+    batch_size: int
+
+    def plan(self) -> FilePlan:
+        """Lay down what will be in the file, and what a resumed run must have in common."""
+        plans = []
+        for name in self.splits:
+            info = self.source.splits[name]
+            columns = plan_columns(
+                self.probe.outputs, dtype=self.options.dtype, has_labels=info.has_labels
+            )
+            limit = self.options.limit
+            n_rows = info.n_samples if limit is None else min(limit, info.n_samples)
+            plans.append(SplitPlan(name, n_rows, columns))
+        settings = self._settings()
+        return FilePlan(
+            splits=tuple(plans),
+            classes=self.source.classes,
+            attributes={**_attributes(self.provenance()), "settings": json.dumps(settings)},
+            settings=settings,
+            source_state=self.source.state(),
+        )
+
+    def provenance(self) -> Provenance:
+        """Say where the features come from."""
+        network, source, card = self.network, self.source, self.network.card
+        fingerprint = source.fingerprint()
+        return Provenance(
+            network=network.path,
+            network_sha256=network.sha256,
+            network_format=network.format,
+            source=source.name,
+            source_kind=source.kind,
+            source_labels=source.labels_from,
+            source_fingerprint=fingerprint.digest,
+            source_fingerprint_method=fingerprint.method,
+            preprocessing=self.probe.preprocessing,
+            precision=self.options.precision,
+            tensorflow=version("tensorflow"),
+            network_test_accuracy=None if card is None else card.test_accuracy,
+            network_source="" if card is None else str(card.source.get("name", "")),
+            options={
+                "data": source.options,
+                "model": result_options(network.read_options),
+                "extract": result_options(self.options),
+            },
+        )
+
+    def _settings(self) -> dict[str, str]:
+        """What an option came to counts, not how it was spelled."""
+        done = self.probe.preprocessing
+        fingerprint = self.source.fingerprint()
+        layers = ", ".join(f"{o.layer} ({o.tensor})" for o in self.probe.outputs)
+        came_to: dict[str, Json] = {
+            "layer": layers,
+            "split": ", ".join(self.splits),
+            "batch_size": self.batch_size,
+            "scale": done.get("scale"),
+            "resize": done.get("resize"),
+        }
+        return {
+            "model": self.network.sha256,
+            "data": self.source.name,
+            "data fingerprint": fingerprint.digest,
+            **resume_settings(self.source.options),
+            **resume_settings(result_options(self.network.read_as)),
+            **resume_settings(result_options(self.options), **came_to),
+            "preprocessing": json.dumps(done, sort_keys=True),
+            "TensorFlow version": version("tensorflow"),
+        }
+
+
+def choose_splits(source: Source, names: Sequence[str]) -> tuple[str, ...]:
+    """Pick splits by name, in the source's order; all of them if none is named.
+
+    Raises
+    ------
+    UsageError
+        If the source has none of such a name.
+    DataError
+        If a split is empty, or named as a part of the feature file is.
+    """
+    for name in names:
+        if name not in source.splits:
+            raise UsageError(
+                f"{source.name} has no split {name!r}; it has: {', '.join(source.splits)}",
+                hint=near_names(name, source.splits),
+            )
+    chosen = tuple(name for name in source.splits if not names or name in names)
+    for name in chosen:
+        if not source.splits[name].n_samples:
+            raise DataError(f"split {name!r} of {source.name} is empty")
+        if name in RESERVED_SPLITS or "/" in name:
+            raise DataError(f"a split of a feature file can't be called {name!r}")
+    return chosen
+
+
+def _attributes(provenance: Provenance) -> dict[str, str | int | float]:
+    values = {item.name: getattr(provenance, item.name) for item in fields(Provenance)}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            values[name] = json.dumps(value)
+    values["cnnfeat"] = __version__
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,144 @@
+"""How features came to be, as a file says it; and the same network, opened as it was then.
+
+A feature file's root and a saved machine's metadata hold the same facts. Paths in them are a
+stranger's words: they are followed into the folder of the file that holds them and into the
+current folder, and nowhere else unless the user names the path too. Trust is never recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnnfeat.errors import UntrustedModelError
+from cnnfeat.knobs import from_record
+from cnnfeat.options import ProbeOptions, ReadOptions
+
+if TYPE_CHECKING:
+    from cnnfeat.network import Network
+
+APPLICATION = "keras:"
+_WORDS = ("imagenet", "none")  # --weights that are no paths
+
+
+def recorded_reading(
+    facts: Mapping[str, object], *, beside: Path, read: ReadOptions | None = None
+) -> ReadOptions:
+    """How the network was read; nothing special where the file is older than that record.
+
+    Parameters
+    ----------
+    facts : mapping
+        A feature file's attributes or a machine's metadata.
+    beside : Path
+        The file that they are from.
+    read : ReadOptions, optional
+        What goes before what was recorded.
+
+    Raises
+    ------
+    UntrustedModelError
+        If it names a file of weights that lies where the user has not pointed.
+    """
+    recorded = from_record(ReadOptions, _mapping(facts.get("options")).get("model"))
+    whole = recorded if read is None else read.over(recorded)
+    if whole.weights in (None, *_WORDS) or (read and read.weights):
+        return whole
+    return dataclasses.replace(whole, weights=_followed(str(whole.weights), beside, "--weights"))
+
+
+def recorded_probe(facts: Mapping[str, object], *, pool: str = "none") -> ProbeOptions:
+    """How activations were computed: size, scale and precision, with a layer's own pooling."""
+    done = _mapping(facts.get("preprocessing"))
+    said = {
+        "precision": facts.get("precision"),
+        "pool": pool,
+        "scale": done.get("scale"),
+        "resize": done.get("resize"),
+    }
+    return from_record(ProbeOptions, said)
+
+
+def network_spec(facts: Mapping[str, object], *, beside: Path) -> str:
+    """Find the network that a file names, as `load_network` takes it.
+
+    Parameters
+    ----------
+    facts : mapping
+        A feature file's attributes or a machine's metadata.
+    beside : Path
+        The file that they are from.
+
+    Raises
+    ------
+    UntrustedModelError
+        If the path leads to where the user has not pointed.
+    """
+    recorded = str(facts.get("network") or "model.keras")
+    return recorded if recorded.startswith(APPLICATION) else _followed(recorded, beside, "--model")
+
+
+def open_recorded(
+    facts: Mapping[str, object],
+    *,
+    beside: Path,
+    model: str | None = None,
+    read: ReadOptions | None = None,
+    trust: bool = False,
+) -> Network:
+    """Open the network that features came from, read as it was read for them.
+
+    Parameters
+    ----------
+    facts : mapping
+        A feature file's attributes or a machine's metadata.
+    beside : Path
+        The file that they are from.
+    model : str, optional
+        The network instead of the recorded one.
+    read : ReadOptions, optional
+        What goes before the recorded reading.
+    trust : bool
+        Run operations with side effects too.
+
+    Raises
+    ------
+    UntrustedModelError
+        If a recorded path leads to where the user has not pointed, or the network holds code.
+    NetworkError
+        If it can't be read.
+    """
+    from cnnfeat.network import open_network  # TensorFlow takes seconds
+
+    how = recorded_reading(facts, beside=beside, read=read)
+    return open_network(model or network_spec(facts, beside=beside), how, trust=trust)
+
+
+def _followed(recorded: str, beside: Path, flag: str) -> str:
+    """Where a recorded path leads, if it may be followed."""
+    folder, here = beside.absolute().parent, Path.cwd()
+    path = Path(os.path.normpath(here / recorded))
+    pointed_at = [folder] if here == here.parent else [folder, here]  # "/" points at nothing
+    if any(path.is_relative_to(place) for place in pointed_at):
+        if path.exists() or not (folder / path.name).exists():
+            return recorded
+    elif not (folder / path.name).exists():
+        raise UntrustedModelError(
+            f"{beside} names {recorded}, which lies neither beside it nor in the current folder",
+            hint=f"if you know where {beside.name} comes from: {flag} {recorded}",
+        )
+    return str(beside.parent / path.name)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    """A JSON object, or its text; empty where it is neither."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {}
+    return value if isinstance(value, Mapping) else {}
