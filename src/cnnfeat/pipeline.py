@@ -279,7 +279,9 @@ def _report(run: _Run) -> StageOutcome:
         from cnnfeat.report.page import write_report
 
         data_dir = None if run.options.data.dir is None else Path(run.options.data.dir)
-        artifacts = Artifacts.in_folder(run.folder, trust=run.trust)
+        artifacts = dataclasses.replace(
+            Artifacts.in_folder(run.folder, trust=run.trust), model=run.model
+        )
         write_report(artifacts, out, data_dir=data_dir, overwrite=True, progress=run.progress)
 
     out = run.folder / REPORT

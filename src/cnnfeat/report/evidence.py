@@ -42,10 +42,9 @@ class Artifacts:
 
     @classmethod
     def in_folder(cls, folder: Path, *, trust: bool = False) -> Artifacts:
-        """Give all of them their default names; no model there: the features' own."""
-        model = folder / "model.keras"
+        """Give all of them their default names."""
         return cls(
-            str(model) if model.exists() else None,
+            str(folder / "model.keras"),
             folder / "features.h5",
             folder / "svm.json",
             folder / "predictions.csv",

@@ -14,19 +14,17 @@ def routines(request, monkeypatch):
     if request.param == "without pointers":
         monkeypatch.setattr(blas, "_routine", lambda _name, _dtype: None)
     else:
-        assert blas._routine("syrk", "float32") is not None
+        assert blas._routine("trsv", "float32") is not None
     return request.param
 
 
-@pytest.mark.usefixtures("routines")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_rows", [0, 7, 600])
-def test_products_are_added_to_the_lower_half(dtype, n_rows):
+def test_products_are_added(dtype, n_rows):
     rows = np.random.default_rng(0).standard_normal((n_rows, 5))
     total = np.asfortranarray(np.full((5, 5), 2.0, dtype))
     factors.add_products(rows.astype(dtype), -1.5, total)
-    expected = np.tril(2 - 1.5 * rows.T @ rows)
-    np.testing.assert_allclose(np.tril(total), expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(total, 2 - 1.5 * rows.T @ rows, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.usefixtures("routines")
@@ -52,8 +50,8 @@ def test_arrays_that_do_not_fit_are_refused():
         factors.solve_triangle(lower, np.zeros((3, 2)), transposed=False)
     with pytest.raises(ValueError, match="types, shapes or orders"):
         factors.add_products(np.zeros((4, 2)), 1.0, lower)
-    with pytest.raises(TypeError, match="takes 10 arguments, not 1"):
-        blas._routine("syrk", "float64")(b"L")
+    with pytest.raises(TypeError, match="takes 8 arguments, not 1"):
+        blas._routine("trsv", "float64")(b"L")
 
 
 def test_a_changed_factor_solves_for_rows_added_and_taken_away():

@@ -1,8 +1,9 @@
-"""Routines of BLAS, called so that Python's other threads can run meanwhile.
+"""Triangular solves of BLAS, called so that Python's other threads can run meanwhile.
 
-SciPy's own wrappers hold the interpreter's lock while they work. The same library is reached here
-through the pointers that `scipy.linalg.cython_blas` exports (SciPy reference, "BLAS Functions for
-Cython"). `cnnfeat.svm.solver.factors` does without where these functions say that they can't.
+SciPy's own wrappers hold the interpreter's lock while they work, so classes worked on side by side
+wait for each other: `scripts/bench_svm --only blas` measures what that costs. The same library is
+reached here through the pointers that `scipy.linalg.cython_blas` exports (SciPy reference, "BLAS
+Functions for Cython"). `cnnfeat.svm.solver.factors` does without where they can't be used.
 """
 
 from __future__ import annotations
@@ -10,27 +11,19 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cython_blas
 
-from cnnfeat.svm.matrix import Floats
-
+Floats: TypeAlias = NDArray[np.floating]
 FEW_COLUMNS = 6  # right-hand sides up to which one at a time is faster
 _REALS = {"float32": ("s", ctypes.c_float), "float64": ("d", ctypes.c_double)}
 
 
-def add_by_pointer(rows: Floats, cost: float, total: Floats) -> bool:
-    """Do what `factors.add_products` does (SYRK); whether it could be done."""
-    routine = _routine("syrk", rows.dtype.name)
-    if routine is not None:
-        n = total.shape[1]
-        routine(b"L", b"N", n, len(rows), float(cost), rows, n, 1.0, total, n)
-    return routine is not None
-
-
 def solve_by_pointer(lower: Floats, columns: Floats, *, transposed: bool) -> bool:
-    """Do what `factors.solve_triangle` does (TRSV for few columns, TRSM for many); likewise."""
+    """Do what `factors.solve_triangle` does, by TRSV or for many columns TRSM; whether it could."""
     n, m = columns.shape
     name = "trsv" if m <= FEW_COLUMNS else "trsm"
     routine, turn = _routine(name, lower.dtype.name), b"T" if transposed else b"N"

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_blas_funcs, get_lapack_funcs, solve_triangular
+from scipy.linalg import get_lapack_funcs, solve_triangular
 
 from cnnfeat.svm.matrix import Doubles, Floats, Indices
-from cnnfeat.svm.solver.blas import add_by_pointer, solve_by_pointer
+from cnnfeat.svm.solver.blas import solve_by_pointer
 
 DENSE_LIMIT = 4097  # weights up to which Hessians are formed: 4,096 features and the intercept
 ROUNDING = 1e-9
 ADDED_ROWS = 2048  # rows copied at a time
-# Rows from which NumPy's BLAS sums them: threads of the two libraries, NumPy's and SciPy's, hinder
-# each other for a while after each use, which outweighs what adding in place saves.
-MANY_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,9 @@ def _keeps_definite(core: Doubles, added: NDArray[np.bool_]) -> bool:
 
 
 def add_products(rows: Floats, cost: float, total: Floats) -> None:
-    """Add ``cost * rows^T rows`` to the lower half of `total`, in place.
+    """Add ``cost * rows^T rows`` to `total`, in place.
+
+    By NumPy, whose products leave Python's lock to other threads; SciPy's SYRK does not.
 
     Parameters
     ----------
@@ -97,17 +96,13 @@ def add_products(rows: Floats, cost: float, total: Floats) -> None:
     cost : float
         Of all of them.
     total : ndarray of shape (n, n)
-        In Fortran order, of the same dtype. What is above its diagonal may change or not.
+        In Fortran order, of the same dtype.
     """
     _check_fit(rows.flags.c_contiguous and total.flags.f_contiguous and rows.dtype == total.dtype)
     _check_fit(rows.shape[1] == total.shape[0] == total.shape[1])
-    if len(rows) > MANY_ROWS:
-        product = rows.T @ rows
-        product *= product.dtype.type(cost)
-        total += product.T  # the same, and in the order of `total`
-    elif rows.size and not add_by_pointer(rows, cost, total):
-        (syrk,) = get_blas_funcs(("syrk",), (rows,))
-        syrk(cost, rows.T, beta=1.0, c=total, lower=1, overwrite_c=1)
+    product = rows.T @ rows
+    product *= product.dtype.type(cost)
+    total += product.T  # the same, and in the order of `total`
 
 
 def solve_triangle(lower: Floats, columns: Floats, *, transposed: bool) -> None:

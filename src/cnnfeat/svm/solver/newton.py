@@ -53,7 +53,7 @@ STAGE_STEPS = 4
 NEAR = 0.1  # rows whose margin is less than 1 + NEAR are looked at between two full passes
 STEPS_BETWEEN = 3  # full passes, once
 SETTLED = 0.1  # of the objective, or less, is lost on the other rows
-THREADS_PAY = 5e8  # rows x weights x columns from which more than one thread gains
+THREADS_PAY = 2e8  # rows x weights x columns from which more than one thread gains
 USABLE = 0.75  # of the memory allowed: the rest is lost between arrays that come and go
 WORKING_SQUARES = 2  # a Hessian, and the copy that is factorised
 
@@ -330,7 +330,8 @@ class _Newton:
     def _descents(self, work: Callable[[Group], Descent], planned: Round) -> list[Descent]:
         """Work on the classes side by side, each with matrix products on one thread.
 
-        That is faster even for one at a time: see `factors.MANY_ROWS`.
+        That is faster even for one at a time: threads of NumPy's BLAS and of SciPy's hinder each
+        other for a while after each use.
         """
         if self._n_threads == 1:
             return [work(group) for group in planned.groups]
