@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,7 @@ OWNERS = {
 }
 LONGEST_MODULE = 600
 LONGEST_FUNCTION = 60
+LONGEST_CHAIN = 10
 
 
 def modules() -> list[Path]:
@@ -131,3 +134,40 @@ def test_exported_names_are_these():
         "open_source",
     ]
     assert all(getattr(cnnfeat, name).__name__ == name for name in cnnfeat.__all__)
+
+
+def test_a_word_means_one_thing():
+    """No two modules, and no two public functions or classes, have one name."""
+    names: dict[str, list[str]] = {}
+    for path in modules():
+        if path.parent.name == "cli" or path.name.startswith("__"):
+            continue  # commands are called as they are typed
+        own = [f"module {path.stem}"]
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                own.append(node.name)
+        for name in own:
+            names.setdefault(name, []).append(module_name(path))
+    assert {name: places for name, places in names.items() if len(places) > 1} == {}
+
+
+def test_chains_of_imports_stay_short():
+    """What is imported when a module is: neither types' sake nor inside functions."""
+    known = {module_name(path): path for path in modules()}
+    needed = {name: _imported_at_once(path, known) - {name} for name, path in known.items()}
+
+    @functools.cache
+    def longest(name: str) -> int:
+        return 1 + max(map(longest, needed[name]), default=0)  # a circle would not end
+
+    assert max(map(longest, known)) <= LONGEST_CHAIN
+
+
+def _imported_at_once(path: Path, known: Mapping[str, Path]) -> set[str]:
+    found = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in known else node.module)
+    return found & set(known)

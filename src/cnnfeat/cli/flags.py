@@ -22,44 +22,16 @@ from cnnfeat.options import DataOptions, ReadOptions, RunOptions, parse_config, 
 F = TypeVar("F", bound=Callable[..., object])
 
 
+_COMMON: tuple[tuple[tuple[str, ...], str, object, str], ...] = (
+    (("-q", "--quiet"), "verbosity", -1, "Say only warnings and errors."),
+    (("-v", "--verbose"), "verbosity", 1, "Say more."),
+    (("--no-progress",), "progress", False, "Draw no progress."),
+    (("--debug",), "debug", True, "Show tracebacks of errors."),
+)  # words, the setting that each changes, to what, help
+
+
 def common(command: F) -> F:
     """Add -q, -v, --no-progress and --debug, and set logging up before the command runs."""
-    options = [
-        click.option(
-            "-q",
-            "--quiet",
-            is_flag=True,
-            expose_value=False,
-            is_eager=True,
-            callback=_set("verbosity", -1),
-            help="Say only warnings and errors.",
-        ),
-        click.option(
-            "-v",
-            "--verbose",
-            is_flag=True,
-            expose_value=False,
-            is_eager=True,
-            callback=_set("verbosity", 1),
-            help="Say more.",
-        ),
-        click.option(
-            "--no-progress",
-            is_flag=True,
-            expose_value=False,
-            is_eager=True,
-            callback=_set("progress", False),
-            help="Draw no progress.",
-        ),
-        click.option(
-            "--debug",
-            is_flag=True,
-            expose_value=False,
-            is_eager=True,
-            callback=_set("debug", True),
-            help="Show tracebacks of errors.",
-        ),
-    ]
 
     @click.pass_context
     def logged(ctx: click.Context, /, *args: object, **values: object) -> object:
@@ -67,8 +39,15 @@ def common(command: F) -> F:
         return ctx.invoke(command, *args, **values)
 
     wrapped = update_wrapper(logged, command)
-    for option in reversed(options):
-        wrapped = option(wrapped)
+    for words, name, value, text in reversed(_COMMON):
+        wrapped = click.option(
+            *words,
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set(name, value),
+            help=text,
+        )(wrapped)
     return typing.cast("F", wrapped)
 
 
