@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 import tensorflow as tf
 
 import cnnfeat.cli
-from cnnfeat import LayerFeatures
-from cnnfeat.errors import Interrupted, UntrustedModelError
+from cnnfeat import LayerFeatures, options, origin
+from cnnfeat.errors import FeatureFileError, Interrupted, UntrustedModelError
 from cnnfeat.extraction import extract
+from cnnfeat.knobs import option, result_options
 from cnnfeat.network import open_network
-from cnnfeat.options import ExtractOptions, ProbeOptions, ReadOptions
-from cnnfeat.origin import network_spec, recorded_probe, recorded_reading
+from cnnfeat.options import ExtractOptions, ReadOptions
+from cnnfeat.origin import network_spec, open_recorded, recorded_probe, recorded_reading
 from cnnfeat.svm import load_svm
 from cnnfeat.svm.persistence import save_svm
 
@@ -178,10 +180,81 @@ def test_what_was_left_open_is_compared_by_what_it_came_to(cli, images, tmp_path
 def test_features_of_an_older_version_are_read_plainly():
     assert recorded_reading({"network": "m.keras"}, beside=HERE) == ReadOptions()
     assert recorded_reading({"options": "{"}, beside=HERE) == ReadOptions()
-    strange = {"options": '{"model": {"feed": 3, "later": 1}}'}
-    assert recorded_reading(strange, beside=HERE) == ReadOptions()
     old = {"preprocessing": '{"scale": "unit", "resize": [8, 9]}', "precision": "float32"}
-    assert recorded_probe(old, pool="avg") == ProbeOptions(pool="avg", scale="unit", resize=(8, 9))
+    wanted = ExtractOptions(pool="avg", scale="unit", resize=(8, 9))
+    assert recorded_probe(old, pool="avg") == wanted
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"options": '{"model": {"feed": 3}}'},
+        {"options": '{"model": {"later": 1}}'},
+        {"options": '{"extract": {"tint": "red"}}'},
+        {"preprocessing": '{"scale": "torch"}'},
+        {"preprocessing": '{"resize": [70000, 8]}'},
+        {"precision": "float64"},
+    ],
+)
+def test_what_a_newer_version_kept_is_refused_rather_than_left_out(facts):
+    with pytest.raises(FeatureFileError, match="made by another version of cnnfeat"):
+        recorded_reading(facts, beside=HERE)
+        recorded_probe(facts)
+
+
+def test_a_field_added_to_reading_is_kept_and_done_again(monkeypatch):
+    tint = ("tint", str, option("none", "A colour."))
+    kind = dataclasses.make_dataclass("Tinted", [tint], bases=(ReadOptions,), frozen=True)
+    monkeypatch.setattr(options, "ReadOptions", kind)
+    monkeypatch.setattr(origin, "ReadOptions", kind)
+    facts = {"options": json.dumps({"model": result_options(kind(tint="red", signature="a"))})}
+    assert recorded_reading(facts, beside=HERE).tint == "red"
+    whole = recorded_reading(facts, beside=HERE, read=kind(signature="b"))
+    assert (whole.tint, whole.signature) == ("red", "b")
+    assert recorded_reading(facts, beside=HERE, read=kind(tint="blue")).tint == "blue"
+
+
+def test_a_feed_s_other_spelling_goes_before_what_was_recorded(cli, images, tmp_path):
+    words = fed(tmp_path)
+    words[words.index("gain=3.0")] = "gain:0=3.0"
+    assert cli("extract", *words, "--data", "images.npz")[0] == 0
+    network = open_recorded(
+        _attributes("artifacts/features.h5"),
+        beside=Path("artifacts/features.h5"),
+        read=ReadOptions(feed=(("gain", 30.0),)),
+    )
+    assert network.read_as.feed == (("gain", 30.0),)
+
+
+def _attributes(path: str) -> dict[str, object]:
+    with h5py.File(path) as file:
+        return dict(file.attrs)
+
+
+def test_labels_named_in_training_are_found_again(cli, images, tmp_path):
+    with np.load("images.npz") as arrays:
+        np.save("x.npy", arrays["images"])
+        np.save("y.npy", arrays["labels"])
+    code, _, err = cli("train", "--data", "x.npy", "--labels", "y.npy", "--epochs", "1")
+    assert code == 0, err
+    code, _, err = cli("extract", "--layer", "fc1")
+    assert code == 0, err
+    assert "has changed since" not in err
+    with h5py.File("artifacts/features.h5") as file:
+        np.testing.assert_array_equal(file["all/label"][:], np.arange(40) % 2)
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path, monkeypatch):
+    here, other = tmp_path / "here", tmp_path / "other" / "deep"
+    for folder in (here, other):
+        folder.mkdir(parents=True)
+    (tmp_path / "other" / "secret.pb").write_text("secret", "utf-8")
+    (here / "a").symlink_to(other)
+    (here / "l").symlink_to(tmp_path / "other")
+    monkeypatch.chdir(here)
+    for recorded in ("a/../secret.pb", "l/secret.pb"):
+        with pytest.raises(UntrustedModelError):
+            network_spec({"network": recorded}, beside=here / "artifacts" / "svm.skops")
 
 
 def test_a_recorded_path_is_followed_only_where_the_user_points(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from PIL import Image
 
 import cnnfeat.cli
 from cnnfeat import pipeline
-from cnnfeat.errors import ConfigError, Interrupted, OutputExistsError
+from cnnfeat.errors import ConfigError, Interrupted, OutputExistsError, UsageError
 from cnnfeat.extraction import Extraction
 from cnnfeat.options import ArchitectureOptions, ConvOptions, RunOptions, load_config, parse_config
 from cnnfeat.pipeline import run_pipeline
@@ -273,6 +273,11 @@ def test_a_run_on_a_network_that_exists_is_the_three_commands(
     os.utime("net.pb", (1, 1))
     result = run_pipeline(load_config(Path("run.toml")), folder=Path("whole"))
     assert reused(result) == []  # the network's file has changed
+
+
+def test_a_reading_of_no_model_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="path is missing"):
+        run_pipeline(parse_config({"model": {"signature": "x"}}), folder=tmp_path)
 
 
 def test_a_model_and_a_network_exclude_each_other():

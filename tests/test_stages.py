@@ -48,6 +48,27 @@ def test_only_its_own_outputs_are_replaced(done: Path):
         StageBook(done / "other.json").check_owned("train", outputs, overwrite=False)
 
 
+def test_what_a_stage_that_failed_wrote_is_its_own_and_nothing_else(tmp_path: Path):
+    half, later = tmp_path / "svm.skops", tmp_path / "svm.json"
+    book = StageBook(tmp_path / "run.json")
+    book.begin("svm", [half, later])
+    half.write_text("half", "utf-8")
+    book.leave("svm", [half, later])
+    again = StageBook(tmp_path / "run.json")
+    assert not again.is_current("svm", INPUTS)
+    again.check_owned("svm", [half, later], overwrite=False)
+    later.write_text("precious", "utf-8")
+    with pytest.raises(OutputExistsError, match=r"svm\.json exists and is not what"):
+        again.check_owned("svm", [half, later], overwrite=False)
+
+
+def test_a_stage_that_failed_before_it_wrote_is_as_it_was(done: Path):
+    book = StageBook(done / "run.json")
+    book.begin("train", [done / "model.keras"])
+    book.leave("train", [done / "model.keras"])
+    assert StageBook(done / "run.json").is_current("train", INPUTS)
+
+
 @pytest.mark.parametrize(
     "text",
     [

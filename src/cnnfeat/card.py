@@ -49,13 +49,6 @@ class ModelCard:
         """What it was trained on."""
         return str(self.source.get("name"))
 
-    @property
-    def data_dir(self) -> Path | None:
-        """Where its data set lay, if that was said."""
-        data = self.config.get("data")
-        folder = data.get("dir") if isinstance(data, Mapping) else None
-        return Path(folder) if isinstance(folder, str) else None
-
     def to_json(self) -> dict[str, Json]:
         """Make the document."""
         fields = {name: getattr(self, name) for name in ModelCard.__slots__}

@@ -158,23 +158,28 @@ def _said(value: Json) -> str:
 
 
 def from_record(kind: type[T], document: object) -> T:
-    """Make a record of what `result_options` wrote, by this version or another.
+    """Make a record of what `result_options` wrote; what is not there is at its default.
 
-    What isn't known here, or can't be, is left at its default: features made by another version
-    may have been read in ways that this one does not know.
+    Raises
+    ------
+    ConfigError
+        If there is an option that is not known here, or a value that can't be: another version
+        wrote it, and what it asks for can't be done.
     """
     given = document if isinstance(document, Mapping) else {}
+    fields, hints = fields_of(kind), typing.get_type_hints(kind)
     values = {}
-    for name, item in fields_of(kind).items():
-        if given.get(name) is not None:
-            with contextlib.suppress(ConfigError):
-                hint = typing.get_type_hints(kind)[name]
-                values[name] = convert(item, hint, given[name], name)
+    for name, value in given.items():
+        if value in (None, [], {}, ""):
+            continue
+        if name not in fields:
+            raise ConfigError(f"{name} = {value!r} is not known here")
+        values[name] = convert(fields[name], hints[name], value, name)
     return kind(**values)
 
 
 def checked(record: T) -> T:
-    """Check every value of a record that was made in Python.
+    """Check every value of a record that was made in Python, and bring each to its own type.
 
     Raises
     ------
@@ -182,11 +187,12 @@ def checked(record: T) -> T:
         With the option's name, what was given, and what is allowed.
     """
     hints = typing.get_type_hints(type(record))
-    for name, item in fields_of(record).items():
-        value = getattr(record, name)
-        if value is not None and value != item.default:
-            convert(item, hints[name], value, name)
-    return record
+    values = {
+        name: convert(item, hints[name], value, name)
+        for name, item in fields_of(record).items()
+        if (value := getattr(record, name)) is not None and value != item.default
+    }
+    return dataclasses.replace(record, **values)  # type: ignore[type-var]
 
 
 def check_field(record: type, name: str, value: object, *, label: str) -> object:

@@ -130,13 +130,15 @@ class ReadOptions:
     weights: str | None = option(None, "For keras:NAME: imagenet, none, or a file.")
 
     def over(self, recorded: ReadOptions) -> ReadOptions:
-        """Put what is said here above what was recorded; feeds one by one."""
-        return ReadOptions(
-            signature=self.signature or recorded.signature,
-            input=self.input or recorded.input,
-            feed=tuple(sorted({**dict(recorded.feed), **dict(self.feed)}.items())),
-            weights=self.weights or recorded.weights,
-        )
+        """Put what is said here above what was recorded; feeds one by one, the last one counts."""
+        said = {
+            name: getattr(self, name)
+            for name, item in fields_of(ReadOptions).items()
+            if getattr(self, name) != item.default
+        }
+        names = dict(self.feed)
+        kept = tuple(pair for pair in recorded.feed if pair[0] not in names)
+        return dataclasses.replace(recorded, **{**said, "feed": (*kept, *self.feed)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from cnnfeat.errors import UntrustedModelError
+from cnnfeat.errors import ConfigError, FeatureFileError, UntrustedModelError
 from cnnfeat.knobs import from_record
-from cnnfeat.options import ProbeOptions, ReadOptions
+from cnnfeat.options import DataOptions, ExtractOptions, ProbeOptions, ReadOptions
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
+
+T = TypeVar("T")
 
 APPLICATION = "keras:"
 _WORDS = ("imagenet", "none")  # --weights that are no paths
@@ -44,7 +45,7 @@ def recorded_reading(
     UntrustedModelError
         If it names a file of weights that lies where the user has not pointed.
     """
-    recorded = from_record(ReadOptions, _mapping(facts.get("options")).get("model"))
+    recorded = _options(ReadOptions, facts, "model")
     whole = recorded if read is None else read.over(recorded)
     if whole.weights in (None, *_WORDS) or (read and read.weights):
         return whole
@@ -52,15 +53,40 @@ def recorded_reading(
 
 
 def recorded_probe(facts: Mapping[str, object], *, pool: str = "none") -> ProbeOptions:
-    """How activations were computed: size, scale and precision, with a layer's own pooling."""
+    """How activations were computed, by what was left open as it came to be.
+
+    Raises
+    ------
+    FeatureFileError
+        If that is not known here.
+    """
     done = _mapping(facts.get("preprocessing"))
-    said = {
+    came_to = {
         "precision": facts.get("precision"),
         "pool": pool,
         "scale": done.get("scale"),
         "resize": done.get("resize"),
     }
-    return from_record(ProbeOptions, said)
+    return _options(ExtractOptions, facts, "extract", **came_to)
+
+
+def _options(kind: type[T], facts: Mapping[str, object], table: str, **came_to: object) -> T:
+    """Make a record of what a file keeps of a table; files older than that keep nothing."""
+    said = _mapping(_mapping(facts.get("options")).get(table))
+    try:
+        return from_record(kind, {**said, **came_to})
+    except ConfigError as error:
+        raise FeatureFileError(
+            f"made by another version of cnnfeat, with an option that can't be done again: {error}",
+            hint="extract the features again, or use that version",
+        ) from error
+
+
+def recorded_data(facts: Mapping[str, object], *, data_dir: Path | None = None) -> DataOptions:
+    """How the images were opened; by name, a data set is looked for in `data_dir` first."""
+    said = _options(DataOptions, facts, "data", labels=facts.get("source_labels"))
+    folder = None if data_dir is None else str(data_dir)
+    return dataclasses.replace(said, source=str(facts.get("source", "")), dir=folder)
 
 
 def network_spec(facts: Mapping[str, object], *, beside: Path) -> str:
@@ -119,19 +145,19 @@ def open_recorded(
 
 
 def _followed(recorded: str, beside: Path, flag: str) -> str:
-    """Where a recorded path leads, if it may be followed."""
-    folder, here = beside.absolute().parent, Path.cwd()
-    path = Path(os.path.normpath(here / recorded))
+    """Where a recorded path leads, links followed, if it may be."""
+    folder, here = beside.absolute().parent.resolve(), Path.cwd().resolve()
+    path, own = (here / recorded).resolve(), folder / Path(recorded).name
     pointed_at = [folder] if here == here.parent else [folder, here]  # "/" points at nothing
     if any(path.is_relative_to(place) for place in pointed_at):
-        if path.exists() or not (folder / path.name).exists():
+        if path.exists() or not own.exists():
             return recorded
-    elif not (folder / path.name).exists():
+    elif not own.exists():
         raise UntrustedModelError(
             f"{beside} names {recorded}, which lies neither beside it nor in the current folder",
             hint=f"if you know where {beside.name} comes from: {flag} {recorded}",
         )
-    return str(beside.parent / path.name)
+    return str(beside.parent / own.name)
 
 
 def _mapping(value: object) -> Mapping[str, object]:

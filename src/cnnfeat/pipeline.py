@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from cnnfeat.errors import DataError, ImageError, UsageError
+from cnnfeat.card import ModelCard, file_sha256, read_card
+from cnnfeat.errors import CnnfeatError, DataError, ImageError, UsageError
 from cnnfeat.files import check_output
-from cnnfeat.knobs import result_options
-from cnnfeat.options import ExtractOptions, RunOptions, SvmOptions
+from cnnfeat.knobs import from_record, result_options
+from cnnfeat.options import DataOptions, ExtractOptions, ModelOptions, RunOptions, SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json, Source
 from cnnfeat.result import SvmResult, read_result
@@ -97,6 +98,30 @@ def _not_stopping() -> Iterator[Callable[[], bool]]:
     yield lambda: False
 
 
+def open_images(
+    options: DataOptions, card: ModelCard | None, *, progress: Progress = SILENT
+) -> Source:
+    """Open the images that are asked for, else those that a network was trained on, else "auto"."""
+    from cnnfeat.data import open_data
+
+    if options.source is not None or card is None:
+        return open_data(options, progress=progress)
+    known = from_record(DataOptions, card.config.get("data"))
+    source = open_data(
+        dataclasses.replace(
+            options,
+            source=card.source_name,
+            dir=options.dir or known.dir,
+            labels=options.labels or known.labels,
+            max_pixels=options.max_pixels or known.max_pixels,
+        ),
+        progress=progress,
+    )
+    if card.source.get("fingerprint") != source.fingerprint().digest:
+        logger.warning("%s has changed since the model was trained on it", source.name)
+    return source
+
+
 def run_pipeline(
     options: RunOptions,
     *,
@@ -133,11 +158,9 @@ def run_pipeline(
     CnnfeatError
         What the stages raise.
     """
-    from cnnfeat.data import open_data
-
     options = _complete(options)
     check_output(folder / "run.json", overwrite=True)
-    with open_data(options.data, progress=progress) as source:
+    with open_images(options.data, _card(options), progress=progress) as source:
         run = _Run(
             options=options,
             folder=folder,
@@ -155,10 +178,21 @@ def run_pipeline(
         return _result(run, tuple(stage(run) for stage in todo))
 
 
+def _card(options: RunOptions) -> ModelCard | None:
+    """How a network that exists was made, where that is known: the file's alone."""
+    path = Path(options.model.path or "")
+    return read_card(path, sha256=file_sha256(path)) if path.is_file() else None
+
+
 def _complete(options: RunOptions) -> RunOptions:
     """Say which layer the machine is for, where the file doesn't."""
     if options.model.path and options.train != RunOptions().train:
         logger.warning("[model] path names a network, so nothing is trained: [train] is not used")
+    if not options.model.path and options.model != ModelOptions():
+        raise UsageError(
+            "[model] says how a network that exists is read, and names none: path is missing",
+            hint="a network that is trained here needs no [model]",
+        )
     if options.svm.layer:
         return options
     svm = dataclasses.replace(options.svm, layer=options.extract.layer[-1:])
@@ -181,7 +215,11 @@ def _stage(
     run.book.begin(name, outputs)
     logger.info("%s ...", name)
     started = time.perf_counter()
-    make()
+    try:
+        make()
+    except (CnnfeatError, KeyboardInterrupt):
+        run.book.leave(name, outputs)
+        raise
     run.book.record(name, inputs, outputs)
     return StageOutcome(name, reused=False, elapsed_s=time.perf_counter() - started)
 
@@ -240,21 +278,25 @@ def _extract(run: _Run) -> StageOutcome:
     inputs = {
         **run.data,
         "data": run.source.options,
-        "train": run.book.state("train") if path is None else _model_state(path),
+        "train": run.book.state("train") if path is None else _model_state(run.options.model),
         "model": result_options(run.options.model),
         "extract": result_options(run.options.extract),
     }
     return _stage(run, "extract", inputs=inputs, outputs=(out,), make=make)
 
 
-def _model_state(spec: str) -> Json:
+def _model_state(options: ModelOptions) -> Json:
     """Tell a network from itself once changed, by names, sizes and times: nothing is loaded."""
-    path = Path(spec)
+    path = Path(options.path or "")
     if path.is_dir():
         files = [item for item in path.rglob("*") if item.is_file()]
     else:  # a file, or what the names of a checkpoint's files begin with
-        files = [path] if path.is_file() else list(path.parent.glob(f"{glob.escape(path.name)}.*"))
-    return {"path": spec, "files": {str(file): stamp(file) for file in sorted(files)}}
+        stem = path.with_suffix("") if path.suffix in (".meta", ".index") else path
+        files = [path] if path.is_file() and stem == path else []
+        files = files or list(path.parent.glob(f"{glob.escape(stem.name)}.*"))
+    if options.weights is not None and Path(options.weights).is_file():
+        files.append(Path(options.weights))
+    return {"path": options.path, "files": {str(file): stamp(file) for file in sorted(files)}}
 
 
 def _svm(run: _Run) -> StageOutcome:
@@ -280,7 +322,9 @@ def _report(run: _Run) -> StageOutcome:
 
         data_dir = None if run.options.data.dir is None else Path(run.options.data.dir)
         artifacts = dataclasses.replace(
-            Artifacts.in_folder(run.folder, trust=run.trust), model=run.model
+            Artifacts.in_folder(run.folder, trust=run.trust),
+            model=run.model,
+            read=run.options.model,
         )
         write_report(artifacts, out, data_dir=data_dir, overwrite=True, progress=run.progress)
 

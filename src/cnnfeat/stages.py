@@ -88,6 +88,15 @@ class StageBook:
         self._stages[stage] = {**entry, "begun": [path.name for path in outputs]}
         self._write()
 
+    def leave(self, stage: str, outputs: Sequence[Path]) -> None:
+        """Write down that the stage ended without being done: what it wrote so far is its own."""
+        before = self._stages[stage]
+        stamps = {path.name: stamp(path) for path in outputs if path.exists()}
+        untouched = all(stamps.get(name) == was for name, was in before["outputs"].items())
+        inputs = before["inputs"] if untouched else ""  # "": of no inputs, so never current
+        self._stages[stage] = {"inputs": inputs, "outputs": {**before["outputs"], **stamps}}
+        self._write()
+
     def record(self, stage: str, inputs: Mapping[str, Json], outputs: Sequence[Path]) -> None:
         """Write down that the stage is done."""
         self._stages[stage] = {

@@ -94,7 +94,13 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def from_features(
-        cls, path: Path | str, *, layer: str | None = None, trust: bool = False
+        cls,
+        path: Path | str,
+        *,
+        layer: str | None = None,
+        model: str | None = None,
+        read: ReadOptions | None = None,
+        trust: bool = False,
     ) -> LayerFeatures:
         """Make one that does to images what was done to those of a feature file.
 
@@ -104,25 +110,30 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             The feature file.
         layer : str, optional
             One of the file's; not needed where it has one.
+        model : str, optional
+            The network, instead of the one that the file names.
+        read : ReadOptions, optional
+            What goes before how the network was read for the features.
         trust : bool
             Run a model that does more than compute; never taken from the file.
 
         Raises
         ------
         UntrustedModelError
-            If the file names a network that lies neither beside it nor in the current folder.
+            If the file names a network that lies neither beside it nor in the current folder, and
+            `model` is not given.
         """
         with FeatureFile(Path(path)) as file:
             stored = file.layer(file.splits[0], file.find_layer(layer))
             facts = file.attributes
             how = recorded_probe(facts, pool=stored.pooling)
             return cls(
-                network_spec(facts, beside=file.path),
+                model or network_spec(facts, beside=file.path),
                 layer=stored.tensor,
                 pool=how.pool,
                 scale=how.scale,
                 trust=trust,
-                read=recorded_reading(facts, beside=file.path),
+                read=recorded_reading(facts, beside=file.path, read=read),
                 resize=how.resize,
                 precision=how.precision,
             )

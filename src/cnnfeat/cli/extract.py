@@ -23,12 +23,10 @@ from cnnfeat.cli.session import (
     stop_on_signals,
 )
 from cnnfeat.errors import SKIPPED_EXIT_CODE, Interrupted
-from cnnfeat.options import DataOptions, RunOptions
+from cnnfeat.options import RunOptions
 
 if TYPE_CHECKING:
-    from cnnfeat.network import Network
-    from cnnfeat.progress import Progress
-    from cnnfeat.records import ExtractResult, Source
+    from cnnfeat.records import ExtractResult
 
 _log = logging.getLogger("cnnfeat")
 
@@ -65,13 +63,14 @@ def extract(
     FeatureWriter.check(out, overwrite=overwrite, resume=resume)
     start_tensorflow(settings, n_calls=IN_FLIGHT)
     from cnnfeat.network import open_network
+    from cnnfeat.pipeline import open_images
 
     model = options.model.path or str(artifact("model.keras"))
     network = open_network(model, options.model, trust=trust_model)
     extraction = Extraction.of(network, options.extract)  # names are known before images are read
     progress = console.progress(settings)
     with (
-        _open_images(network, options.data, progress) as images,
+        open_images(options.data, network.card, progress=progress) as images,
         stop_on_signals() as stop,
         _resume_command(stop),
     ):
@@ -87,25 +86,6 @@ def extract(
     _show(result, as_json=as_json)
     if result.skipped:
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
-
-
-def _open_images(network: Network, options: DataOptions, progress: Progress) -> Source:
-    """Open what was named, else what the model was trained on, else "auto"."""
-    from cnnfeat.data import open_data
-
-    card = network.card
-    trained = {} if card is None else card.source
-    if options.source is None and card is not None:
-        options = dataclasses.replace(
-            options,
-            source=str(trained.get("name", "auto")),
-            dir=options.dir or (None if card.data_dir is None else str(card.data_dir)),
-        )
-        source = open_data(options, progress=progress)
-        if trained.get("fingerprint") != source.fingerprint().digest:
-            _log.warning("%s has changed since the model was trained on it", source.name)
-        return source
-    return open_data(options, progress=progress)
 
 
 @contextlib.contextmanager

@@ -82,12 +82,25 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that
 trust = click.option("--trust-model", is_flag=True, help="Run a model that does more than compute.")
 
 
+class Heard(click.Option):
+    """An option that the environment can set by its name as it is typed."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Look for CNNFEAT_<COMMAND>_<OPTION>, the option as it is typed."""
+        found = super().resolve_envvar_value(ctx)
+        if found is None and ctx.auto_envvar_prefix is not None:
+            word = max(self.opts, key=len).removeprefix("--").replace("-", "_").upper()
+            found = os.environ.get(f"{ctx.auto_envvar_prefix}_{word}") or None
+        return found
+
+
 def output(name: str, *, help: str) -> Callable[[F], F]:
     """`-o PATH`, by default the artifact called `name`."""
     return click.option(
         "-o",
         "--output",
         "out",
+        cls=Heard,
         type=click.Path(path_type=Path),
         default=lambda: artifact(name),
         show_default=f"artifacts/{name}",
@@ -122,7 +135,6 @@ def record(
     kind: type,
     name: str,
     *,
-    leave: Collection[str] = (),
     shown: Mapping[str, str] | None = None,
 ) -> Callable[[F], F]:
     """Add a flag for each field of an options record; the command gets the record as `name`.
@@ -133,15 +145,11 @@ def record(
         The record.
     name : str
         The command's parameter.
-    leave : collection of str
-        Fields that get no flag here.
     shown : mapping, optional
         What help says of a field's default, where this command has another one.
     """
     fields = {
-        field: item
-        for field, item in knobs.fields_of(kind).items()
-        if knobs.knob_of(item).help and field not in leave
+        field: item for field, item in knobs.fields_of(kind).items() if knobs.knob_of(item).help
     }
 
     def decorate(command: F) -> F:
@@ -205,19 +213,11 @@ def _parameter(name: str, field: str) -> str:
     return f"{name}__{field}"
 
 
-class _Flag(click.Option):
+class _Flag(Heard):
     """An option made from a record's field."""
 
     knob: knobs.Knob
     shown: str
-
-    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """Look for CNNFEAT_<COMMAND>_<OPTION>, the option as it is typed."""
-        found = super().resolve_envvar_value(ctx)
-        if found is None and ctx.auto_envvar_prefix is not None:
-            word = self.opts[0].removeprefix("--").replace("-", "_").upper()
-            found = os.environ.get(f"{ctx.auto_envvar_prefix}_{word}") or None
-        return found
 
     def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
         """Say default and range."""

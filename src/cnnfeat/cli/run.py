@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     "folder",
+    cls=flags.Heard,
     type=click.Path(path_type=Path, file_okay=False),
     default=lambda: artifact(""),
     show_default="artifacts",

@@ -29,6 +29,7 @@ _CELLS = 20  # classes up to which the confusion matrix is printed
     "-o",
     "--output",
     "out",
+    cls=flags.Heard,
     type=click.Path(path_type=Path, file_okay=False),
     default=lambda: artifact("svm.skops").parent,
     show_default="artifacts",

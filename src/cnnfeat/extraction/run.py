@@ -54,7 +54,7 @@ class Extraction:
     @classmethod
     def of(cls, network: Prober, options: ExtractOptions) -> Extraction:
         """Check the options and look the layers up."""
-        checked(options)
+        options = checked(options)
         return cls(network, options, network.find(options.layer))
 
     def run(

@@ -40,11 +40,15 @@ class Header:
             With the setting's name and both values.
         """
         before = self.settings
-        for name in dict.fromkeys((*now, *before)):
-            if before.get(name) != now.get(name):
+        if before.keys() != now.keys():
+            raise UsageError(
+                f"{path} was begun by another version of cnnfeat, which compares other settings",
+                hint="start over with --overwrite",
+            )
+        for name, value in now.items():
+            if before[name] != value:
                 raise UsageError(
-                    f"{path} was begun with another {name}: "
-                    f"{before.get(name, 'none')}, and now it is {now.get(name, 'none')}",
+                    f"{path} was begun with another {name}: {before[name]}, and now it is {value}",
                     hint="give the same again, or start over with --overwrite",
                 )
 

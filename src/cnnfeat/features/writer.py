@@ -183,7 +183,14 @@ class FeatureWriter:
             said = attributes(file, paths.final)
         leftovers = [item for item in paths.temporary if item.exists()]
         same_run = not leftovers or (header is not None and header.created == said.get("created"))
-        if json.loads(str(said.get("settings", "{}"))) != plan.settings or not same_run:
+        settings = json.loads(str(said.get("settings", "{}")))
+        if settings.keys() != plan.settings.keys() and not leftovers:
+            raise UsageError(
+                f"{path} is complete, and made by another version of cnnfeat, which kept other "
+                "settings: whether they are the same can't be said",
+                hint="--overwrite makes it again",
+            )
+        if settings != plan.settings or not same_run:
             return False
         with locked(paths.final):  # also removes the lock of a process that died at the very end
             for leftover in leftovers:

@@ -103,6 +103,8 @@ def _open(spec: str, options: ReadOptions, *, trust: bool) -> Network:
         raise NetworkError("--weights goes with keras:NAME only; other models hold their own")
     path = Path(spec)
     kind = sniff(path)
+    if options.signature is not None and kind is not Format.SAVED_MODEL:
+        raise NetworkError("--signature goes with SavedModels only; other files have none")
     graph = _load(kind, path, options)
     digest = digest_of(path)
     report_bad_weights(graph, path=spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from cnnfeat.errors import LayerLookupError, NetworkError
 from cnnfeat.network import lookup
 from cnnfeat.network.feeding import check_placeholders, fed_tensors, image_input
 from cnnfeat.network.flattening import importable, own_functions
+from cnnfeat.network.formats import Format
 from cnnfeat.network.graph import (
     Feed,
     FlatGraph,
@@ -125,13 +127,15 @@ class Network:
     @property
     def read_as(self) -> ReadOptions:
         """The same, with what was left open or spelled otherwise as it came to be."""
-        return ReadOptions(
+        applied = self.format == Format.APPLICATION.value
+        return dataclasses.replace(
+            self.read_options,
             signature=self._graph.signature,
             input=self.input.tensor.removesuffix(":0"),
             feed=tuple(
                 sorted((name.removesuffix(":0"), feed.plain) for name, feed in self._fed().items())
             ),
-            weights=self.read_options.weights,
+            weights=self.read_options.weights or ("imagenet" if applied else None),
         )
 
     @property

@@ -112,7 +112,7 @@ def train(
         keras=keras.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config={
-            "data": to_dict(config.data),
+            "data": {**to_dict(config.data), "source": config.data.source or "auto"},
             "network": to_dict(config.network),
             "train": to_dict(config.train),
         },

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnfeat.data import open_source
+from cnnfeat.data import open_data
 from cnnfeat.errors import CnnfeatError, DataError, FeatureFileError, MissingInputError, UsageError
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import ReadOptions
-from cnnfeat.origin import APPLICATION, network_spec, open_recorded
+from cnnfeat.origin import APPLICATION, network_spec, open_recorded, recorded_data
 from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import SvmResult, read_result
@@ -193,8 +193,7 @@ def open_origin(
     if not name or "source_fingerprint" not in file.attributes:
         raise DataError(f"{file.path} does not say where its images came from")
     try:
-        labels = str(file.attributes.get("source_labels", "")) or None
-        return open_source(name, data_dir=data_dir, labels=labels, progress=progress)
+        return open_data(recorded_data(file.attributes, data_dir=data_dir), progress=progress)
     except UsageError as error:
         raise DataError(
             f"the images of {file.path} are not where they were: there is no {name}",
