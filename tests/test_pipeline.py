@@ -18,9 +18,18 @@ from PIL import Image
 
 import cnnfeat.cli
 from cnnfeat import pipeline
+from cnnfeat.data import open_source
 from cnnfeat.errors import ConfigError, Interrupted, OutputExistsError, UsageError
-from cnnfeat.extraction import Extraction
-from cnnfeat.options import ArchitectureOptions, ConvOptions, RunOptions, load_config, parse_config
+from cnnfeat.extraction import Extraction, extract
+from cnnfeat.network import load_network
+from cnnfeat.options import (
+    ArchitectureOptions,
+    ConvOptions,
+    ExtractOptions,
+    RunOptions,
+    load_config,
+    parse_config,
+)
 from cnnfeat.pipeline import run_pipeline
 from cnnfeat.stages import StageBook, stamp
 
@@ -273,6 +282,27 @@ def test_a_run_on_a_network_that_exists_is_the_three_commands(
     os.utime("net.pb", (1, 1))
     result = run_pipeline(load_config(Path("run.toml")), folder=Path("whole"))
     assert reused(result) == []  # the network's file has changed
+
+
+def test_a_stranger_s_unfinished_extraction_is_not_thrown_away(done, tmp_path: Path):
+    """One that this folder's runs did not begin is gone on with, or refused."""
+    folder, _ = done
+    run_pipeline(CONFIG, folder=folder)
+    model = str(folder / "model.keras")
+    with open_source("digits") as source, pytest.raises(Interrupted):
+        asked = iter([False] * 3)
+        extract(
+            load_network(model),
+            source,
+            ExtractOptions(layer=("conv1",), batch_size=16),
+            out=tmp_path / "features.h5",
+            should_stop=lambda: next(asked, True),
+        )
+    kept = (tmp_path / "features.h5.partial").read_bytes()
+    other = {"data": {"source": "digits"}, "model": {"path": model}, "svm": {"C": 0.1}}
+    with pytest.raises(UsageError, match="was begun with another layer"):
+        run_pipeline(parse_config({**other, "extract": {"layer": "fc1"}}), folder=tmp_path)
+    assert (tmp_path / "features.h5.partial").read_bytes() == kept
 
 
 def test_a_reading_of_no_model_is_refused(tmp_path: Path):

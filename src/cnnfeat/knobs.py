@@ -233,6 +233,8 @@ def convert(spec: dataclasses.Field[object], hint: object, value: object, label:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
             raise ConfigError(f"{label} must be text or a list of texts, not {value!r}")
+        if not all(items) or (spec.default and not items):
+            raise ConfigError(f"{label} must name something, not {value!r}")
         return tuple(items)
     allowed = knob_of(spec).range
     for choice in alternatives(hint):

@@ -260,7 +260,7 @@ class SvmOptions:
         "auto", "The cost of errors; auto: by cross-validation.", flag="--C", above=0, high=1e9
     )
     gamma: float | Literal["auto"] = option(
-        "auto", "Of rbf and poly; auto: by cross-validation.", above=0
+        "auto", "Of rbf and poly; auto: by cross-validation.", above=0, high=1e9
     )
     normalize: Literal["standard", "l2", "none"] = option(
         "standard", "Mean 0 and deviation 1 of features, length 1 of rows, or neither."
@@ -333,6 +333,8 @@ def read_toml(path: Path) -> Mapping[str, object]:
 def parse_config(table: Mapping[str, object], *, where: str = "config") -> RunOptions:
     """Check a parsed TOML document and make the records."""
     options = _build(RunOptions, table, f"{where}: ", "")
+    if options.model.path == "":
+        raise ConfigError(f"{where}: model.path must name a network, not be empty")
     if options.model.path is not None and "network" in table:
         raise ConfigError(
             f"{where}: [model] path is a network that exists, [network] one to train",

@@ -267,13 +267,17 @@ def _extract(run: _Run) -> StageOutcome:
                 again(resume=True)
             except ImageError:
                 raise
-            except (UsageError, DataError):  # of other settings: start over
+            except (UsageError, DataError) as error:
+                if not own:
+                    raise
+                logger.warning("starting over: %s", error)  # the settings have changed
                 again(overwrite=True)
 
     from cnnfeat.extraction import Extraction
     from cnnfeat.features import FeatureWriter
 
     out = run.folder / FEATURES
+    own = run.overwrite or run.book.knows("extract")  # what an interrupted extraction left
     path = run.options.model.path
     inputs = {
         **run.data,

@@ -58,6 +58,10 @@ class StageBook:
             and all(stamp(self._beside(name)) == was for name, was in entry["outputs"].items())
         )
 
+    def knows(self, stage: str) -> bool:
+        """Whether an earlier run began this stage, or did it."""
+        return stage in self._stages
+
     def state(self, stage: str) -> Json:
         """What is known of a stage that is done: an input of the stages after it."""
         entry = self._stages[stage]

@@ -89,10 +89,11 @@ def _over(given: DataOptions, config: DataOptions) -> DataOptions:
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:
     low, high = result.svm_accuracy_interval
-    network = "none" if result.network_accuracy is None else f"{result.network_accuracy:.2%}"
+    known = result.network_accuracy
+    network = "test accuracy unknown" if known is None else f"{known:.2%} test accuracy"
     return [
         ("data", result.source),
-        ("network", f"{network} test accuracy"),
+        ("network", network),
         (
             "SVM",
             f"{result.svm_accuracy:.2%} test accuracy on {result.svm_layer} "

@@ -68,9 +68,9 @@ class Extraction:
         progress: Progress = SILENT,
     ) -> ExtractResult:
         """Write the activations of every image of a source into one feature file; see `extract`."""
-        began = time.monotonic()
         FeatureWriter.check(out, overwrite=overwrite, resume=resume)
         job = self._settle(source, resumed=FeatureWriter.unfinished(out) if resume else None)
+        began = time.monotonic()
         plan = job.plan()
         _announce(plan, out)
         if resume:
