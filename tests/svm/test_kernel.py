@@ -16,6 +16,7 @@ import skops.io
 from sklearn.kernel_approximation import Nystroem
 from sklearn.svm import SVC
 
+from cnnfeat.options import SvmOptions
 from cnnfeat.svm import kernel
 from cnnfeat.svm.kernel import accelerated_svc
 
@@ -107,9 +108,7 @@ def test_polynomial_and_gamma_equal_scikit_learn(pixels):
 def test_selection_tries_every_pair_on_a_stated_number_of_rows(pixels, monkeypatch):
     monkeypatch.setattr(kernel, "SELECTION_ROWS", 200)
     X, y = pixels[0].reshape(-1, 64)[:600], pixels[1][:600]
-    found = kernel.select_kernel(
-        X, y, kernel="rbf", C="auto", gamma="auto", grid=(1.0, 10.0), folds=3, seed=0
-    )
+    found = kernel.select_kernel(X, y, SvmOptions(kernel="rbf", grid=(1.0, 10.0), folds=3))
     assert len(found.trials) == 6
     assert 190 <= found.n_samples <= 210
     assert {trial.C for trial in found.trials} == {1.0, 10.0}

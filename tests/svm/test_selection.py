@@ -8,6 +8,7 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.svm import LinearSVC
 
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.options import SvmOptions
 from cnnfeat.svm.evaluation import stratified_folds
 from cnnfeat.svm.matrix import ArrayRows
 from cnnfeat.svm.selection import check_grid, default_grid, select_cost
@@ -19,7 +20,7 @@ GRID = (1e-4, 1e-3, 1e-2)
 def test_scores_equal_grid_search(pixels):
     X, y = pixels[0].reshape(-1, 64)[:800].astype(float) / 4, pixels[1][:800]
     selection, start = select_cost(
-        Design(ArrayRows(X)), y, n_classes=10, grid=GRID, folds=4, seed=3,
+        Design(ArrayRows(X)), y, SvmOptions(folds=4, seed=3), n_classes=10, grid=GRID,
         memory_bytes=2**30,
     )  # fmt: skip
     folds = stratified_folds(y, 4, seed=3)
@@ -35,7 +36,7 @@ def test_two_classes_have_one_column(pixels):
     y = (pixels[1][:200] > 4).astype(int)
     X = pixels[0].reshape(-1, 64)[:200] / 4
     selection, start = select_cost(
-        Design(ArrayRows(X)), y, n_classes=2, grid=GRID, folds=3, seed=0, memory_bytes=2**30
+        Design(ArrayRows(X)), y, SvmOptions(folds=3), n_classes=2, grid=GRID, memory_bytes=2**30
     )
     assert selection.best.mean > 0.8
     assert start.weights.shape == (65, 1)
@@ -44,7 +45,7 @@ def test_two_classes_have_one_column(pixels):
 def test_losing_values_end_the_search_when_asked(pixels):
     X, y = pixels[0].reshape(-1, 64)[:300], pixels[1][:300]
     grid = tuple(10.0**k for k in range(-6, 4))
-    options = {"n_classes": 10, "grid": grid, "folds": 5, "seed": 0, "memory_bytes": 2**30}
+    options = {"options": SvmOptions(), "n_classes": 10, "grid": grid, "memory_bytes": 2**30}
     whole, _ = select_cost(Design(ArrayRows(X)), y, **options)
     short, _ = select_cost(Design(ArrayRows(X)), y, stop_early=True, **options)
     assert short.chosen == whole.chosen

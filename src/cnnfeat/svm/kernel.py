@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import combinations
 from typing import Literal, TypeVar, cast
@@ -20,6 +20,7 @@ from sklearn.kernel_approximation import Nystroem
 from sklearn.metrics.pairwise import pairwise_kernels
 from sklearn.svm import SVC
 
+from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import CostSearch, Trial
 from cnnfeat.svm.evaluation import choose, stratified_folds
@@ -142,20 +143,17 @@ def _copy(fast: object, machine: SVC, X: Floats) -> bool:
 def select_kernel(
     X: Floats,
     codes: NDArray[np.intp],
+    options: SvmOptions,
     *,
-    kernel: Literal["rbf", "poly"],
-    C: float | Literal["auto"],
-    gamma: float | Literal["auto"],
-    grid: Sequence[float] | None,
-    folds: int,
-    seed: int,
     progress: Progress = SILENT,
 ) -> CostSearch:
     """Choose C and gamma by cross-validation, on a stratified subsample above 6,000 rows."""
+    C, gamma, folds, seed = options.C, options.gamma, options.folds, options.seed
+    kernel = cast("Literal['rbf', 'poly']", options.kernel)
     rows = subsample(codes, SELECTION_ROWS, seed=seed)
     X, codes = X[rows], codes[rows]
     division = stratified_folds(codes, folds, seed=seed)
-    Cs = [C] if C != "auto" else list(grid or KERNEL_GRID)
+    Cs = [C] if C != "auto" else list(options.grid or KERNEL_GRID)
     base = scale_gamma(X)
     gammas = [gamma] if gamma != "auto" else [factor * base for factor in GAMMA_FACTORS]
     trials = []

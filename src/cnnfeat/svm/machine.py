@@ -203,10 +203,9 @@ def _choose_cost(
     selection, start = select_cost(
         design,
         codes,
+        options,
         n_classes=n_classes,
         grid=grid,
-        folds=options.folds,
-        seed=options.seed,
         memory_bytes=options.memory // (2 if design.held else 1),
         stop_early=options.grid is None,
         progress=progress,
@@ -248,17 +247,9 @@ def _fit_kernel(
     C = 10.0 if options.C == "auto" else options.C
     gamma = scale_gamma(X) if options.gamma == "auto" else options.gamma
     if options.C == "auto":
-        selection = select_kernel(
-            X,
-            codes,
-            kernel=kernel,  # type: ignore[arg-type]
-            C=options.C,
-            gamma=options.gamma,
-            grid=None if options.grid is None else check_grid(options.grid),
-            folds=options.folds,
-            seed=options.seed,
-            progress=progress,
-        )
+        if options.grid is not None:
+            check_grid(options.grid)
+        selection = select_kernel(X, codes, options, progress=progress)
         C, gamma = selection.chosen.C, cast("float", selection.chosen.gamma)
         _LOG.info(
             "C = %g, gamma = %.3g: %.2f%% in %d-fold cross-validation on %s rows",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import CostSearch, Trial
 from cnnfeat.svm.evaluation import choose, stratified_folds
@@ -53,16 +54,15 @@ def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
 def select_cost(
     design: Design,
     codes: NDArray[np.intp],
+    options: SvmOptions,
     *,
     n_classes: int,
     grid: Sequence[float],
-    folds: int,
-    seed: int,
     memory_bytes: int,
     stop_early: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[CostSearch, State]:
-    """Cross-validate a linear machine along a path of C.
+    """Cross-validate a linear machine along a path of C, by the options' folds and seed.
 
     All folds are columns of one problem, so a pass over the rows serves all of them, and the
     solution for one C is where the next starts. With `stop_early`, values of C beyond three that
@@ -74,6 +74,7 @@ def select_cost(
     start : State
         The mean of the folds' solutions for the chosen C, to start the final fit from.
     """
+    folds, seed = options.folds, options.seed
     division = stratified_folds(codes, folds, seed=seed)
     targets = Targets(codes, folds=division)
     single = one_against_rest(n_classes, C=1.0)
