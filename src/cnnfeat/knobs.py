@@ -63,9 +63,8 @@ class Knob:
     shown: str = ""  # what help says the default is, where that is no value
     metavar: str = ""
     env: str = ""  # a variable besides CNNFEAT_<COMMAND>_<OPTION>
-    parse: Callable[[object], object] | None = (
-        None  # text or TOML to value; ValueError says why not
-    )
+    # Turns text or what TOML has into the value; a ValueError says why it can't be.
+    parse: Callable[[object], object] | None = None
     changes_result: bool = True  # False: time-outs, memory, where data lie
 
 

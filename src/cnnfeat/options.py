@@ -23,6 +23,7 @@ from cnnfeat.knobs import convert, fields_of, item_type, option
 from cnnfeat.records import OnError
 
 T = TypeVar("T")
+APPLICATION = "keras:"  # before the name of a model of keras.applications
 FeedValue: TypeAlias = bool | int | float | str
 Size: TypeAlias = tuple[int, int]
 Scale: TypeAlias = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]

@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cnnfeat.errors import ConfigError, FeatureFileError, UntrustedModelError
 from cnnfeat.knobs import from_record
-from cnnfeat.options import DataOptions, ExtractOptions, ProbeOptions, ReadOptions
+from cnnfeat.options import (
+    APPLICATION,
+    DataOptions,
+    ExtractOptions,
+    ProbeOptions,
+    ReadOptions,
+)
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
 
 T = TypeVar("T")
 
-APPLICATION = "keras:"
 _WORDS = ("imagenet", "none")  # --weights that are no paths
 
 

@@ -15,7 +15,6 @@ from cnnfeat.network.graph import FlatGraph, node_of
 from cnnfeat.network.keras_trust import KERAS_ERRORS, check_hdf5, first_line
 from cnnfeat.network.tracing import trace_keras
 
-PREFIX = "keras:"
 # How each family's pixels were scaled in training (its `preprocess_input`).
 _SCALES = {
     "ConvNeXt": "raw", "DenseNet": "imagenet", "EfficientNet": "raw",

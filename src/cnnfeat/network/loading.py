@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from cnnfeat.card import file_sha256, read_card
 from cnnfeat.errors import CnnfeatError, NetworkError
-from cnnfeat.network.applications import PREFIX, load_application
+from cnnfeat.network.applications import load_application
 from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.keras_files import load_hdf5, load_keras
@@ -19,7 +19,7 @@ from cnnfeat.network.network import AS_IT_IS, Network, Origin
 from cnnfeat.network.savedmodel import load_saved_model
 from cnnfeat.network.tf1 import checkpoint_prefix, load_checkpoint, load_graph_def
 from cnnfeat.network.weights import report_bad_weights
-from cnnfeat.options import FeedValue, ReadOptions
+from cnnfeat.options import APPLICATION, FeedValue, ReadOptions
 
 
 def load_network(
@@ -95,8 +95,8 @@ def open_network(spec: str, options: ReadOptions = AS_IT_IS, *, trust: bool = Fa
 
 
 def _open(spec: str, options: ReadOptions, *, trust: bool) -> Network:
-    if spec.startswith(PREFIX):
-        graph, digest = load_application(spec.removeprefix(PREFIX), weights=options.weights)
+    if spec.startswith(APPLICATION):
+        graph, digest = load_application(spec.removeprefix(APPLICATION), weights=options.weights)
         origin = Origin(spec, digest, Format.APPLICATION.value, trusted=trust, read=options)
         return Network(graph, origin)
     if options.weights is not None:

@@ -15,8 +15,8 @@ import numpy as np
 from cnnfeat.data import open_data
 from cnnfeat.errors import CnnfeatError, DataError, FeatureFileError, MissingInputError, UsageError
 from cnnfeat.features import FeatureFile
-from cnnfeat.options import ReadOptions
-from cnnfeat.origin import APPLICATION, network_spec, open_recorded, recorded_data
+from cnnfeat.options import APPLICATION, ReadOptions
+from cnnfeat.origin import network_spec, open_recorded, recorded_data
 from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import SvmResult, read_result
