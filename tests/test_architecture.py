@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 LEVELS = [
     {"errors"},
     {"records", "progress"},
-    {"files", "knobs"},
+    {"files", "knobs", "parts"},
     {"options", "card", "result", "stages"},
     {"data", "network", "features"},
     {"pictures", "origin"},

@@ -62,7 +62,7 @@ class FeatureRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SplitRows:
     """Rows of one split, some or all."""
 
     split: str
@@ -84,8 +84,8 @@ class Part:
 class Division:
     """The rows to train on, those to score on, and the classes both hold."""
 
-    train: Part
-    test: Part | None  # None: scored by cross-validation
+    train: SplitRows
+    test: SplitRows | None  # None: scored by cross-validation
     classes: tuple[str, ...]  # names
     labels: tuple[int, ...]  # the file's label of each class
     how: str  # "test split", "hold-out" or "cross-validation"
@@ -138,7 +138,7 @@ def divide(file: FeatureFile, *, cross_validate: bool, seed: int) -> Division:
     )
 
 
-def check_finite(file: FeatureFile, layer: str, part: Part, seen: Moments) -> None:
+def check_finite(file: FeatureFile, layer: str, part: SplitRows, seen: Moments) -> None:
     """Refuse NaN and infinite features.
 
     Raises
@@ -208,9 +208,9 @@ def _division(
     test: tuple[str, NDArray[np.intp], NDArray[np.int64]] | None,
     how: str,
 ) -> Division:
-    def part(given: tuple[str, NDArray[np.intp], NDArray[np.int64]]) -> Part:
+    def part(given: tuple[str, NDArray[np.intp], NDArray[np.int64]]) -> SplitRows:
         split, rows, labels = given
-        return Part(split, rows, file.n_rows(split), np.searchsorted(present, labels))
+        return SplitRows(split, rows, file.n_rows(split), np.searchsorted(present, labels))
 
     return Division(
         train=part(train),

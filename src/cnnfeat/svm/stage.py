@@ -25,7 +25,7 @@ from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
 from cnnfeat.result import LayerScore, SvmResult, write_result
-from cnnfeat.svm.division import Division, Part, check_finite, divide
+from cnnfeat.svm.division import Division, SplitRows, check_finite, divide
 from cnnfeat.svm.evaluation import Scores, mcnemar, score, stratified_folds
 from cnnfeat.svm.machine import Machine, decide, fit_machine
 from cnnfeat.svm.matrix import SubsetRows, moments
@@ -323,7 +323,7 @@ def _quality(run: _LayerRun) -> float:
 
 
 def _write_predictions(
-    path: Path, file: FeatureFile, part: Part, run: _LayerRun, classes: Sequence[str]
+    path: Path, file: FeatureFile, part: SplitRows, run: _LayerRun, classes: Sequence[str]
 ) -> None:
     """Write a line for each scored row."""
     with (
@@ -335,7 +335,7 @@ def _write_predictions(
 
 
 def _prediction_rows(
-    file: FeatureFile, part: Part, run: _LayerRun, classes: Sequence[str], step: int = 10_000
+    file: FeatureFile, part: SplitRows, run: _LayerRun, classes: Sequence[str], step: int = 10_000
 ) -> Iterator[tuple[str, str, str, str]]:
     """Read ids a part at a time, and put each beside what was said of its row."""
     for start in range(0, len(part.rows), step):

@@ -1,0 +1,165 @@
+"""Which rows of a source are trained on, which choose, and which are only ever tested on.
+
+One rule for everybody: a training divides a source by it, an extraction does it again by the
+network's card, and a machine on features of unknown history divides them by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnfeat.errors import DataError
+from cnnfeat.records import Json, Labels
+
+
+class Part(IntEnum):
+    """What a network has seen of a row."""
+
+    UNSEEN = 0  # nothing
+    FITTED = 1  # its weights were fitted to it
+    VALIDATION = 2  # its best epoch was picked by it
+
+
+@dataclass(frozen=True, slots=True)
+class DivisionRule:
+    """How a source was divided for a training: with the source, all that the division depends on.
+
+    A fraction is None where the source has such a split of its own.
+    """
+
+    test_fraction: float | None  # of all rows
+    validation: float | None  # of the rows that are left to train on
+    seed: int
+    group_by: str | None = None  # rows of one group stay on one side
+    min_per_class: int = 1  # classes of fewer rows were left out
+
+    def to_json(self) -> dict[str, Json]:
+        """Make the card's record of it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, object]) -> DivisionRule:
+        """Take up a card's record.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If it is none of this version.
+        """
+        group_by = record["group_by"]
+        return cls(
+            test_fraction=_fraction(record["test_fraction"]),
+            validation=_fraction(record["validation"]),
+            seed=int(str(record["seed"])),
+            group_by=None if group_by is None else str(group_by),
+            min_per_class=int(str(record["min_per_class"])),
+        )
+
+
+def _fraction(value: object) -> float | None:
+    return None if value is None else float(str(value))
+
+
+def hold_out(
+    labels: Labels,
+    fraction: float,
+    *,
+    seed: int,
+    classes: Sequence[str] = (),
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.bool_]:
+    """Pick rows to hold out, of every class its share, but one at least.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n_samples,)
+    fraction : float
+        Share of the rows to hold out, above 0 and below 1.
+    seed : int
+        The same labels, fraction, seed and groups give the same rows.
+    classes : sequence of str
+        Names for messages.
+    groups : ndarray of shape (n_samples,), optional
+        Rows of the same number stay on one side; classes get their share as nearly as that allows.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        True where a row is held out.
+
+    Raises
+    ------
+    DataError
+        If a class has a single row, or all of it lies in one group.
+    """
+    if groups is not None:
+        return _hold_out_groups(labels, fraction, seed=seed, classes=classes, groups=groups)
+    held = np.zeros(len(labels), np.bool_)
+    generator = np.random.default_rng(seed)
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        n_held = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        if not n_held:
+            raise DataError(
+                f"class {_name(label, classes)!r} has one picture, and a division needs one for "
+                "each side"
+            )
+        held[rows[:n_held]] = True
+    return held
+
+
+def _hold_out_groups(
+    labels: Labels,
+    fraction: float,
+    *,
+    seed: int,
+    classes: Sequence[str],
+    groups: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Go through the groups, large ones first; hold one out if that comes nearer to the shares."""
+    present, codes = np.unique(labels, return_inverse=True)
+    n_groups, of_row = _numbered(groups)
+    counts = np.zeros((n_groups, len(present)))
+    np.add.at(counts, (of_row, codes), 1)
+    total = counts.sum(axis=0)
+    for code, label in enumerate(present):
+        if np.count_nonzero(counts[:, code]) < 2:
+            raise DataError(
+                f"all {int(total[code]):,} pictures of class {_name(label, classes)!r} are in one "
+                "group, and a division needs some of them on each side"
+            )
+    order = np.random.default_rng(seed).permutation(n_groups)
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    chosen = np.zeros(n_groups, np.bool_)
+    share = np.zeros(len(present))
+    for group in order:
+        with_it = share + counts[group] / total
+        nearer = np.sum((with_it - fraction) ** 2) < np.sum((share - fraction) ** 2)
+        if nearer and np.all(with_it < 1):
+            chosen[group], share = True, with_it
+    for group in order[::-1]:  # a class that got nothing: the smallest groups that have it
+        lacking = (share == 0) & (counts[group] > 0)
+        if lacking.any() and np.all(share + counts[group] / total < 1):
+            chosen[group], share = True, share + counts[group] / total
+    if not np.all((share > 0) & (share < 1)):
+        lacking_names = [_name(present[code], classes) for code in np.flatnonzero(share == 0)]
+        raise DataError(
+            f"the {n_groups:,} groups can't be divided so that all {len(present)} classes are on "
+            f"both sides; without a picture held out: {', '.join(lacking_names[:5])}"
+        )
+    return chosen[of_row]
+
+
+def _numbered(groups: NDArray[np.int64]) -> tuple[int, NDArray[np.intp]]:
+    names, of_row = np.unique(groups, return_inverse=True)
+    return len(names), of_row
+
+
+def _name(label: int, classes: Sequence[str]) -> str:
+    return classes[label] if 0 <= label < len(classes) else str(label)

@@ -1,0 +1,68 @@
+"""The rule by which rows are held out."""
+
+import numpy as np
+import pytest
+
+from cnnfeat.errors import DataError
+from cnnfeat.parts import DivisionRule, hold_out
+
+
+def test_every_class_gives_its_share():
+    labels = np.repeat([0, 1, 2], [100, 50, 10])
+    held = hold_out(labels, 0.2, seed=0)
+    assert [int(held[labels == k].sum()) for k in range(3)] == [20, 10, 2]
+
+
+def test_two_rows_of_a_class_are_one_for_each_side():
+    labels = np.array([0] * 50 + [1, 1])
+    assert hold_out(labels, 0.01, seed=3)[50:].sum() == 1
+    assert hold_out(labels, 0.9, seed=3)[50:].sum() == 1
+
+
+def test_seed_decides_and_nothing_else():
+    labels = np.arange(400) % 4
+    first = hold_out(labels, 0.2, seed=1)
+    np.testing.assert_array_equal(first, hold_out(labels, 0.2, seed=1))
+    assert not np.array_equal(first, hold_out(labels, 0.2, seed=2))
+
+
+def test_a_class_of_one_row_is_named():
+    with pytest.raises(DataError, match="class 'lion' has one picture"):
+        hold_out(np.array([0, 0, 1]), 0.2, seed=0, classes=("cat", "lion"))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_groups_stay_together_and_classes_get_about_their_share(seed: int):
+    generator = np.random.default_rng(seed)
+    groups = generator.integers(0, 60, 1_000)
+    labels = np.where(generator.random(1_000) < 0.3, 1, 0)
+    held = hold_out(labels, 0.2, seed=seed, groups=groups)
+    assert not set(groups[held]) & set(groups[~held])
+    for label in (0, 1):
+        assert 0.12 < held[labels == label].mean() < 0.28
+
+
+def test_a_rare_class_in_small_groups_is_on_both_sides():
+    labels = np.array([0] * 90 + [1, 1])
+    groups = np.array([*np.repeat(np.arange(9), 10), 100, 101])
+    held = hold_out(labels, 0.2, seed=0, groups=groups)
+    assert held[labels == 1].sum() == 1
+
+
+def test_a_class_that_is_one_group_is_refused_with_its_number():
+    labels, groups = np.repeat([0, 1], [6, 4]), np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    with pytest.raises(DataError, match="all 4 pictures of class 'b' are in one group"):
+        hold_out(labels, 0.2, seed=0, classes=("a", "b"), groups=groups)
+
+
+def test_groups_that_can_not_be_divided_are_refused():
+    labels, groups = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
+    assert hold_out(labels, 0.2, seed=0, groups=groups).sum() == 2
+    crossed = np.array([0, 1, 1, 2, 2, 0])  # each pair of groups shares a class: any two hold one
+    with pytest.raises(DataError, match="3 groups can't be divided"):
+        hold_out(np.array([0, 0, 1, 1, 2, 2]), 0.3, seed=0, groups=crossed)
+
+
+def test_the_rule_comes_back_from_json():
+    rule = DivisionRule(0.2, None, seed=7, group_by="patient", min_per_class=3)
+    assert DivisionRule.from_json(rule.to_json()) == rule
