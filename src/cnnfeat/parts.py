@@ -79,6 +79,7 @@ def hold_out(
     Parameters
     ----------
     labels : ndarray of shape (n_samples,)
+        The class of each row.
     fraction : float
         Share of the rows to hold out, above 0 and below 1.
     seed : int
