@@ -42,7 +42,9 @@ OWNERS = {
     "pooch": {"data"},
     "skops": {"svm"},
     "filelock": {"files"},
-    "pyarrow": {"export"},
+    "pyarrow": {"export", "data"},
+    "pillow_heif": {"data"},
+    "pydicom": {"data"},
 }
 LONGEST_MODULE = 600
 LONGEST_FUNCTION = 60

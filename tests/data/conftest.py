@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from cnnfeat.data import DATASETS, Dataset, DatasetFile
 
@@ -184,6 +184,8 @@ def _pictures(rng: np.random.Generator) -> list[bytes]:
         (Image.fromarray(smooth.astype(np.uint16) * 250), "TIFF"),
         (Image.fromarray(smooth), "PPM"),
     ]
+    if features.check("avif"):
+        images.append((Image.fromarray(noise[..., :3]), "AVIF"))
     files = []
     for image, format in images:
         buffer = io.BytesIO()

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from cnnfeat.data.decode import MAX_PIXELS, decode_image, prepare_pillow
+from cnnfeat.data.decode import MAX_PIXELS, decode_image, is_image, prepare_pillow
 from cnnfeat.errors import ImageError
 
 
@@ -156,6 +157,57 @@ def test_exif_orientation_turns_the_picture(tmp_path, orientation, ending):
     assert pixels.shape == (32, 48, 3)
     for y, x in ((5, 5), (5, 40), (25, 5), (25, 40)):
         assert np.abs(pixels[y, x].astype(int) - corners[y, x]).max() < 12
+
+
+def test_avif_is_what_pillow_makes_of_it(tmp_path, rng):
+    if not features.check("avif"):
+        pytest.skip("this build of Pillow has no AVIF")
+    smooth = np.add.outer(np.arange(32) * 7, np.arange(48) * 5).clip(0, 255).astype(np.uint8)
+    path = saved(Image.fromarray(smooth).convert("RGB"), tmp_path / "a", format="AVIF", quality=95)
+    assert is_image(path)
+    pixels = decode_image(path)
+    np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)))
+    assert np.abs(pixels[..., 0].astype(int) - smooth).max() < 8
+
+
+def test_avif_that_pillow_lacks_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.avif"
+    path.write_bytes(iso_header(b"avif", b"mif1"))
+    monkeypatch.setattr(features, "check", lambda name: False)
+    with pytest.raises(ImageError, match=r"a\.avif: an AVIF picture, which this build of Pillow"):
+        decode_image(path)
+
+
+def iso_header(*brands: bytes) -> bytes:
+    """The first box of a file of ISO 14496-12: its major brand, a version, its other brands."""
+    body = b"ftyp" + brands[0] + bytes(4) + b"".join(brands)
+    return struct.pack(">I", len(body) + 4) + body + bytes(200)
+
+
+@pytest.mark.parametrize("brands", [(b"heic",), (b"mif1", b"heic"), (b"msf1", b"hevc")])
+def test_heic_is_known_by_its_content_and_the_extra_is_named(tmp_path, brands, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    path = tmp_path / "photo"
+    path.write_bytes(iso_header(*brands))
+    assert is_image(path)
+    with pytest.raises(ImageError, match="photo: a HEIC picture needs pillow-heif") as caught:
+        decode_image(path)
+    assert caught.value.hint == "pip install 'cnnfeat[heic]'"
+
+
+def test_films_are_no_pictures(tmp_path):
+    (tmp_path / "film").write_bytes(iso_header(b"isom", b"mp42"))
+    assert not is_image(tmp_path / "film")
+
+
+def test_heic_is_read(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    smooth = np.add.outer(np.arange(64) * 3, np.arange(48)).astype(np.uint8)
+    heif = pillow_heif.from_pillow(Image.fromarray(smooth).convert("RGB"))
+    heif.save(tmp_path / "a.heic", quality=95)
+    pixels = decode_image(tmp_path / "a.heic")
+    assert pixels.shape == (64, 48, 3)
+    assert np.abs(pixels[..., 0].astype(int) - smooth).max() < 12
 
 
 def test_damaged_exif_does_not_matter(tmp_path, rgb):

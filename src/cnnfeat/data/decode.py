@@ -1,29 +1,44 @@
-"""One picture file to pixels, as a viewer would show it.
+"""One encoded picture to pixels, as a viewer would show it.
 
 Palettes become RGB, CMYK becomes RGB, opacity is laid over white, the EXIF orientation is applied,
 of an animation the first frame is taken. 16-bit grey stays 16-bit. Colour profiles are not applied.
+What a picture is, its first bytes say. HEIC and DICOM are read by packages that are extras.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
+from cnnfeat.data.dicom import DicomImage
 from cnnfeat.data.source import open_regular
 from cnnfeat.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# As Pillow calls them. HEIF is known to it only once pillow-heif is there.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow refuses more, unless told otherwise: half a gigabyte as RGB
 MAX_PIXELS_LIMIT = 2**31 - 1
+_START_BYTES = 132  # by which every format can be told
+_MARKS = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "GIF": (b"GIF8",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
+_HEIC_BRANDS = frozenset(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,19 +73,27 @@ def prepare_pillow(max_pixels: int) -> None:
     Its remarks on odd files stay out of the terminal: what matters becomes an error. Its own limit
     on the size of pictures is raised, for the whole process, where ours is above it.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif|pydicom)\.")
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and max_pixels > 2 * limit:  # Pillow refuses beyond the double
         Image.MAX_IMAGE_PIXELS = max_pixels // 2 + 1
 
 
 def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:
-    """Read one picture file.
+    """Read one picture file, which must be a regular one; see `decode_stream`."""
+    with open_regular(path, error=ImageError) as file:
+        return decode_stream(file, name=str(path), max_pixels=max_pixels)
+
+
+def decode_stream(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) -> Array:
+    """Read one encoded picture.
 
     Parameters
     ----------
-    path : Path
-        A regular file.
+    stream : BinaryIO
+        At the picture's first byte, which is the stream's first.
+    name : str
+        For messages.
     max_pixels : int
         Width times height allowed; checked before anything is decoded.
 
@@ -82,56 +105,103 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:
     Raises
     ------
     ImageError
-        If the file can't be opened, isn't a picture, is damaged, or too large.
+        If it isn't a picture, is damaged, too large, or needs a package that isn't installed.
     """
     try:
-        with (
-            open_regular(path, error=ImageError) as file,
-            Image.open(file, formats=FORMATS) as image,
-        ):
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"{path}: {width} × {height} is {width * height:,} pixels; "
-                    f"{max_pixels:,} are allowed",
-                    hint="--max-pixels sets the limit",
-                )
+        kind = format_of(stream.read(_START_BYTES))
+        stream.seek(0)
+        if kind == "DICOM":
+            dicom = DicomImage(stream, name=name)
+            _check_size(dicom.size, name=name, max_pixels=max_pixels)
+            return dicom.pixels()
+        if kind == "HEIC":
+            _need_heif(name)
+        formats = (*FORMATS, "HEIF") if kind == "HEIC" else FORMATS
+        with Image.open(stream, formats=formats) as image:
+            _check_size(image.size, name=name, max_pixels=max_pixels)
             image.load()
-            return _pixels(_upright(image), path)
+            return _pixels(_upright(image), name)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: {_what_it_is(path)}") from error
+        raise ImageError(f"{name}: {_what_it_is(stream)}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{path}: more than the {max_pixels:,} pixels allowed",
+            f"{name}: more than the {max_pixels:,} pixels allowed",
             hint="--max-pixels sets the limit",
         ) from error
     except _DAMAGE as error:
-        raise ImageError(f"{path}: damaged: {error or type(error).__name__}") from error
+        raise ImageError(f"{name}: damaged: {error or type(error).__name__}") from error
+
+
+def _check_size(size: tuple[int, int], *, name: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name}: {width} × {height} is {width * height:,} pixels; {max_pixels:,} are allowed",
+            hint="--max-pixels sets the limit",
+        )
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file begins as one of `FORMATS` does."""
+    """Whether a file begins as pictures do that are read here."""
     try:
         with open_regular(path) as file:
-            start = file.read(16)
+            return bool(format_of(file.read(_START_BYTES)))
     except (DataError, OSError):
         return False
-    return (
-        start.startswith(
-            (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-        )
-        or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
-        or (start[:2] == b"BM" and start[6:10] == b"\0\0\0\0")
-        or (start[:1] == b"P" and start[1:2] in b"123456" and start[2:3] in (b"\n", b" "))
-    )
 
 
-def _what_it_is(path: Path) -> str:
-    if path.stat().st_size == 0:
+def format_of(start: bytes) -> str:
+    """Name the format of a picture by its first bytes: "PNG", "HEIC", "DICOM"; "" for none."""
+    for name, marks in _MARKS.items():
+        if start.startswith(marks):
+            return name
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WEBP"
+    if start[:2] == b"BM" and start[6:10] == b"\0\0\0\0":
+        return "BMP"
+    if start[:1] == b"P" and start[1:2] in b"123456" and start[2:3] in (b"\n", b" "):
+        return "PPM"
+    if start[128:132] == b"DICM":
+        return "DICOM"
+    return _iso_format(start) if start[4:8] == b"ftyp" else ""
+
+
+def _iso_format(start: bytes) -> str:
+    """AVIF or HEIC, by the brands that a file of ISO 14496-12 gives itself."""
+    end = min(int.from_bytes(start[:4], "big"), len(start))
+    brands = {start[8:12], *(start[begin : begin + 4] for begin in range(16, end, 4))}
+    if brands & {b"avif", b"avis"}:
+        return "AVIF"
+    return "HEIC" if brands & _HEIC_BRANDS else ""
+
+
+def _need_heif(name: str) -> None:
+    try:
+        _register_heif()
+    except ImportError as error:
+        raise ImageError(
+            f"{name}: a HEIC picture needs pillow-heif, which is not installed",
+            hint="pip install 'cnnfeat[heic]'",
+        ) from error
+
+
+@functools.cache
+def _register_heif() -> None:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
+
+def _what_it_is(stream: BinaryIO) -> str:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if size == 0:
         return "is empty"
-    return f"not a picture, or damaged at its start; {', '.join(FORMATS)} are read"
+    if format_of(stream.read(_START_BYTES)) == "AVIF" and not features.check("avif"):
+        return "an AVIF picture, which this build of Pillow can't read"
+    return f"not a picture, or damaged at its start; {', '.join(FORMATS)}, HEIC and DICOM are read"
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -144,12 +214,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _pixels(image: Image.Image, path: Path) -> Array:
+def _pixels(image: Image.Image, name: str) -> Array:
     """Pixels of an image of any mode, (height, width, channels)."""
     if image.mode.startswith("I;16"):
         pixels: Array = np.asarray(image).astype(np.uint16)
     elif image.mode == "I":
-        pixels = _from_int32(np.asarray(image), path)
+        pixels = _from_int32(np.asarray(image), name)
     elif image.mode == "F":
         pixels = np.asarray(image)
     else:
@@ -166,8 +236,8 @@ def _grey_or_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == wanted else image.convert(wanted)
 
 
-def _from_int32(pixels: Array, path: Path) -> Array:
+def _from_int32(pixels: Array, name: str) -> Array:
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > 65_535:
-        raise ImageError(f"{path}: 32-bit pixels from {low} to {high}; 0 to 65,535 are read")
+        raise ImageError(f"{name}: 32-bit pixels from {low} to {high}; 0 to 65,535 are read")
     return pixels.astype(np.uint16)

@@ -12,21 +12,22 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
-from cnnfeat.data.decode import decode_image, is_image, prepare_pillow
+from cnnfeat.data.decode import decode_stream, is_image, prepare_pillow
 from cnnfeat.data.fitting import fit_depth, fit_to_target
 from cnnfeat.data.source import (
     FileStates,
     OpenedSource,
     RowRequest,
     file_states,
+    open_regular,
     printable,
     unreadable,
 )
@@ -43,7 +44,10 @@ _MAX_CHUNK = 16  # images a thread decodes before it is asked again
 # A file with one of these endings claims to be a picture, and is an error if it isn't one.
 _ENDINGS = frozenset(
     f".{ending}"
-    for endings in ("png jpg jpeg jpe jfif", "bmp gif webp tif tiff", "pgm ppm pbm pnm")
+    for endings in (
+        *("png jpg jpeg jpe jfif", "bmp gif webp tif tiff", "pgm ppm pbm pnm"),
+        *("avif heic heif hif", "dcm"),
+    )
     for ending in endings.split()
 )
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -53,13 +57,47 @@ _NUMBER = re.compile(r"([0-9]+)")
 _log = logging.getLogger("cnnfeat")
 
 
+class EncodedImage(Protocol):
+    """One picture of a source, not decoded yet."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def label(self) -> int | None: ...
+
+    @property
+    def name(self) -> str: ...  # for messages
+
+    def open(self) -> BinaryIO: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One picture of a source."""
+    """A picture that is a file."""
 
     id: str  # relative to the source, with `/` between folders
     path: Path
     label: int | None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.path)
+
+    def open(self) -> BinaryIO:
+        """Open the file.
+
+        Raises
+        ------
+        ImageError
+            If it can't be, or its name can't be an identifier.
+        """
+        if not _is_utf8(self.id):
+            raise ImageError(
+                f"{printable(self.name)}: the name is not UTF-8", hint="rename the file"
+            )
+        return open_regular(self.path, error=ImageError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +125,15 @@ def _open(path: Path, kind: str, *, listing: Listing, max_pixels: int) -> ImageF
     return ImageFileSource(
         printable(str(path)),
         kind,
-        listing=listing,
+        images=listing.splits,
+        classes=listing.classes,
         states=lambda: file_states(files),
         max_pixels=max_pixels,
     )
 
 
 class ImageFileSource(OpenedSource):
-    """A source made of picture files.
+    """A source made of encoded pictures.
 
     Pixels of a split are brought to the depth of its first picture: 8-bit pictures among 16-bit
     ones become 16-bit, and the other way round.
@@ -103,10 +142,10 @@ class ImageFileSource(OpenedSource):
     ----------
     name, kind : str
         As in `records.Source`.
-    listing : Listing
-        The files.
-    states : callable
-        Makes the states of the files; called when first needed.
+    images : mapping of str to sequence of EncodedImage
+        The pictures of each split.
+    classes, states, close
+        As in `OpenedSource`.
     max_pixels : int
         Larger pictures are refused before they are decoded.
     """
@@ -116,14 +155,16 @@ class ImageFileSource(OpenedSource):
         name: str,
         kind: str,
         *,
-        listing: Listing,
+        images: Mapping[str, Sequence[EncodedImage]],
+        classes: Sequence[str],
         states: Callable[[], FileStates],
         max_pixels: int,
+        close: Sequence[Callable[[], None]] = (),
     ) -> None:
-        self._files = listing.splits
+        self._files = images
         self._max_pixels = max_pixels
         splits = {split: self._describe(split, name=name) for split in self._files}
-        super().__init__(name, kind, splits=splits, classes=listing.classes, states=states)
+        super().__init__(name, kind, splits=splits, classes=classes, states=states, close=close)
 
     def _labels(self, split: str) -> Labels | None:
         return _labels(self._files[split])
@@ -156,21 +197,18 @@ class ImageFileSource(OpenedSource):
             yield pending.batch(info, target)
 
     def _read_file(
-        self, file: ImageFile, *, dtype: np.dtype[np.generic], target: ImageTarget | None
+        self, file: EncodedImage, *, dtype: np.dtype[np.generic], target: ImageTarget | None
     ) -> Array:
         image = self._decode(file)
         try:
             fitted: Array = fit_to_target(fit_depth(image[np.newaxis], dtype), target)[0]
         except DataError as error:
-            raise ImageError(f"{file.path}: {error.message}", hint=error.hint) from error
+            raise ImageError(f"{file.name}: {error.message}", hint=error.hint) from error
         return fitted
 
-    def _decode(self, file: ImageFile) -> Array:
-        if not _is_utf8(file.id):  # as an identifier must be
-            raise ImageError(
-                f"{printable(str(file.path))}: the name is not UTF-8", hint="rename the file"
-            )
-        return decode_image(file.path, max_pixels=self._max_pixels)
+    def _decode(self, file: EncodedImage) -> Array:
+        with file.open() as stream:
+            return decode_stream(stream, name=file.name, max_pixels=self._max_pixels)
 
     def _describe(self, split: str, *, name: str) -> SplitInfo:
         """Describe a split by its first picture that can be read."""
@@ -189,10 +227,11 @@ class ImageFileSource(OpenedSource):
                 n_samples=len(files),
                 image_shape=(height, width, channels),
                 dtype=image.dtype.name,
-                has_labels=files[0].label is not None,
+                has_labels=file.label is not None,
             )
         raise DataError(
-            f"{name}: none of the {len(files):,} pictures can be read; the first: {first_error}"
+            f"{name}: none of the {len(files):,} pictures can be read; the first: {first_error}",
+            hint=first_error.hint if first_error else "",
         ) from first_error
 
 
@@ -201,7 +240,7 @@ class _Pending:
     """A batch that is being filled."""
 
     position: int
-    files: list[ImageFile] = field(default_factory=list)
+    files: list[EncodedImage] = field(default_factory=list)
     images: list[Array] = field(default_factory=list)
     skipped: list[SkippedSample] = field(default_factory=list)
 
@@ -216,12 +255,12 @@ class _Pending:
     def takes(self, image: Array) -> bool:
         return not self.images or self.images[0].shape == image.shape
 
-    def add(self, file: ImageFile, image: Array) -> None:
+    def add(self, file: EncodedImage, image: Array) -> None:
         self.files.append(file)
         self.images.append(image)
 
-    def skip(self, file: ImageFile, error: ImageError) -> None:
-        reason = printable(error.message).removeprefix(f"{printable(str(file.path))}: ")
+    def skip(self, file: EncodedImage, error: ImageError) -> None:
+        reason = printable(error.message).removeprefix(f"{printable(file.name)}: ")
         self.skipped.append(SkippedSample(self.stop, printable(file.id), reason))
         _log.debug("left out %s: %s", printable(file.id), reason)
 
@@ -237,7 +276,7 @@ class _Pending:
         )
 
 
-def _labels(files: Sequence[ImageFile]) -> Labels | None:
+def _labels(files: Sequence[EncodedImage]) -> Labels | None:
     labels = [file.label for file in files]
     if None in labels:
         return None
@@ -256,24 +295,26 @@ def _n_bytes(info: SplitInfo, target: ImageTarget | None) -> int:
 
 
 def _decoded(
-    files: Sequence[ImageFile],
-    read: Callable[[ImageFile], Array],
+    files: Sequence[EncodedImage],
+    read: Callable[[EncodedImage], Array],
     *,
     image_bytes: int,
     n_workers: int,
-) -> Iterator[tuple[ImageFile, Array | ImageError]]:
-    """Read files in several threads, in order, a bounded number of them ahead."""
+) -> Iterator[tuple[EncodedImage, Array | ImageError]]:
+    """Decode pictures in several threads, in order, a bounded number of them ahead."""
 
-    def read_chunk(chunk: Sequence[ImageFile]) -> list[tuple[ImageFile, Array | ImageError]]:
+    def read_chunk(
+        chunk: Sequence[EncodedImage],
+    ) -> list[tuple[EncodedImage, Array | ImageError]]:
         return [(file, _read_or_error(file, read)) for file in chunk]
 
     ahead = 2 * n_workers
     chunk_size = max(1, min(_MAX_CHUNK, _READ_AHEAD_BYTES // (ahead * image_bytes)))
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix="cnnfeat-decode")
-    waiting: deque[Future[list[tuple[ImageFile, Array | ImageError]]]] = deque()
+    waiting: deque[Future[list[tuple[EncodedImage, Array | ImageError]]]] = deque()
     try:
         for begin in range(0, len(files), chunk_size):
-            waiting.append(pool.submit(read_chunk, files[begin : begin + chunk_size]))
+            waiting.append(pool.submit(read_chunk, list(files[begin : begin + chunk_size])))
             if len(waiting) > ahead:
                 yield from waiting.popleft().result()
         while waiting:
@@ -282,7 +323,7 @@ def _decoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read_or_error(file: ImageFile, read: Callable[[ImageFile], Array]) -> Array | ImageError:
+def _read_or_error(file: EncodedImage, read: Callable[[EncodedImage], Array]) -> Array | ImageError:
     try:
         return read(file)
     except ImageError as error:

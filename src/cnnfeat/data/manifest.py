@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnfeat.data.imagefiles import ImageFile, ImageFileSource, Listing, natural_key
+from cnnfeat.data.imagefiles import ImageFile, ImageFileSource, natural_key
 from cnnfeat.data.source import file_states, open_regular
 from cnnfeat.errors import DataError
 
@@ -63,10 +63,8 @@ def open_manifest(path: Path, *, max_pixels: int) -> ImageFileSource:
     return ImageFileSource(
         str(path),
         "manifest",
-        listing=Listing(
-            {name: tuple(splits[name]) for name in ("train", "test", "all") if name in splits},
-            classes,
-        ),
+        images={name: splits[name] for name in ("train", "test", "all") if name in splits},
+        classes=classes,
         states=lambda: file_states({path.name: path} | files, always_contents=[path.name]),
         max_pixels=max_pixels,
     )
