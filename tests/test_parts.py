@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import DataError
-from cnnfeat.parts import DivisionRule, hold_out
+from cnnfeat.parts import DivisionRule, hold_out, pack_parts, unpack_parts
 
 
 def test_every_class_gives_its_share():
@@ -66,3 +66,19 @@ def test_groups_that_can_not_be_divided_are_refused():
 def test_the_rule_comes_back_from_json():
     rule = DivisionRule(0.2, None, seed=7, group_by="patient", min_per_class=3)
     assert DivisionRule.from_json(rule.to_json()) == rule
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 60_000])
+def test_parts_are_packed_and_read_back(n_samples: int):
+    parts = np.random.default_rng(0).integers(0, 3, n_samples).astype(np.uint8)
+    text = pack_parts(parts)
+    np.testing.assert_array_equal(unpack_parts(text, n_samples=n_samples), parts)
+    assert unpack_parts(text, n_samples=n_samples + 1) is None
+    assert len(text) < 1_000 + n_samples // 2
+
+
+def test_what_was_not_packed_here_is_unknown():
+    for text in ("", "x", "AAAA", pack_parts(np.array([0, 7], np.uint8))):
+        assert unpack_parts(text, n_samples=2) is None
+    bomb = pack_parts(np.zeros(50_000_000, np.uint8))
+    assert unpack_parts(bomb, n_samples=2) is None

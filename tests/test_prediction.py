@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
+from sklearn.frozen import FrozenEstimator
 
 from cnnfeat.data import open_source
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
@@ -19,8 +22,11 @@ from cnnfeat.extraction import extract
 from cnnfeat.features import write_arrays
 from cnnfeat.network import load_network
 from cnnfeat.options import ExtractOptions, SvmOptions
+from cnnfeat.parts import pack_parts
 from cnnfeat.prediction import predict_features, predict_images
 from cnnfeat.svm import load_svm, svm_stage
+from cnnfeat.svm.calibration import fit_calibration
+from cnnfeat.svm.persistence import save_svm
 
 
 def tiny(seed: int) -> keras.Model:
@@ -128,6 +134,69 @@ def test_tables_and_commas(command, run: Path):
     lines = command(run, "features.h5", "--svm", "svm.skops", "--csv").stdout.splitlines()
     assert lines[0] == "id,split,label,predicted,margin"
     assert len(lines) == 301
+
+
+def test_pictures_of_one_name_are_told_apart(command, run: Path, tmp_path: Path):
+    for name, digit in (("a", 3), ("b", 0)):
+        (tmp_path / name).mkdir()
+        picture = sorted((run / "pictures" / f"digit {digit}").iterdir())[0]
+        (tmp_path / name / "1.png").write_bytes(picture.read_bytes())
+    machine = str(run / "svm.skops")
+    done = command(tmp_path, "a/1.png", "b/1.png", "--svm", machine, "--json")
+    items = json.loads(done.stdout)
+    assert [item["id"] for item in items] == ["a/1.png", "b/1.png"]
+    assert [item["predicted"] for item in items] == ["digit 3", "digit 0"]
+
+
+def test_scores_are_the_machines_and_the_best_come_first(command, run: Path):
+    done = command(run, "features.h5", "--svm", "svm.skops", "--json", "--scores", "--top", "2")
+    items = json.loads(done.stdout)
+    saved = load_svm(run / "svm.skops")
+    with h5py.File(run / "features.h5") as file:
+        rows = file["all/conv1"][:].reshape(300, -1)
+    expected = saved.pipeline.decision_function(rows)
+    found = np.array([[item["scores"][name] for name in saved.classes] for item in items])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    order = np.argsort(-expected, axis=1)
+    for item, best in zip(items, order, strict=True):
+        assert [one["class"] for one in item["top"]] == [saved.classes[k] for k in best[:2]]
+        assert item["top"][0]["class"] == item["predicted"]
+
+
+def test_a_calibrated_machine_gives_probabilities(command, run: Path, tmp_path: Path):
+    saved = load_svm(run / "svm.skops")
+    with h5py.File(run / "features.h5") as file:
+        rows, labels = file["all/conv1"][:].reshape(300, -1), file["all/label"][:]
+    held = slice(0, 300, 2)  # of all classes; that the machine was fitted to some is no matter here
+    learned = fit_calibration(
+        saved.pipeline.decision_function(rows[held]), labels[held], classes=saved.classes
+    )
+    metadata = {**saved.metadata, "calibration": learned.to_json()}
+    save_svm(saved.pipeline, tmp_path / "svm.skops", metadata=metadata)
+    machine = str(tmp_path / "svm.skops")
+    items = json.loads(command(run, "features.h5", "--svm", machine, "--json", "--scores").stdout)
+    theirs = CalibratedClassifierCV(FrozenEstimator(saved.pipeline), cv=2)
+    expected = theirs.fit(rows[held], labels[held]).predict_proba(rows)
+    found = np.array([[item["probabilities"][name] for name in saved.classes] for item in items])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for item in items:
+        assert item["probability"] == item["probabilities"][item["predicted"]]
+    table = command(run, "features.h5", "--svm", machine).stdout
+    assert table.splitlines()[0].split() == ["predicted", "margin", "probability", "label", "id"]
+
+
+def test_rows_that_the_machine_was_fitted_to_are_told(run: Path, tmp_path: Path):
+    saved = load_svm(run / "svm.skops")
+    parts = (np.arange(300) % 3).astype(np.uint8)
+    metadata = {**saved.metadata, "parts": {"all": pack_parts(parts)}}
+    save_svm(saved.pipeline, tmp_path / "svm.skops", metadata=metadata)
+    known = load_svm(tmp_path / "svm.skops")
+    found = [item.machine_part for item in predict_features(known, run / "features.h5")]
+    assert found == ["unseen", "fitted", "validation"] * 100
+    other = {**metadata, "source_fingerprint": "another"}
+    save_svm(saved.pipeline, tmp_path / "svm.skops", metadata=other)
+    unknown = load_svm(tmp_path / "svm.skops")
+    assert {item.machine_part for item in predict_features(unknown, run / "features.h5")} == {None}
 
 
 def test_a_bad_picture_ends_the_run_or_is_left_out(command, run: Path, tmp_path: Path):

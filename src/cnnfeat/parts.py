@@ -6,7 +6,9 @@ network's card, and a machine on features of unknown history divides them by it.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -164,3 +166,19 @@ def _numbered(groups: NDArray[np.int64]) -> tuple[int, NDArray[np.intp]]:
 
 def _name(label: int, classes: Sequence[str]) -> str:
     return classes[label] if 0 <= label < len(classes) else str(label)
+
+
+def pack_parts(parts: NDArray[np.uint8]) -> str:
+    """Write the part of each row as a short text, for a record."""
+    return base64.b64encode(zlib.compress(parts.tobytes(), 9)).decode("ascii")
+
+
+def unpack_parts(text: str, *, n_samples: int) -> NDArray[np.uint8] | None:
+    """Read what `pack_parts` wrote; None where it is not of so many rows."""
+    try:
+        packed = base64.b64decode(text, validate=True)
+        unpacker = zlib.decompressobj()
+        found = np.frombuffer(unpacker.decompress(packed, n_samples + 1), np.uint8)
+    except (ValueError, zlib.error):
+        return None
+    return found if len(found) == n_samples and found.max(initial=0) <= max(Part) else None

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
 from cnnfeat.extraction import default_batch_size
 from cnnfeat.features import FeatureFile
 from cnnfeat.origin import recorded_probe
-from cnnfeat.records import OnError, SkippedSample, Source
-from cnnfeat.svm.machine import decide_block
+from cnnfeat.parts import Part, unpack_parts
+from cnnfeat.records import Array, Labels, OnError, SkippedSample, Source
+from cnnfeat.svm.evaluation import margins
+from cnnfeat.svm.machine import decision_values
 from cnnfeat.svm.persistence import SavedSVM
 
 if TYPE_CHECKING:
@@ -33,6 +36,11 @@ class Prediction:
     predicted: str  # class name
     margin: float  # how far its decision value lies above the second
     label: str | None  # the true class, where it is known
+    probability: float | None = None  # of what is predicted, where the machine is calibrated
+    scores: tuple[float, ...] = ()  # the decision value of each of the machine's classes, if asked
+    probabilities: tuple[float, ...] = ()  # of each class, likewise
+    machine_part: str | None = None  # "fitted", "validation" or "unseen"; None: not known
+    network_part: str | None = None  # the same of the network
 
 
 def is_feature_file(spec: str) -> bool:
@@ -45,7 +53,7 @@ def is_feature_file(spec: str) -> bool:
 
 
 def predict_features(
-    saved: SavedSVM, path: Path, *, splits: Sequence[str] = ()
+    saved: SavedSVM, path: Path, *, splits: Sequence[str] = (), scores: bool = False
 ) -> Iterator[Prediction]:
     """Predict every row of a feature file, a block at a time.
 
@@ -57,6 +65,8 @@ def predict_features(
         The feature file.
     splits : sequence of str
         Only these; by default all of them.
+    scores : bool
+        Whether the values of all classes are wanted.
 
     Raises
     ------
@@ -69,12 +79,17 @@ def predict_features(
         _check_features(saved, file)
         for split in _asked(splits, file.splits):
             labels = file.labels(split)
+            machine = machine_parts(saved, file.attributes, split, n_samples=file.n_rows(split))
             for start, rows in file.blocks(split, saved.layer, rows=BATCH_ROWS):
-                truth = None if labels is None else labels[start : start + len(rows)]
-                ids = file.ids(split, start=start, stop=start + len(rows))
-                yield from _predict(
-                    saved, rows, ids=ids, split=split, truth=truth, names=file.classes
+                stop = start + len(rows)
+                known = _Known(
+                    split,
+                    file.ids(split, start=start, stop=stop),
+                    None if labels is None else labels[start:stop],
+                    file.classes,
+                    machine=None if machine is None else machine[start:stop],
                 )
+                yield from _predict(saved, rows, known, scores=scores)
 
 
 def predict_images(
@@ -86,6 +101,7 @@ def predict_images(
     batch_size: int | None = None,
     on_error: OnError = "raise",
     skipped: list[SkippedSample] | None = None,
+    scores: bool = False,
 ) -> Iterator[Prediction]:
     """Predict every picture of a source, a batch at a time.
 
@@ -105,6 +121,8 @@ def predict_images(
         Whether a picture that can't be read ends it or is left out.
     skipped : list, optional
         Gets the samples left out.
+    scores : bool
+        Whether the values of all classes are wanted.
 
     Raises
     ------
@@ -126,14 +144,8 @@ def predict_images(
                 skipped.extend(batch.skipped)
             if len(batch):
                 (rows,) = probe(batch.images)
-                yield from _predict(
-                    saved,
-                    rows,
-                    ids=batch.ids,
-                    split=split,
-                    truth=batch.labels,
-                    names=source.classes,
-                )
+                known = _Known(split, batch.ids, batch.labels, source.classes)
+                yield from _predict(saved, rows, known, scores=scores)
 
 
 def check_network(saved: SavedSVM, network: Network) -> None:
@@ -184,15 +196,50 @@ def _asked(splits: Sequence[str], known: Sequence[str]) -> Sequence[str]:
     return splits or known
 
 
-def _predict(
-    saved: SavedSVM,
-    rows: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
-    *,
-    ids: Sequence[str],
-    split: str,
-    truth: Sequence[int] | np.ndarray[tuple[int, ...], np.dtype[np.int64]] | None,
-    names: Sequence[str],
-) -> Iterator[Prediction]:
+def machine_parts(
+    saved: SavedSVM, facts: Mapping[str, object], split: str, *, n_samples: int
+) -> NDArray[np.uint8] | None:
+    """What a machine saw of each row of a split: `Part`s, or None where that isn't known.
+
+    Parameters
+    ----------
+    saved : SavedSVM
+        The machine.
+    facts : mapping
+        The feature file's attributes: the rows are the machine's own where both came from a source
+        of one fingerprint.
+    split : str
+        The split.
+    n_samples : int
+        Its rows.
+    """
+    recorded, own = (saved.metadata.get(key) for key in ("parts", "source_fingerprint"))
+    same = own is not None and own == facts.get("source_fingerprint")
+    if not same or not isinstance(recorded, Mapping) or split not in recorded:
+        return None
+    return unpack_parts(str(recorded[split]), n_samples=n_samples)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of some rows besides their features."""
+
+    split: str
+    ids: Sequence[str]
+    truth: Labels | None
+    names: Sequence[str]  # of the labels
+    machine: NDArray[np.uint8] | None = None  # parts
+    network: NDArray[np.uint8] | None = None
+
+    def label(self, place: int) -> str | None:
+        """The true class of a row."""
+        if self.truth is None:
+            return None
+        number = int(self.truth[place])
+        return self.names[number] if 0 <= number < len(self.names) else str(number)
+
+
+def _predict(saved: SavedSVM, rows: Array, known: _Known, *, scores: bool) -> Iterator[Prediction]:
     flat = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
     if flat.shape[1] != saved.metadata["n_features"]:
         raise LayerLookupError(
@@ -200,10 +247,24 @@ def _predict(
             f"was trained on {cast('int', saved.metadata['n_features']):,}",
             hint="use pictures of the size it was trained on",
         )
-    codes, margins = decide_block(saved.pipeline, flat)
-    for place, (name, code, margin) in enumerate(zip(ids, codes, margins, strict=True)):
-        label = None
-        if truth is not None:
-            number = int(truth[place])
-            label = names[number] if 0 <= number < len(names) else str(number)
-        yield Prediction(name, split, saved.classes[int(code)], float(margin), label)
+    values = decision_values(saved.pipeline, flat)
+    codes, distances = margins(values)
+    chances = None if saved.calibration is None else saved.calibration.probabilities(values)
+    columns = np.column_stack([-values, values]) if values.ndim == 1 else values
+    for place, (name, code, margin) in enumerate(zip(known.ids, codes, distances, strict=True)):
+        yield Prediction(
+            id=name,
+            split=known.split,
+            predicted=saved.classes[int(code)],
+            margin=float(margin),
+            label=known.label(place),
+            probability=None if chances is None else float(chances[place, code]),
+            scores=tuple(columns[place].tolist()) if scores else (),
+            probabilities=() if chances is None or not scores else tuple(chances[place].tolist()),
+            machine_part=_part_name(known.machine, place),
+            network_part=_part_name(known.network, place),
+        )
+
+
+def _part_name(parts: NDArray[np.uint8] | None, place: int) -> str | None:
+    return None if parts is None else Part(parts[place]).name.lower()

@@ -56,6 +56,16 @@ class CostSearch:
 
 
 @dataclass(frozen=True, slots=True)
+class MacroScores:
+    """Averages over the classes that occur or are predicted, each counting the same."""
+
+    precision: float
+    recall: float
+    f1: float
+    roc_auc: float | None  # of one against the rest; None: no decision values, or one class
+
+
+@dataclass(frozen=True, slots=True)
 class LayerScore:
     """How well a machine does on one layer."""
 
@@ -73,6 +83,7 @@ class LayerScore:
     accuracy_interval: tuple[float, float]  # 95 %
     balanced_accuracy: float | None  # mean recall of the classes that occur
     elapsed_s: float | None
+    macro: MacroScores | None = None  # None: written before there were any
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +284,16 @@ def _layer_score(item: Mapping[str, object]) -> LayerScore:
         accuracy_interval=(low, high),
         balanced_accuracy=_number(item.get("balanced_accuracy")),
         elapsed_s=_number(item.get("elapsed_s")),
+        macro=_macro(item.get("macro")),
     )
+
+
+def _macro(item: object) -> MacroScores | None:
+    if item is None:
+        return None
+    found = _mapping(item)
+    precision, recall, f1 = (_real(found[key]) for key in ("precision", "recall", "f1"))
+    return MacroScores(precision, recall, f1, _number(found.get("roc_auc")))
 
 
 def _class_score(item: Mapping[str, object]) -> ClassScore:

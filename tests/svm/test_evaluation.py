@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
+from sklearn.preprocessing import label_binarize
 
 from cnnfeat.errors import DataError
 from cnnfeat.result import Trial
@@ -14,6 +20,7 @@ from cnnfeat.svm.evaluation import (
     choose,
     margins,
     mcnemar,
+    roc_auc,
     score,
     stratified_folds,
     wilson_interval,
@@ -52,6 +59,29 @@ def test_scores_equal_scikit_learn(rng):
     np.testing.assert_array_equal(found.confusion, confusion_matrix(labels, predicted))
     assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert found.accuracy == np.mean(labels == predicted)
+
+
+def test_macro_averages_equal_scikit_learn(rng):
+    labels, predicted = rng.integers(0, 5, 400), rng.integers(0, 5, 400)
+    labels[labels == 3], predicted[predicted == 4] = 2, 1  # one never occurs, one is never said
+    values = rng.standard_normal((400, 6))
+    found = score(labels, predicted, classes=tuple("abcdef"), values=values).macro
+    expected = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
+    assert (found.precision, found.recall, found.f1) == pytest.approx(expected[:3])
+    occurring = np.unique(labels)
+    area = roc_auc_score(label_binarize(labels, classes=occurring), values[:, occurring])
+    assert found.roc_auc == pytest.approx(area)
+    assert score(labels, predicted, classes=tuple("abcdef")).macro.roc_auc is None
+
+
+def test_the_area_of_two_classes_is_the_binary_one(rng):
+    labels, values = rng.integers(0, 2, 300), rng.standard_normal(300).round(1)
+    assert roc_auc(labels, values) == pytest.approx(roc_auc_score(labels, values))
+
+
+def test_there_is_no_area_where_one_class_occurs():
+    assert roc_auc(np.zeros(5, int), np.zeros((5, 3))) is None
+    assert score(np.zeros(0, int), np.zeros(0, int), classes=("a",)).macro.f1 == 0.0
 
 
 def test_a_class_never_predicted_scores_zero():

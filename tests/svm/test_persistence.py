@@ -158,3 +158,12 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
 
 def test_metadata_are_plain_json(saved):
     json.dumps(load_svm(saved).metadata)
+
+
+@pytest.mark.parametrize(
+    "calibration", [7, {"method": "sigmoid"}, {"method": "other", "slopes": [1.0]}]
+)
+def test_a_strange_calibration_is_refused(tmp_path, calibration):
+    path = tmp_path / "svm.skops"
+    save_svm(machine(), path, metadata={**METADATA, "calibration": calibration})
+    _refused(path, "damaged: its calibration")

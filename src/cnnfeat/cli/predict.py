@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import flags
+from cnnfeat.cli.predictions import Tally, Wanted, write_csv, write_json, write_table
 from cnnfeat.cli.session import Settings, artifact, pass_settings, start_tensorflow
 from cnnfeat.errors import SKIPPED_EXIT_CODE
 from cnnfeat.options import ReadOptions
@@ -52,6 +51,8 @@ _log = logging.getLogger("cnnfeat")
     show_default=True,
     help="Whether one bad picture ends the run or is left out (then exit code 6).",
 )
+@click.option("--top", type=click.IntRange(1), help="Show so many of the best classes.")
+@click.option("--scores", is_flag=True, help="Show the decision values of all classes.")
 @flags.reading
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @flags.as_json
@@ -65,6 +66,8 @@ def predict(
     split: tuple[str, ...],
     data_dir: Path | None,
     on_error: OnError,
+    top: int | None,
+    scores: bool,
     read: ReadOptions,
     trust_model: bool,
     as_csv: bool,
@@ -90,12 +93,16 @@ def predict(
             saved.metadata, beside=saved.path, model=model, read=read, trust=trust_model
         )
 
+    wanted = Wanted(saved.classes, saved.calibration is not None, top or 0, scores)
+    tally = Tally()
     predictions = _predictions(
-        saved, inputs, network,
+        saved, inputs, network, tally,
         splits=split, data_dir=data_dir, on_error=on_error, skipped=skipped,
+        scores=scores or bool(top),
     )  # fmt: skip
-    write = _write_csv if as_csv else _write_json if as_json else _write_table
-    write(_counted(predictions))
+    write = write_csv if as_csv else write_json if as_json else write_table
+    write(predictions, wanted)
+    tally.say()
     if skipped:
         for sample in skipped[:20]:
             _log.warning("left out: %s: %s", sample.id, sample.reason)
@@ -107,62 +114,32 @@ def _predictions(
     saved: SavedSVM,
     inputs: Sequence[str],
     network: Callable[[], Network],
+    tally: Tally,
     *,
     splits: Sequence[str],
     data_dir: Path | None,
     on_error: OnError,
     skipped: list[SkippedSample],
+    scores: bool,
 ) -> Iterator[Prediction]:
     from cnnfeat.data import open_source
     from cnnfeat.prediction import is_feature_file, predict_features, predict_images
 
     for spec in inputs:
         if is_feature_file(spec):
-            yield from predict_features(saved, Path(spec), splits=splits)
+            found = predict_features(saved, Path(spec), splits=splits, scores=scores)
+            yield from tally.counting(found, source=spec)
             continue
         with open_source(spec, data_dir=data_dir) as source:
-            yield from predict_images(
-                saved, network(), source, splits=splits, on_error=on_error, skipped=skipped
+            found = predict_images(
+                saved,
+                network(),
+                source,
+                splits=splits,
+                on_error=on_error,
+                skipped=skipped,
+                scores=scores,
             )
-
-
-def _counted(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """Say at the end how many were right, where that is known."""
-    known = right = 0
-    for item in predictions:
-        if item.label is not None:
-            known += 1
-            right += item.label == item.predicted
-        yield item
-    if known:
-        _log.info("%s of %s right (%.2f%%)", f"{right:,}", f"{known:,}", 100 * right / known)
-
-
-def _write_table(predictions: Iterable[Prediction]) -> None:
-    """Write aligned lines as they come: there may be more than fit in memory."""
-    for place, item in enumerate(predictions):
-        if not place:
-            console.show(f"{'predicted':<16} {'margin':>8}  {'label':<16} id")
-        label = "" if item.label is None else item.label
-        console.show(f"{item.predicted:<16} {item.margin:>8.3f}  {label:<16} {item.id}")
-
-
-def _write_csv(predictions: Iterable[Prediction]) -> None:
-    from cnnfeat.files import csv_lines
-
-    sys.stdout.writelines(csv_lines([("id", "split", "label", "predicted", "margin")]))
-    sys.stdout.writelines(
-        csv_lines(
-            (item.id, item.split, item.label, item.predicted, f"{item.margin:.6g}")
-            for item in predictions
-        )
-    )
-
-
-def _write_json(predictions: Iterable[Prediction]) -> None:
-    """Write a JSON array, an item a line."""
-    before = "["
-    for item in predictions:
-        console.show(before + json.dumps(dataclasses.asdict(item), ensure_ascii=False))
-        before = ","
-    console.show("]" if before == "," else "[]")
+            if source.kind == "image":  # several may have one name
+                found = (dataclasses.replace(item, id=spec) for item in found)
+            yield from tally.counting(found, source=spec)

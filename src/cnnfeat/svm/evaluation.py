@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from cnnfeat.errors import DataError
-from cnnfeat.result import ClassScore, CostSearch, McNemar, Trial
+from cnnfeat.result import ClassScore, CostSearch, MacroScores, McNemar, Trial
 
 Codes = NDArray[np.integer]
 
@@ -26,10 +27,17 @@ class Scores:
     balanced_accuracy: float  # mean recall of the classes that occur
     per_class: tuple[ClassScore, ...]
     confusion: NDArray[np.int64]  # (n_classes, n_classes), true classes down
+    macro: MacroScores
 
 
-def score(labels: Codes, predicted: Codes, *, classes: Sequence[str]) -> Scores:
-    """Compare class codes, both of shape (n_samples,)."""
+def score(
+    labels: Codes,
+    predicted: Codes,
+    *,
+    classes: Sequence[str],
+    values: NDArray[np.floating] | None = None,
+) -> Scores:
+    """Compare class codes, both of shape (n_samples,); `values` are ranked, as in `roc_auc`."""
     n = len(classes)
     confusion = np.zeros((n, n), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
@@ -38,6 +46,8 @@ def score(labels: Codes, predicted: Codes, *, classes: Sequence[str]) -> Scores:
     recall = right / np.maximum(support, 1)
     precision = right / np.maximum(taken, 1)
     f1 = 2 * right / np.maximum(support + taken, 1)
+    occurring = np.array([precision, recall, f1])[:, support + taken > 0]
+    means = occurring.mean(axis=1) if occurring.size else np.zeros(3)
     return Scores(
         n_samples=len(labels),
         accuracy=float(right.sum() / max(1, len(labels))),
@@ -48,7 +58,37 @@ def score(labels: Codes, predicted: Codes, *, classes: Sequence[str]) -> Scores:
             for name, p, r, f, s in zip(classes, precision, recall, f1, support, strict=True)
         ),
         confusion=confusion,
+        macro=MacroScores(
+            precision=float(means[0]),
+            recall=float(means[1]),
+            f1=float(means[2]),
+            roc_auc=None if values is None else roc_auc(labels, values),
+        ),
     )
+
+
+def roc_auc(labels: Codes, values: NDArray[np.floating]) -> float | None:
+    """Average over the classes the area under the curve of one against the rest.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n_samples,)
+        True class codes.
+    values : ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+        Decision values, by which the rows are ranked.
+
+    Returns
+    -------
+    float or None
+        Of the classes that some rows are of and others are not; None where there is none.
+    """
+    columns = {1: values} if values.ndim == 1 else dict(enumerate(values.T))
+    areas = [
+        float(roc_auc_score(labels == k, column))
+        for k, column in columns.items()
+        if 0 < np.count_nonzero(labels == k) < len(labels)
+    ]
+    return float(np.mean(areas)) if areas else None
 
 
 def wilson_interval(

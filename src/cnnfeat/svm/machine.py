@@ -29,7 +29,7 @@ from cnnfeat.svm.kernel import (
     subsample,
     warn_of_cost,
 )
-from cnnfeat.svm.matrix import MappedRows, Moments, RowBlocks, SubsetRows, read_all
+from cnnfeat.svm.matrix import Doubles, Floats, MappedRows, Moments, RowBlocks, SubsetRows, read_all
 from cnnfeat.svm.preparation import Preparation, prepare
 from cnnfeat.svm.selection import check_grid, default_grid, select_cost
 from cnnfeat.svm.solver import Design, State, Targets, one_against_rest, solve
@@ -38,6 +38,7 @@ TOLERANCE = 1e-6
 SELECTION_VALUES = 50_000_000  # features times rows that C is chosen on
 MAX_STEPS = 500
 SCORING_VALUES = 2**22  # features converted to decision values at a time
+DECISION_BYTES = 2**30  # of decision values kept, to be ranked and calibrated by
 
 _LOG = logging.getLogger("cnnfeat")
 
@@ -93,27 +94,48 @@ def fit_machine(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What a machine says of some rows."""
+
+    predicted: NDArray[np.intp]  # (n_samples,) codes
+    margin: NDArray[np.float64]  # (n_samples,)
+    values: Doubles | None  # (n_samples, n_classes), or (n_samples,) for two; None: not kept
+
+
 def decide(pipeline: Pipeline, rows: RowBlocks) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Predict by blocks: codes and margins, both (n_samples,)."""
-    predicted = np.empty(rows.n_samples, np.intp)
-    margin = np.empty(rows.n_samples)
+    found = decisions(pipeline, rows, most_bytes=0)
+    return found.predicted, found.margin
+
+
+def decisions(
+    pipeline: Pipeline, rows: RowBlocks, *, most_bytes: int = DECISION_BYTES
+) -> Decisions:
+    """Predict by blocks, and keep all decision values where they take no more than `most_bytes`."""
+    n = rows.n_samples
+    predicted, margin = np.empty(n, np.intp), np.empty(n)
+    n_columns = len(pipeline.classes_) if len(pipeline.classes_) > 2 else 1
+    values = np.empty((n, n_columns)) if 8 * n * n_columns <= most_bytes else None
     step = max(1, SCORING_VALUES // max(1, rows.n_features))
     for start, block in rows.blocks():
         for first in range(0, len(block), step):
-            part = block[first : first + step]
-            here = slice(start + first, start + first + len(part))
-            predicted[here], margin[here] = decide_block(pipeline, part)
-    return predicted, margin
+            found = decision_values(pipeline, block[first : first + step])
+            here = slice(start + first, start + first + len(found))
+            predicted[here], margin[here] = margins(found)
+            if values is not None:
+                values[here] = found.reshape(len(found), -1)
+    if values is not None and n_columns == 1:
+        values = values[:, 0]
+    return Decisions(predicted, margin, values)
 
 
-def decide_block(
-    pipeline: Pipeline, block: NDArray[np.floating]
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Predict a few rows: codes and margins."""
+def decision_values(pipeline: Pipeline, block: Floats) -> Floats:
+    """Compute those of a few rows: (n_rows, n_classes), or (n_rows,) for two classes."""
     if hasattr(pipeline[-1], "support_vectors_"):
         prepared = pipeline[:-1].transform(block) if len(pipeline) > 1 else block
-        return margins(decide_svc(pipeline[-1], prepared))
-    return margins(pipeline.decision_function(block))
+        return decide_svc(pipeline[-1], prepared)
+    return cast("Floats", pipeline.decision_function(block))
 
 
 def _fit_linear(

@@ -24,6 +24,7 @@ from cnnfeat.errors import FeatureFileError, MissingInputError
 from cnnfeat.files import replacing
 from cnnfeat.records import Json
 from cnnfeat.result import SVM_FORMAT, SVM_VERSION
+from cnnfeat.svm.calibration import Calibration
 
 SIZE_LIMIT = 32 * 2**30  # bytes an .skops may unpack to
 
@@ -47,6 +48,15 @@ class SavedSVM:
     def layer(self) -> str:
         """The layer it was trained on."""
         return str(self.metadata["layer"])
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What its decision values mean as probabilities, where that was learned."""
+        record = self.metadata.get("calibration")
+        if record is None:
+            return None
+        facts = cast("Mapping[str, object]", record)
+        return Calibration.from_json(facts, n_classes=len(self.classes))
 
 
 def save_svm(pipeline: Pipeline, path: Path, *, metadata: Mapping[str, Json]) -> None:
@@ -90,7 +100,12 @@ def load_svm(path: Path) -> SavedSVM:
             hint=_HINT,
         )
     _check_metadata(path, metadata)
-    return SavedSVM(path, pipeline, metadata)
+    saved = SavedSVM(path, pipeline, metadata)
+    try:
+        saved.calibration  # noqa: B018 - reads it
+    except (KeyError, TypeError, ValueError) as error:
+        raise FeatureFileError(f"{path}: damaged: its calibration: {error}", hint=_HINT) from error
+    return saved
 
 
 def _check_container(path: Path) -> None:
