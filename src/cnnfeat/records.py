@@ -128,6 +128,13 @@ class TensorInfo:
     shape: tuple[int | None, ...] | None  # with the batch axis; None: rank unknown
     dtype: str  # "float32"
 
+    @property
+    def shape_text(self) -> str:
+        """The shape for n images: "(n, 7, 7, 36)", "?" for what isn't known before an image is."""
+        if self.shape is None:
+            return "?"
+        return f"({', '.join(['n', *('?' if n is None else str(n) for n in self.shape[1:])])})"
+
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
@@ -149,6 +156,42 @@ class LayerInfo:
                 return None
             product *= length
         return product
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkBlock:
+    """A convolution or dense layer that nobody named: what has weights, and what follows it."""
+
+    layer: LayerInfo  # its end, by what a person would call it: "conv2"
+    what: Literal["convolution", "dense"]
+    number: int  # from 1, in the network's order, each kind for itself
+    operations: tuple[str, ...]  # the graph's own names: "Conv2D_1", "add_1", "MaxPool_1", "Relu_1"
+    weights: tuple[TensorInfo, ...]  # one; of a separable convolution, two
+
+    @property
+    def path_text(self) -> str:
+        """Its operations: "Conv2D_1 → add_1 → MaxPool_1 → Relu_1"."""
+        return " → ".join(self.operations)
+
+    def __str__(self) -> str:
+        word = "filters" if self.what == "convolution" else "weights"
+        sizes = [_times(weights.shape) for weights in self.weights]
+        return (
+            f"{ordinal(self.number)} {self.what} block: {self.path_text}, "
+            f"{word} {' and '.join(sizes)}, output {self.layer.tensor.shape_text}"
+        )
+
+
+def _times(shape: tuple[int | None, ...] | None) -> str:
+    """Write a whole shape: "5×5×16×36"."""
+    lengths: tuple[int | None, ...] = (None,) if shape is None else shape
+    return "×".join("?" if length is None else str(length) for length in lengths)
+
+
+def ordinal(number: int) -> str:
+    """Write a place: "1st", "2nd", "3rd", "11th"."""
+    teens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,3 +117,36 @@ def test_an_index_out_of_range_says_the_range(index: str) -> None:
 def test_a_layer_called_like_an_index_is_itself() -> None:
     names = Names(layers=["5", "1"])
     assert find(names, "1") == (Found("1", True),)
+
+
+UNNAMED = Names(
+    layers=["x", "Conv2D", "Relu", "Conv2D_1", "Relu_1", "MatMul"],
+    tensors=["Conv2D:0", "Relu:0", "Conv2D_1:0", "Relu_1:0", "MatMul:0"],
+    blocks={"conv1": "Conv2D → Relu", "conv2": "Conv2D_1 → Relu_1", "fc1": "MatMul"},
+)
+
+
+@pytest.mark.parametrize("query", ["conv2", "CONV2", "conv[2-9]"])
+def test_a_block_that_nobody_named(query: str) -> None:
+    assert find(UNNAMED, query) == (Found("conv2", is_layer=False, is_block=True),)
+
+
+def test_a_layer_goes_before_a_block_of_its_name() -> None:
+    names = Names(layers=["net/conv2"], blocks={"conv2": "Conv2D_1"})
+    assert find(names, "conv2") == (Found("net/conv2", True),)
+
+
+def test_a_miss_never_offers_another_number() -> None:
+    with pytest.raises(LayerLookupError) as caught:
+        find(UNNAMED, "conv3")
+    assert "the blocks of the network are conv1 (Conv2D → Relu), conv2 (" in str(caught.value)
+    assert "did you mean" not in caught.value.hint
+    with pytest.raises(LayerLookupError, match="it has 'image', 'conv1', 'conv2' and 'fc1'"):
+        find(NAMES, "conv3")
+    keras = Names(layers=["conv2d", "conv2d_1", "pool"], places={"conv2": "it is 'conv2d_1'"})
+    with pytest.raises(LayerLookupError) as caught:
+        find(keras, "conv2")
+    assert caught.value.hint.startswith("it is 'conv2d_1'; ")
+    with pytest.raises(LayerLookupError) as caught:
+        find(keras, "pool1")
+    assert "did you mean 'pool'?" in caught.value.hint

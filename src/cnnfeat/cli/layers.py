@@ -14,7 +14,7 @@ from cnnfeat.options import ReadOptions
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
-    from cnnfeat.records import Json, LayerInfo
+    from cnnfeat.records import Json, LayerInfo, NetworkBlock
 
 SCREEN = 40  # layers shown without being asked for; of more, only the trunk
 _BYTES = 4  # of a float32
@@ -42,8 +42,10 @@ def layers(
 ) -> None:
     """List a network's layers: shapes, features for one image, and the tensor behind each name.
 
-    Of a long network the trunk is shown: layers that every path goes through. --match '**' shows
-    all layers, --all every tensor. Any of the names goes with cnnfeat extract --layer.
+    Where nobody named the layers, blocks come first: 'conv2' is the end of the second convolution
+    block, 'fc1' that of the first dense one. Of a long network the trunk is shown: layers that
+    every path goes through. --match '**' shows all layers, --all every tensor. Any of the names
+    goes with cnnfeat extract --layer.
     """
     start_tensorflow(settings)
     from cnnfeat.network import open_network
@@ -54,9 +56,14 @@ def layers(
     if as_json:
         console.show_json(_document(network, chosen, n_images))
     else:
-        _show(network, chosen, n_images)
+        narrowed = every or match is not None or kind is not None
+        console.show(_title(network))
+        if network.blocks and not narrowed:
+            console.show("")
+            console.show_facts([(block.layer.name, str(block)) for block in network.blocks])
+        _show(chosen, n_images)
         hidden = len(network.layers) - len(chosen)
-        if hidden > 0 and not (every or match or kind):
+        if hidden > 0 and not narrowed:
             console.say(
                 f"{hidden} more layers lie between these: --match '**' lists all, --kind conv one "
                 f"kind, --all every tensor"
@@ -84,13 +91,26 @@ def _chosen(
     return kept
 
 
+def _block(block: NetworkBlock) -> Json:
+    return {
+        "name": block.layer.name,
+        "kind": block.what,
+        "number": block.number,
+        "operations": list(block.operations),
+        "weights": [item.shape and list(item.shape) for item in block.weights],
+        "tensor": block.layer.tensor.name,
+        "shape": block.layer.tensor.shape and list(block.layer.tensor.shape),
+        "features": block.layer.n_features,
+    }
+
+
 def _n_images(network: Network) -> int | None:
     """How many images the model's own data has, where that is known."""
     card = network.card
     return None if card is None else card.n_train + card.n_validation + card.n_test
 
 
-def _show(network: Network, layers: Sequence[LayerInfo], n_images: int | None) -> None:
+def _show(layers: Sequence[LayerInfo], n_images: int | None) -> None:
     columns = ["layer", "kind", "output shape", "features"]
     if n_images is not None:
         columns.append(f"file, {n_images:,} images")
@@ -99,7 +119,7 @@ def _show(network: Network, layers: Sequence[LayerInfo], n_images: int | None) -
         [
             ("  " * len(layer.path)) + layer.name,
             layer.kind,
-            _shape(layer),
+            layer.tensor.shape_text,
             "?" if layer.n_features is None else f"{layer.n_features:,}",
             *([] if n_images is None else [_size(layer, n_images)]),
             layer.tensor.name,
@@ -107,7 +127,6 @@ def _show(network: Network, layers: Sequence[LayerInfo], n_images: int | None) -
         for layer in layers
     ]
     numeric = [name for name in columns if name == "features" or name.startswith("file")]
-    console.show(_title(network))
     console.show_table(columns, rows, numeric=numeric)
 
 
@@ -116,13 +135,6 @@ def _title(network: Network) -> str:
         f"{network.path} ({network.format}): images go to {network.input.name!r}, {network.input}, "
         f"--scale {network.default_scale}"
     )
-
-
-def _shape(layer: LayerInfo) -> str:
-    shape = layer.tensor.shape
-    if shape is None:
-        return "?"
-    return "(" + ", ".join(["n", *("?" if n is None else str(n) for n in shape[1:])]) + ")"
 
 
 def _size(layer: LayerInfo, n_images: int) -> str:
@@ -144,6 +156,7 @@ def _document(network: Network, layers: Sequence[LayerInfo], n_images: int | Non
             "image_shape": list(network.image_shape),
             "scale": network.default_scale,
         },
+        "blocks": [_block(block) for block in network.blocks],
         "layers": [
             {
                 "name": layer.name,

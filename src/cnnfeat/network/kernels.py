@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DEPTHWISE = {"DepthwiseConv2dNative"}
-_CONVOLUTIONS = {"Conv2D", "_FusedConv2D", "Conv3D"} | _DEPTHWISE
-_PRODUCTS = {"MatMul", "_FusedMatMul", "BatchMatMulV2", "Einsum"}
+CONVOLUTIONS = {"Conv2D", "_FusedConv2D", "Conv3D"} | _DEPTHWISE
+PRODUCTS = {"MatMul", "_FusedMatMul", "BatchMatMulV2", "Einsum"}
 # What may stand between a stored weight and its use. Nothing else is run to read a kernel.
 _HARMLESS = {
     "Add",
@@ -94,7 +94,7 @@ def _nearest(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> tf.compa
             continue
         seen.add(name)
         node = nodes[name]
-        if node.op in _CONVOLUTIONS | _PRODUCTS:
+        if node.op in CONVOLUTIONS | PRODUCTS:
             return node
         waiting.extend(node_of(entry) for entry in node.input if not entry.startswith("^"))
     return None

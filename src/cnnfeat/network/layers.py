@@ -49,6 +49,8 @@ _INTERNAL = {
     "batchnorm", "moments", "Tensordot", "einsum", "einsum_1", "random_uniform", "normalize",
     "separable_conv2d", "l2_normalize", "strided_slice",
 }  # fmt: skip
+# Scopes that functions of tf.nn open around an operation.
+_OPENED = re.compile(r"(separable_conv2d|convolution|xw_plus_b|relu_layer|Tensordot)(_\d+)?")
 _GENERIC = re.compile(
     r"(model|functional|sequential|import|module|graph|network)(_\d+)?(_apply\w*)?"
 )
@@ -83,8 +85,8 @@ def scope_layers(
         All tensors by name.
     """
     nodes = nodes_by_name(graph.graph_def)
-    loops = _in_loops(nodes, consumers_of(nodes, set(nodes)))
-    ordered = in_order(nodes, dependent - loops - _label_dependent(graph, images, infos))
+    loops = in_loops(nodes, consumers_of(nodes, set(nodes)))
+    ordered = in_order(nodes, dependent - loops - label_dependent(graph, images, infos))
     members = [name for name in ordered if _is_activation(nodes[name], infos)]
     members += _passed_on(ordered, members, nodes, infos)
     clean = clean_names(members, graph.weights)
@@ -107,11 +109,15 @@ def scope_layers(
     return (start, *(item for item in named if item.name != images.name))
 
 
-def _label_dependent(
+def label_dependent(
     graph: FlatGraph, images: ImageInput, infos: Mapping[str, TensorInfo]
 ) -> set[str]:
     """Nodes that need labels: losses and accuracies, which are no features."""
-    signed = {item.tensor for item in graph.inputs} if graph.signed else {images.tensor}
+    nodes = nodes_by_name(graph.graph_def)
+    signed = {images.tensor}
+    if graph.signed:
+        signed |= {item.tensor for item in graph.inputs}
+        signed |= {f"{name}:0" for name in ancestors(nodes, graph.outputs, control=False)}
     labels = [
         info.name
         for info in infos.values()
@@ -121,7 +127,6 @@ def _label_dependent(
         and (info.shape or graph.signed)
     ]
     lost = descendants(graph.graph_def, labels, stop=[node_of(images.tensor)])
-    nodes = nodes_by_name(graph.graph_def)
     takers = consumers_of(nodes, set(nodes))
     scopes = {name.rpartition("/")[0] for name in lost} - {""}
     into = {name for name in nodes if name.rpartition("/")[0] in scopes and takers.get(name)}
@@ -202,7 +207,7 @@ def _full_scope(node: str, clean: Mapping[str, str], layer: str) -> str:
     return "/".join(node.split("/")[:-below]) if below > 0 else node
 
 
-def _in_loops(
+def in_loops(
     nodes: Mapping[str, tf.compat.v1.NodeDef], consumers: Mapping[str, Sequence[str]]
 ) -> set[str]:
     """Nodes inside loops, computed many times in one run: no tensor of theirs can be fetched."""
@@ -265,6 +270,20 @@ def _uncalled(name: str) -> str:
     """Leave out the scopes of function calls."""
     parts = [part for part in name.split("/") if not _CALL.fullmatch(part)]
     return "/".join(parts) or name.rsplit("/", 1)[-1]
+
+
+def has_own_scope(node: str, others: Iterable[str]) -> bool:
+    """Whether a scope that an author gave holds a node and none of the others."""
+    *parts, _ = _uncalled(node).split("/")
+    if parts and _OPENED.fullmatch(parts[-1]):
+        parts.pop()
+    spelled = [_uncalled(other) for other in others]
+    heads = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
+    return any(
+        not any(other.startswith(f"{head}/") for other in spelled)
+        for part, head in zip(parts, heads, strict=True)
+        if not _GENERIC.fullmatch(part)
+    )
 
 
 def _is_call(scope: str) -> bool:

@@ -1,8 +1,9 @@
 """From what a person types to a layer or tensor: pure Python over names.
 
 The order, first match wins: exact layer name; tensor name with or without `:0` (traced names as
-well); a pattern (`conv*`); part of a path (`conv2/relu`); the same without regard to case; an
-index (`-2`). Several matches are an error that lists them.
+well); a pattern (`conv*`); part of a path (`conv2/relu`); the same without regard to case; a
+block that nobody named (`conv2`: the second one from the images); an index (`-2`). Several matches
+are an error that lists them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ _LIST_THEM = "`cnnfeat layers` lists them"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a name means: a layer, or a tensor that is no layer's."""
+    """What a name means: a layer, a tensor that is no layer's, or a block that nobody named."""
 
     name: str
     is_layer: bool
+    is_block: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Names:
     aliases: Mapping[str, str] = field(default_factory=dict)  # other spelling of a tensor -> tensor
     scopes: Mapping[str, str] = field(default_factory=dict)  # a layer's longer name -> layer
     top: Sequence[str] = ()  # the layers an index counts; (): all
+    blocks: Mapping[str, str] = field(default_factory=dict)  # "conv2" -> what it consists of
+    places: Mapping[str, str] = field(default_factory=dict)  # "conv2" -> which layer that would be
 
 
 def find(names: Names, query: str) -> tuple[Found, ...]:
@@ -44,7 +48,7 @@ def find(names: Names, query: str) -> tuple[Found, ...]:
     LayerLookupError
         If it means nothing, or several things without being a pattern.
     """
-    exact = _exact(names, query)
+    exact = find_exactly(names, query)
     if exact:
         return (exact,)
     if re.search(r"[*?\[]", query):
@@ -57,12 +61,15 @@ def find(names: Names, query: str) -> tuple[Found, ...]:
                 f"{query!r} could be {_several(found.name for found in candidates)}",
                 hint="name one of them, more of its path, or a pattern such as '*/relu'",
             )
+    if query.lower() in names.blocks:
+        return (Found(query.lower(), is_layer=False, is_block=True),)
     if re.fullmatch(r"[+-]?\d+", query):
         return (_by_index(names, query),)
     raise _miss(names, query)
 
 
-def _exact(names: Names, query: str) -> Found | None:
+def find_exactly(names: Names, query: str) -> Found | None:
+    """Say which layer or tensor goes by this very name, if one does."""
     if query in names.layers:
         return Found(query, True)
     for spelled in (query, f"{query}:0"):
@@ -99,6 +106,9 @@ def _by_path(names: Names, query: str, *, fold: bool = False) -> tuple[Found, ..
 
 def _matching(names: Names, pattern: str) -> tuple[Found, ...]:
     layers = match_names(names.layers, pattern)
+    blocks = [name for name in names.blocks if re.fullmatch(_glob(pattern), name)]
+    if blocks and not any(re.fullmatch(_glob(pattern), name) for name in layers):
+        return tuple(Found(name, is_layer=False, is_block=True) for name in blocks)
     if layers:
         return tuple(Found(name, True) for name in layers)
     stems = {name.removesuffix(":0"): name for name in names.tensors}
@@ -149,14 +159,41 @@ def _by_index(names: Names, query: str) -> Found:
 
 
 def _miss(names: Names, query: str) -> LayerLookupError:
-    tails = {name.rsplit("/", 1)[-1]: name for name in reversed(names.layers)}
-    stems = [name.removesuffix(":0") for name in names.tensors]
-    near = near_names(query, names.layers) or near_names(query, tails) or near_names(query, stems)
-    known = "" if near else f"; it has {_several(names.top or names.layers, last='and')}"
+    known, hint = "", names.places.get(query.lower()) or _near(names, query)
+    if not hint and names.blocks:
+        blocks = [f"{name} ({path})" for name, path in names.blocks.items()]
+        known = f"; the blocks of the network are {', '.join(blocks)}"
+    elif not hint:
+        known = f"; it has {_several(names.top or names.layers, last='and')}"
     return LayerLookupError(
         f"no layer or tensor is called {query!r}{known}",
-        hint="; ".join(part for part in (near, _LIST_THEM) if part),
+        hint="; ".join(part for part in (hint, _LIST_THEM) if part),
     )
+
+
+def _near(names: Names, query: str) -> str:
+    """Offer names that are spelled alike, but none that counts to another number."""
+    tails = [name.rsplit("/", 1)[-1] for name in names.layers]
+    stems = [name.removesuffix(":0") for name in names.tensors]
+    for choices in ((*names.blocks, *names.layers), tails, stems):
+        near = near_names(query, [name for name in choices if _same_number(query, name)])
+        if near:
+            return near
+    return ""
+
+
+def _same_number(query: str, name: str) -> bool:
+    """Whether a name may be a slip of a numbered one: neither `conv1` nor `Conv2D` is, of `conv2`.
+
+    A library numbers from the second on, and what it calls `Conv_2` may stand anywhere.
+    """
+    wanted = re.fullmatch(r"\D+(\d+)", query)
+    if not wanted or not re.search(r"conv|fc|dense", name, re.IGNORECASE):
+        return True
+    if re.search(r"conv[123]d(_\d+)?$", name, re.IGNORECASE):
+        return False
+    found = re.search(r"(\d+)$", name)
+    return int(found[1] if found else 1) == int(wanted[1])
 
 
 def _several(names: Iterable[str], *, last: str = "or") -> str:

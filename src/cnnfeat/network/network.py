@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import tensorflow as tf
 
 from cnnfeat.card import ModelCard
 from cnnfeat.errors import LayerLookupError, NetworkError
 from cnnfeat.network import lookup
+from cnnfeat.network.blocks import FoundBlock, find_blocks
 from cnnfeat.network.feeding import check_placeholders, fed_tensors, image_input
 from cnnfeat.network.flattening import importable, own_functions
 from cnnfeat.network.formats import Format
@@ -22,6 +25,7 @@ from cnnfeat.network.graph import (
     NamedTensor,
     ancestors,
     descendants,
+    node_of,
     nodes_by_name,
     subgraph,
     tensor_infos,
@@ -34,7 +38,7 @@ from cnnfeat.network.runtime import check_precision
 from cnnfeat.network.trust import check_operations
 from cnnfeat.network.weights import check_restored
 from cnnfeat.options import ProbeOptions, ReadOptions
-from cnnfeat.records import LayerInfo, Probe, TensorInfo
+from cnnfeat.records import LayerInfo, NetworkBlock, Probe, TensorInfo, ordinal
 
 _LOG = logging.getLogger("cnnfeat")
 AS_IT_IS = ReadOptions()
@@ -91,13 +95,14 @@ class Network:
         self.layers: tuple[LayerInfo, ...] = tuple(
             _layer(item, infos) for item in named if item.tensor in known
         )
-        self._names = lookup.Names(
+        self._own_names = lookup.Names(
             layers=[layer.name for layer in self.layers],
             tensors=[info.name for info in self.tensors],
             aliases=graph.aliases,
             scopes={item.scope: item.name for item in named if item.scope},
             top=[layer.name for layer in self.layers if not layer.path],
         )
+        self._said: set[str] = set()
 
     @property
     def path(self) -> str:
@@ -165,6 +170,58 @@ class Network:
         """
         return trunk(self._graph, self._dependent, self.layers)
 
+    @functools.cached_property
+    def blocks(self) -> tuple[NetworkBlock, ...]:
+        """Convolution and dense blocks that nobody named, in the network's order.
+
+        Each goes by what a person would call it, such as `conv2`; where that means something else
+        here, by the name of its last operation.
+        """
+        if self._graph.layers:
+            return ()
+        return tuple(self._block(item) for item in self._found_blocks if not item.named)
+
+    @functools.cached_property
+    def _found_blocks(self) -> tuple[FoundBlock, ...]:
+        return find_blocks(self._graph, images=self.input, infos=self._all)
+
+    def _block(self, item: FoundBlock) -> NetworkBlock:
+        end = self._tensor_layer(f"{item.nodes[-1]}:0")
+        if self._is_free(item.name):
+            end = dataclasses.replace(end, name=item.name, kind=self._nodes[item.nodes[0]].op)
+        weights = tuple(self._all[name] for name in item.weights)
+        what: Literal["convolution", "dense"] = "convolution" if item.word == "conv" else "dense"
+        return NetworkBlock(end, what, item.number, item.nodes, weights)
+
+    def _is_free(self, name: str) -> bool:
+        """Whether no layer or tensor could be meant by a name."""
+        names = dataclasses.replace(self._own_names, blocks={name: ""})
+        try:
+            return lookup.find(names, name)[0].is_block
+        except LayerLookupError:
+            return False
+
+    @functools.cached_property
+    def _names(self) -> lookup.Names:
+        """Everything that has a name, and what nobody named."""
+        blocks = {
+            block.layer.name: block.path_text
+            for block in self.blocks
+            if f"{block.layer.name}:0" != block.layer.tensor.name
+        }
+        return dataclasses.replace(self._own_names, blocks=blocks, places=self._places())
+
+    def _places(self) -> dict[str, str]:
+        """Say which layer is the second convolution, where it goes by a name of its own."""
+        by_node = {node_of(layer.tensor.name): layer.name for layer in reversed(self.layers)}
+        places = {}
+        for item in self._found_blocks:
+            names = [by_node[node] for node in item.nodes if node in by_node]
+            if names:
+                word = "convolution" if item.word == "conv" else "dense layer"
+                places[item.name] = f"the {ordinal(item.number)} {word} is {names[0]!r}"
+        return places
+
     def find(self, names: Sequence[str]) -> tuple[LayerInfo, ...]:
         """Look up layers or tensors by name, path part, pattern or index.
 
@@ -182,11 +239,24 @@ class Network:
         by_name = {layer.name: layer for layer in self.layers}
         for name in names:
             for item in self._find(name):
-                layer = by_name[item.name] if item.is_layer else self._tensor_layer(item.name)
+                if item.is_block:
+                    layer = self._block_layer(item.name)
+                else:
+                    layer = by_name[item.name] if item.is_layer else self._tensor_layer(item.name)
                 found.setdefault(layer.name, layer)
         return tuple(found.values())
 
+    def _block_layer(self, name: str) -> LayerInfo:
+        (block,) = (block for block in self.blocks if block.layer.name == name)
+        if name not in self._said:
+            self._said.add(name)
+            _LOG.info("%s: the %s; its end is %s", name, block, block.layer.tensor.name)
+        return block.layer
+
     def _find(self, name: str) -> tuple[lookup.Found, ...]:
+        exact = lookup.find_exactly(self._own_names, name)  # then blocks need not be looked for
+        if exact:
+            return (exact,)
         try:
             return lookup.find(self._names, name)
         except LayerLookupError as error:
