@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -216,3 +217,43 @@ def _damaged(data: bytes, rng: np.random.Generator) -> bytes:
         for position in rng.integers(len(data), size=8):
             damaged[position] ^= 1 << int(rng.integers(8))
     return bytes(damaged)
+
+
+class Rows(NamedTuple):
+    """All rows of a split, put together."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    ids: list[str]
+
+
+@pytest.fixture
+def read_all() -> Callable[..., Rows]:
+    """Reads a split in small batches; the labels of these must be those of the whole split."""
+
+    def read(source, split: str, **options) -> Rows:
+        batches = list(source.batches(split, **({"batch_size": 3} | options)))
+        start = options.get("start", 0)
+        labels = source.labels(split)
+        if labels is not None:
+            labels = labels[start : start + sum(map(len, batches))]
+            np.testing.assert_array_equal(
+                np.concatenate([batch.labels for batch in batches]), labels
+            )
+        assert all((batch.labels is None) == (labels is None) for batch in batches)
+        ids = [name for batch in batches for name in batch.ids]
+        return Rows(np.concatenate([batch.images for batch in batches]), labels, ids)
+
+    return read
+
+
+@pytest.fixture
+def png() -> Callable[[np.ndarray], bytes]:
+    """Encodes pixels."""
+
+    def encode(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    return encode

@@ -208,7 +208,7 @@ def test_object_arrays_are_refused_and_nothing_is_unpickled(tmp_path, x, save):
     with pytest.raises(DataError, match="Python objects, which only unpickling could read"):
         open_source(str(tmp_path / f"d.{save}"))
     (tmp_path / "p").write_bytes(pickle.dumps(_Bomb(sentinel)))
-    with pytest.raises(DataError, match="no kind of data known here"):
+    with pytest.raises(DataError, match=r"more than data in it: (posix|nt)\.mkdir"):
         open_source(str(tmp_path / "p"))
     assert not sentinel.exists()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cnnfeat.data.arrays import ArraySource, index_labels, make_split
+from cnnfeat.data.arrays import ArraySource, StackedRows, index_labels, make_split
 from cnnfeat.data.hdf5 import HDF5_MAGIC, Hdf5File
+from cnnfeat.data.matfile import MAT5_MAGIC, MAT73_MAGIC, Mat5File, Mat73File
 from cnnfeat.data.npy import NPY_MAGIC, ZIP_MAGIC, NpyFile, NpzFile, StoredRows
 from cnnfeat.data.source import Rows, file_states, open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
@@ -40,11 +41,13 @@ _OPENERS: Mapping[bytes, Callable[[Path], ArrayFile]] = {
     NPY_MAGIC: NpyFile,
     ZIP_MAGIC: NpzFile,
     HDF5_MAGIC: Hdf5File,
+    MAT5_MAGIC: Mat5File,
+    MAT73_MAGIC: Mat73File,
 }
 
 
 def is_array_file(path: Path) -> bool:
-    """Whether a file begins as `.npy`, `.npz` or HDF5 files do."""
+    """Whether a file begins as `.npy`, `.npz`, HDF5 or `.mat` files do."""
     return _opener(path) is not None
 
 
@@ -64,7 +67,7 @@ def open_array_source(path: Path, *, member: str | None, labels: str | None) -> 
     Parameters
     ----------
     path : Path
-        An `.npy`, `.npz` or HDF5 file, told by its content.
+        An `.npy`, `.npz`, HDF5 or `.mat` file, told by its content.
     member : str or None
         The array that holds the images; None chooses by the names people use: `x_train`, `y_train`,
         `x_test`, `y_test`, or `images`, `labels`, or the only array that can be images.
@@ -118,6 +121,62 @@ def open_array_source(path: Path, *, member: str | None, labels: str | None) -> 
         )
 
 
+def open_array_files(
+    folder: Path, files: Mapping[str, Sequence[Path]], *, labels: str | None
+) -> ArraySource:
+    """Open files of arrays as a source; those of a split are one after the other.
+
+    Raises
+    ------
+    DataError
+        If a file has several splits, no array that can be images, or labels where another has none.
+    """
+    if labels is not None:
+        raise UsageError(f"labels can be named for one file; {folder} has several")
+    with contextlib.ExitStack() as stack:
+        images: dict[str, dict[str, Rows]] = {}
+        raw_labels: dict[str, Array] = {}
+        for split, paths in files.items():
+            pairs = [_open_pair(path, stack) for path in paths]
+            images[split] = {path.name: pair[0] for path, pair in zip(paths, pairs, strict=True)}
+            found = {
+                path.name: pair[1]
+                for path, pair in zip(paths, pairs, strict=True)
+                if pair[1] is not None
+            }
+            if found and len(found) < len(pairs):
+                raise DataError(f"{folder}: some files of the split {split} have no labels")
+            if found:
+                raw_labels[split] = StackedRows(found)[:]
+        indices, classes = index_labels(raw_labels, name=str(folder))
+        used = {path.name: path for paths in files.values() for path in paths}
+        return ArraySource(
+            str(folder),
+            "mat",
+            arrays={
+                split: make_split(StackedRows(parts), indices.get(split), name=f"{folder}, {split}")
+                for split, parts in images.items()
+            },
+            classes=classes,
+            states=lambda: file_states(used),
+            close=[stack.pop_all().close],
+        )
+
+
+def _open_pair(path: Path, stack: contextlib.ExitStack) -> tuple[Rows, Rows | None]:
+    """Open the images and labels of a file that has one pair of them."""
+    file = _open(path)
+    stack.callback(file.close)
+    chosen = _choose(file, path, None)
+    if list(chosen) != ["all"]:
+        raise DataError(
+            f"{path}: has the splits {', '.join(chosen)} of its own; in a folder a file is a split",
+            hint="give the file alone",
+        )
+    image_name, label_name = chosen["all"]
+    return file.rows(image_name), None if label_name is None else file.rows(label_name)
+
+
 def _absolute(labels: str) -> str:
     """Say where labels lie so that it holds from any folder."""
     return labels if labels.startswith(":") else str(Path(labels).absolute())
@@ -125,14 +184,14 @@ def _absolute(labels: str) -> str:
 
 def _opener(path: Path) -> Callable[[Path], ArrayFile] | None:
     with open_regular(path) as file:
-        beginning = file.read(8)
+        beginning = file.read(32)
     return next((opener for magic, opener in _OPENERS.items() if beginning.startswith(magic)), None)
 
 
 def _open(path: Path) -> ArrayFile:
     opener = _opener(path)
     if opener is None:
-        raise DataError(f"{path}: not an .npy, .npz or HDF5 file")
+        raise DataError(f"{path}: not an .npy, .npz, HDF5 or .mat file")
     return opener(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -108,6 +109,44 @@ class ArraySource(OpenedSource):
             )
 
 
+class StackedRows:
+    """Several arrays as one: the rows of the first, then those of the second, and so on.
+
+    Parameters
+    ----------
+    parts : mapping of str to Rows
+        By the name that stands for each in messages; all of one shape and dtype but for their
+        number of rows.
+
+    Raises
+    ------
+    DataError
+        If they aren't.
+    """
+
+    def __init__(self, parts: Mapping[str, Rows]) -> None:
+        (first_name, first), *others = parts.items()
+        for name, part in others:
+            if (part.shape[1:], part.dtype) != (first.shape[1:], first.dtype):
+                raise DataError(
+                    f"{name} holds {part.dtype} of shape {part.shape}, and {first_name} "
+                    f"{first.dtype} of shape {first.shape}; only the first number may differ"
+                )
+        self._parts = tuple(parts.values())
+        self._starts = (0, *itertools.accumulate(part.shape[0] for part in self._parts))
+        self.shape: tuple[int, ...] = (self._starts[-1], *first.shape[1:])
+        self.dtype: np.dtype[np.generic] = first.dtype
+
+    def __getitem__(self, rows: slice, /) -> Array:
+        start, stop, _ = rows.indices(self.shape[0])
+        pieces = [
+            part[max(start - begin, 0) : stop - begin]
+            for part, begin, end in zip(self._parts, self._starts, self._starts[1:], strict=False)
+            if start < end and begin < stop
+        ]
+        return np.concatenate(pieces) if pieces else np.empty((0, *self.shape[1:]), self.dtype)
+
+
 def make_split(images: Rows, labels: Labels | None, *, name: str) -> ArraySplit:
     """Check that an array can be images, and that labels go with it.
 
@@ -181,17 +220,18 @@ def _check_bytes(block: Array, first_row: int) -> None:
 
 
 def index_labels(
-    arrays: Mapping[str, Array], *, name: str
+    arrays: Mapping[str, Array], *, name: str, classes: Sequence[str] = ()
 ) -> tuple[dict[str, Labels], tuple[str, ...]]:
     """Turn the labels of all splits into indices of one list of classes.
 
     Whole numbers from 0 to 999 stay what they are; where there are others (text, negative or larger
-    numbers), each becomes its place among the sorted values.
+    numbers), each becomes its place among the sorted values. Where classes have names, whole
+    numbers are places in their list.
 
     Raises
     ------
     DataError
-        If they are not one value an image, or fractions.
+        If they are not one value an image, or fractions, or there are fewer classes.
     """
     flat = {split: _flat_labels(array, name=f"{name}, {split}") for split, array in arrays.items()}
     if not flat:
@@ -199,9 +239,17 @@ def index_labels(
     if all(labels.dtype.kind in "iub" for labels in flat.values()):
         low = min(int(labels.min()) for labels in flat.values())
         high = max(int(labels.max()) for labels in flat.values())
-        if low >= 0 and high <= _MAX_PLAIN_LABEL:
-            classes = tuple(str(label) for label in range(high + 1))
-            return {split: labels.astype(np.int64) for split, labels in flat.items()}, classes
+        if classes and not (low >= 0 and high < len(classes)):
+            raise DataError(
+                f"{name}: labels from {low} to {high}; the {len(classes)} classes that have names "
+                f"are 0 to {len(classes) - 1}"
+            )
+        if not classes and low >= 0 and high <= _MAX_PLAIN_LABEL:
+            classes = [str(label) for label in range(high + 1)]
+        if classes:
+            return {split: labels.astype(np.int64) for split, labels in flat.items()}, tuple(
+                classes
+            )
     values = np.unique(np.concatenate(list(flat.values())))
     indices = {
         split: np.searchsorted(values, labels).astype(np.int64) for split, labels in flat.items()
@@ -213,15 +261,15 @@ def index_labels(
 
 
 def _flat_labels(array: Array, *, name: str) -> Array:
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
+    if array.ndim > 1 and array.size == array.shape[0]:
+        array = array.reshape(-1)  # (n, 1, 1) are n labels too
     if array.ndim != 1 or array.size == 0:
         hint = "one-hot labels: take y.argmax(axis=1)" if array.ndim == 2 else ""
         raise DataError(
             f"{name}: labels of shape {array.shape}; (n,) is needed, one for each image", hint=hint
         )
     if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or not np.array_equal(np.floor(array), array):
+        if not np.all(np.abs(array) < 2**63) or not np.array_equal(np.floor(array), array):
             raise DataError(f"{name}: labels must be whole numbers or text, not fractions or NaN")
         return array.astype(np.int64)
     if array.dtype.kind not in "biuSU":

@@ -65,6 +65,10 @@ class Hdf5File:
 
     def rows(self, name: str) -> Rows:
         """Open one of the data sets."""
+        return Hdf5Rows(self.dataset(name), name=f"{self._path}:/{name}")
+
+    def dataset(self, name: str) -> h5py.Dataset:
+        """Find one of the data sets, the numbers of which must lie in the file itself."""
         label = f"{self._path}:/{name}"
         dataset = self._datasets[name]
         if dataset.is_virtual or dataset.external:
@@ -72,7 +76,7 @@ class Hdf5File:
                 f"{label}: its numbers lie in other files, which are not read",
                 hint="copy it into a file of its own, for example with h5repack",
             )
-        return Hdf5Rows(dataset, name=label)
+        return dataset
 
     def close(self) -> None:
         """Close the file."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cnnfeat.data.arrayfile import is_array_file, open_array_source, split_member
 from cnnfeat.data.decode import MAX_PIXELS, MAX_PIXELS_LIMIT, is_image
+from cnnfeat.data.forms import open_form
 from cnnfeat.data.idx import find_idx_files, open_idx_folder
 from cnnfeat.data.imagefiles import open_image, open_image_folder
 from cnnfeat.data.manifest import is_manifest, open_manifest
@@ -22,7 +23,8 @@ from cnnfeat.records import Json, Source
 AUTO = "auto"
 _ALLOWED = (
     "allowed are a name ({names}), a folder of IDX files, a folder of images, an .npz or .npy "
-    "file, an HDF5 data set (images.h5:/x), a CSV or TSV manifest"
+    "file, an HDF5 data set (images.h5:/x), a CSV or TSV manifest, CIFAR's Python batches, .mat, "
+    "parquet and TFRecord files, a CSV of pixels"
 )
 
 
@@ -97,8 +99,10 @@ def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Sourc
             hint=near_names(spec, (AUTO, *DATASETS)),
         )
     if stat.S_ISDIR(mode):
-        _refuse_labels(labels, spec)
         folder = path.absolute()
+        if source := open_form(folder, labels=labels, max_pixels=max_pixels):
+            return source
+        _refuse_labels(labels, spec)
         if files := find_idx_files(folder):
             return open_idx_folder(folder, files)
         return open_image_folder(folder, max_pixels=max_pixels)
@@ -118,6 +122,8 @@ def _mode(path: Path) -> int | None:
 def _open_file(path: Path, *, member: str | None, labels: str | None, max_pixels: int) -> Source:
     if is_array_file(path):
         return open_array_source(path, member=member, labels=labels)
+    if source := open_form(path, labels=labels, max_pixels=max_pixels):
+        return source
     _refuse_labels(labels, str(path))
     if is_image(path):
         return open_image(path, max_pixels=max_pixels)
