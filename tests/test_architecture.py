@@ -16,7 +16,7 @@ LEVELS = [
     {"errors"},
     {"records", "progress"},
     {"files", "knobs", "parts"},
-    {"options", "card", "result", "stages"},
+    {"options", "card", "result", "stages", "divided"},
     {"data", "network", "features"},
     {"pictures", "origin"},
     {"export"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -75,4 +76,17 @@ def test_a_damaged_card_is_named(tmp_path: Path):
         '{"format": "cnnfeat-model", "format_version": 1}', "utf-8"
     )
     with pytest.raises(NetworkError, match="lacks cnnfeat, tensorflow"):
+        read_card(tmp_path / "model.keras")
+
+
+def test_a_card_keeps_the_division_and_reads_without_one(tmp_path: Path):
+    division = {"test_fraction": 0.2, "seed": 1}
+    write_card(dataclasses.replace(CARD, division=division), tmp_path / "model.json")
+    assert read_card(tmp_path / "model.keras").division == division
+    document = json.loads((tmp_path / "model.json").read_text("utf-8"))
+    del document["division"]
+    (tmp_path / "model.json").write_text(json.dumps(document), "utf-8")
+    assert read_card(tmp_path / "model.keras").division is None
+    (tmp_path / "model.json").write_text(json.dumps({**document, "division": "x"}), "utf-8")
+    with pytest.raises(NetworkError, match="division must be a record or null, not 'x'"):
         read_card(tmp_path / "model.keras")

@@ -27,7 +27,7 @@ def test_seed_decides_and_nothing_else():
 
 
 def test_a_class_of_one_row_is_named():
-    with pytest.raises(DataError, match="class 'lion' has one picture"):
+    with pytest.raises(DataError, match="class 'lion' has 1 picture, and a division needs 2"):
         hold_out(np.array([0, 0, 1]), 0.2, seed=0, classes=("cat", "lion"))
 
 
@@ -51,7 +51,9 @@ def test_a_rare_class_in_small_groups_is_on_both_sides():
 
 def test_a_class_that_is_one_group_is_refused_with_its_number():
     labels, groups = np.repeat([0, 1], [6, 4]), np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
-    with pytest.raises(DataError, match="all 4 pictures of class 'b' are in one group"):
+    with pytest.raises(
+        DataError, match="all 4 pictures of class 'b' are in 1 group, and a division needs 2"
+    ):
         hold_out(labels, 0.2, seed=0, classes=("a", "b"), groups=groups)
 
 
@@ -82,3 +84,20 @@ def test_what_was_not_packed_here_is_unknown():
         assert unpack_parts(text, n_samples=2) is None
     bomb = pack_parts(np.zeros(50_000_000, np.uint8))
     assert unpack_parts(bomb, n_samples=2) is None
+
+
+def test_as_much_is_left_as_another_division_needs():
+    labels = np.array([0] * 50 + [1] * 3)
+    assert hold_out(labels, 0.9, seed=0, keep=2)[50:].sum() == 1
+    with pytest.raises(DataError, match="class '1' has 3 pictures, and a division needs 4"):
+        hold_out(labels, 0.2, seed=0, keep=3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_as_many_groups_are_left_as_another_division_needs(seed: int):
+    labels = np.repeat([0, 1], [12, 90])
+    groups = np.array([*([0] * 10), 1, 2, *np.repeat(np.arange(10, 19), 10)])
+    held = hold_out(labels, 0.2, seed=seed, groups=groups, keep=2)
+    assert len(set(groups[~held & (labels == 0)])) == 2
+    both = hold_out(labels, 0.2, seed=seed, groups=groups)
+    assert len(set(groups[~both & (labels == 0)])) == 1  # two small ones are nearer to a fifth

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cnnfeat.card import CARD_FORMAT, ModelCard
 from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
 from cnnfeat.features import FeatureFile, StoredLayer
-from cnnfeat.records import Json
+from cnnfeat.parts import Part
+from cnnfeat.records import Json, Parts
 from cnnfeat.result import SVM_FORMAT, SvmResult
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
@@ -74,6 +77,13 @@ def _features(path: Path) -> Artifact:
         facts: dict[str, Json] = dict(file.attributes)
         facts["classes"] = file.classes
         facts["rows"] = {split: file.n_rows(split) for split in file.splits}
+        parts = {split: file.parts(split) for split in file.splits}
+        facts["parts"] = {split: _counts(found) for split, found in parts.items()}
+        groups = {split: file.groups(split) for split in file.splits}
+        facts["groups"] = {
+            split: None if found is None else len(np.unique(found))
+            for split, found in groups.items()
+        }
         facts["blocks"] = {split: len(file.sums(split).stops) for split in file.splits}
         facts["skipped"] = {
             split: [[item.row, item.id, item.reason] for item in file.skipped(split)]
@@ -83,6 +93,13 @@ def _features(path: Path) -> Artifact:
             split: tuple(file.layer(split, name) for name in file.layers) for split in file.splits
         }
     return Artifact(str(path), "feature file", facts, layers)
+
+
+def _counts(parts: Parts | None) -> dict[str, Json] | None:
+    """Count the rows of each part; None where they are unknown."""
+    if parts is None:
+        return None
+    return {part.name.lower(): int(np.count_nonzero(parts == part)) for part in Part}
 
 
 def _archive(path: Path) -> Artifact:
@@ -197,8 +214,19 @@ def _features_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
             f"TensorFlow {facts.get('tensorflow')}, h5py {facts.get('h5py')}",
         ),
         ("classes", ", ".join(map(str, _items(facts.get("classes")))) or "none"),
+        ("seen by the network", _parts_text(facts.get("parts"))),
     ]
     return lines + ([("left out", f"{left_out:,} samples; --json lists them")] if left_out else [])
+
+
+def _parts_text(parts: Json) -> str:
+    """Say of each split what the network has seen: "train: 54,000 fitted, 6,000 validation"."""
+    said = []
+    for split, counts in parts.items() if isinstance(parts, Mapping) else ():
+        rows = counts.items() if isinstance(counts, Mapping) else ()
+        words = ", ".join(f"{n:,} {part}" for part, n in rows if n)
+        said.append(f"{split}: {words or 'unknown'}")
+    return "; ".join(said)
 
 
 def _card_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]]:

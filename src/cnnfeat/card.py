@@ -38,6 +38,9 @@ class ModelCard:
     n_test: int
     elapsed_s: float
     model_sha256: str
+    # How the source was divided: a `parts.DivisionRule`, and the digest of what came of it; None
+    # in cards of versions that kept nothing of it.
+    division: Mapping[str, Json] | None = None
 
     @property
     def epochs(self) -> int:
@@ -75,10 +78,12 @@ class ModelCard:
                 f"{path} has format version {document.get('format_version')!r}; "
                 f"this version of cnnfeat reads {CARD_VERSION}"
             )
-        missing = [name for name in ModelCard.__slots__ if name not in document]
+        missing = [
+            name for name in ModelCard.__slots__ if name not in document and name != "division"
+        ]
         if missing:
             raise NetworkError(f"{path} lacks {', '.join(missing)}", hint="delete it to go on")
-        values = {name: document[name] for name in ModelCard.__slots__}
+        values = {name: document.get(name) for name in ModelCard.__slots__}
         for name, (kind, words) in _KINDS.items():
             if not isinstance(values[name], kind):
                 raise NetworkError(f"{path}: {name} must be {words}, not {values[name]!r}")
@@ -93,6 +98,7 @@ _KINDS = {
     **dict.fromkeys(("classes", "image_shape", "history"), _LIST),
     **dict.fromkeys(("best_epoch", "validation_accuracy", "elapsed_s"), _NUMBER),
     **dict.fromkeys(("n_train", "n_validation", "n_test"), _NUMBER),
+    "division": (dict | None, "a record or null"),
 }
 
 

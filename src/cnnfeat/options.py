@@ -117,6 +117,12 @@ class DataOptions:
     )
     labels: str | None = option(None, "Where labels lie, for a source that doesn't say.")
     max_pixels: int | None = option(None, "Refuse larger images.", low=1)
+    group_by: str | None = option(
+        None,
+        "Pictures of one group stay on one side of a division: a manifest's column, or folder.",
+        metavar="COLUMN|folder",
+    )
+    min_per_class: int = option(1, "Leave out classes that have fewer pictures.", low=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +207,13 @@ class TrainOptions:
     )
     seed: int = option(0, "Fixes weights, division and order.", low=0, high=2**32 - 1)
     validation: float = option(
-        0.1, "Fraction of the training split held back to pick the best epoch.", above=0, high=0.5
+        0.1, "Fraction of what is trained on, held back to pick the best epoch.", above=0, high=0.5
+    )
+    test_fraction: float = option(
+        0.2,
+        "Fraction held out to test on, for a source without a split for that.",
+        above=0,
+        high=0.9,
     )
     patience: int = option(0, "Epochs without gain before a stop; 0: never.", low=0, high=100_000)
 

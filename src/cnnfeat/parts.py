@@ -75,6 +75,7 @@ def hold_out(
     seed: int,
     classes: Sequence[str] = (),
     groups: NDArray[np.int64] | None = None,
+    keep: int = 1,
 ) -> NDArray[np.bool_]:
     """Pick rows to hold out, of every class its share, but one at least.
 
@@ -90,6 +91,9 @@ def hold_out(
         Names for messages.
     groups : ndarray of shape (n_samples,), optional
         Rows of the same number stay on one side; classes get their share as nearly as that allows.
+    keep : int
+        How many rows of each class (of groups: how many groups) are left at least, so that they can
+        be divided once more.
 
     Returns
     -------
@@ -99,19 +103,21 @@ def hold_out(
     Raises
     ------
     DataError
-        If a class has a single row, or all of it lies in one group.
+        If a class has too few rows, or lies in too few groups.
     """
     if groups is not None:
-        return _hold_out_groups(labels, fraction, seed=seed, classes=classes, groups=groups)
+        return _hold_out_groups(
+            labels, fraction, seed=seed, classes=classes, groups=groups, keep=keep
+        )
     held = np.zeros(len(labels), np.bool_)
     generator = np.random.default_rng(seed)
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
-        n_held = min(max(1, round(fraction * len(rows))), len(rows) - 1)
-        if not n_held:
+        n_held = min(max(1, round(fraction * len(rows))), len(rows) - keep)
+        if n_held < 1:
             raise DataError(
-                f"class {_name(label, classes)!r} has one picture, and a division needs one for "
-                "each side"
+                f"class {_name(label, classes)!r} has {_count(len(rows), 'picture')}, and a "
+                f"division needs {keep + 1}, one for each side"
             )
         held[rows[:n_held]] = True
     return held
@@ -124,6 +130,7 @@ def _hold_out_groups(
     seed: int,
     classes: Sequence[str],
     groups: NDArray[np.int64],
+    keep: int,
 ) -> NDArray[np.bool_]:
     """Go through the groups, large ones first; hold one out if that comes nearer to the shares."""
     present, codes = np.unique(labels, return_inverse=True)
@@ -131,11 +138,13 @@ def _hold_out_groups(
     counts = np.zeros((n_groups, len(present)))
     np.add.at(counts, (of_row, codes), 1)
     total = counts.sum(axis=0)
+    left = np.count_nonzero(counts, axis=0)
     for code, label in enumerate(present):
-        if np.count_nonzero(counts[:, code]) < 2:
+        if left[code] <= keep:
             raise DataError(
-                f"all {int(total[code]):,} pictures of class {_name(label, classes)!r} are in one "
-                "group, and a division needs some of them on each side"
+                f"all {int(total[code]):,} pictures of class {_name(label, classes)!r} are in "
+                f"{_count(int(left[code]), 'group')}, and a division needs {keep + 1}: some of "
+                "them on each side"
             )
     order = np.random.default_rng(seed).permutation(n_groups)
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
@@ -144,13 +153,15 @@ def _hold_out_groups(
     for group in order:
         with_it = share + counts[group] / total
         nearer = np.sum((with_it - fraction) ** 2) < np.sum((share - fraction) ** 2)
-        if nearer and np.all(with_it < 1):
+        if nearer and np.all(left[counts[group] > 0] > keep):
             chosen[group], share = True, with_it
+            left -= counts[group] > 0
     for group in order[::-1]:  # a class that got nothing: the smallest groups that have it
         lacking = (share == 0) & (counts[group] > 0)
-        if lacking.any() and np.all(share + counts[group] / total < 1):
+        if lacking.any() and np.all(left[counts[group] > 0] > keep):
             chosen[group], share = True, share + counts[group] / total
-    if not np.all((share > 0) & (share < 1)):
+            left -= counts[group] > 0
+    if not np.all(share > 0):
         lacking_names = [_name(present[code], classes) for code in np.flatnonzero(share == 0)]
         raise DataError(
             f"the {n_groups:,} groups can't be divided so that all {len(present)} classes are on "
@@ -162,6 +173,10 @@ def _hold_out_groups(
 def _numbered(groups: NDArray[np.int64]) -> tuple[int, NDArray[np.intp]]:
     names, of_row = np.unique(groups, return_inverse=True)
     return len(names), of_row
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def _name(label: int, classes: Sequence[str]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from PIL import Image
 
+from cnnfeat.divided import redivide
 from cnnfeat.errors import DataError
 from cnnfeat.features import FeatureFile
 from cnnfeat.records import ImageTarget, Source
@@ -46,7 +48,7 @@ class Pictures:
                 f"{found[:12]}…, the file says {str(recorded)[:12]}…",
                 hint="extract the features again, or put the images back as they were",
             )
-        self._file, self._source = file, source
+        self._file, self._source = file, _divided(source, file)
         self._positions: dict[str, NDArray[np.int64]] = {}
 
     def read(
@@ -113,6 +115,20 @@ class Pictures:
             places = np.arange(n_rows + len(skipped), dtype=np.int64)
             self._positions[split] = np.delete(places, skipped)[:n_rows]
         return self._positions[split]
+
+
+def _divided(source: Source, file: FeatureFile) -> Source:
+    """Divide the source as it was for the features, which have its splits."""
+    kept = file.attributes.get("division")
+    if kept is None or source.division is not None:
+        return source
+    divided = redivide(source, json.loads(str(kept)))
+    if divided is None:
+        raise DataError(
+            f"{source.name} can't be divided as it was for {file.path.name}",
+            hint="extract the features again",
+        )
+    return divided
 
 
 def _spans(places: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cnnfeat.card import ModelCard, file_sha256, read_card
+from cnnfeat.divided import redivide
 from cnnfeat.errors import CnnfeatError, DataError, ImageError, UsageError
 from cnnfeat.files import check_output
 from cnnfeat.knobs import from_record, result_options
 from cnnfeat.options import DataOptions, ExtractOptions, ModelOptions, RunOptions, SvmOptions
+from cnnfeat.parts import DivisionRule
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json, Source
 from cnnfeat.result import SvmResult, read_result
@@ -101,25 +103,77 @@ def _not_stopping() -> Iterator[Callable[[], bool]]:
 def open_images(
     options: DataOptions, card: ModelCard | None, *, progress: Progress = SILENT
 ) -> Source:
-    """Open the images that are asked for, else those that a network was trained on, else "auto"."""
+    """Open the images that are asked for, else those that a network was trained on, else "auto".
+
+    Images that the network was trained on are divided as they were then.
+    """
     from cnnfeat.data import open_data
 
-    if options.source is not None or card is None:
+    if card is None:
         return open_data(options, progress=progress)
+    if options.source is None:
+        options = _trained_on(card, options)
+    source = open_data(options, progress=progress)
+    again = _grouped_as(card, options)
+    if again != options and _is_same(source, card):
+        source.__exit__(None, None, None)
+        source = open_data(again, progress=progress)
+    return as_trained(source, card)
+
+
+def _trained_on(card: ModelCard, options: DataOptions) -> DataOptions:
     known = from_record(DataOptions, card.config.get("data"))
-    source = open_data(
-        dataclasses.replace(
-            options,
-            source=card.source_name,
-            dir=options.dir or known.dir,
-            labels=options.labels or known.labels,
-            max_pixels=options.max_pixels or known.max_pixels,
-        ),
-        progress=progress,
+    return dataclasses.replace(
+        options,
+        source=card.source_name,
+        dir=options.dir or known.dir,
+        labels=options.labels or known.labels,
+        max_pixels=options.max_pixels or known.max_pixels,
     )
-    if card.source.get("fingerprint") != source.fingerprint().digest:
-        logger.warning("%s has changed since the model was trained on it", source.name)
+
+
+def _grouped_as(card: ModelCard, options: DataOptions) -> DataOptions:
+    """Group rows and leave classes out as for the training, where options don't say how."""
+    try:
+        rule = DivisionRule.from_json(card.division or {})
+    except (KeyError, TypeError, ValueError):
+        return options
+    return dataclasses.replace(
+        options,
+        group_by=options.group_by or rule.group_by,
+        min_per_class=max(options.min_per_class, rule.min_per_class),
+    )
+
+
+def as_trained(source: Source, card: ModelCard) -> Source:
+    """Divide a source as for the training of a network; stay with it as it is where that can't be.
+
+    Parameters
+    ----------
+    source : Source
+        Undivided.
+    card : ModelCard
+        How the network was made.
+    """
+    if not _is_same(source, card):
+        why = (
+            "it has changed since the network was trained on it"
+            if source.name == card.source_name
+            else f"the network was trained on {card.source_name}"
+        )
+    elif card.division is None:
+        why = "the network's card is of an older cnnfeat, which didn't say"
+    else:
+        divided = redivide(source, card.division)
+        if divided is not None:
+            return divided
+        why = "it can't be divided as it was for the training"
+    logger.warning("which rows of %s the network has seen isn't known: %s", source.name, why)
     return source
+
+
+def _is_same(source: Source, card: ModelCard) -> bool:
+    return card.source.get("fingerprint") == source.fingerprint().digest
 
 
 def run_pipeline(
@@ -239,7 +293,7 @@ def _train(run: _Run) -> StageOutcome:
     return _stage(
         run,
         "train",
-        inputs={**run.data, **settings},
+        inputs={**run.data, "data": run.source.options, **settings},
         outputs=(model, run.folder / CARD),
         make=make,
     )
@@ -251,11 +305,12 @@ def _extract(run: _Run) -> StageOutcome:
         from cnnfeat.network import open_network
 
         network = open_network(run.model, run.options.model, trust=run.trust)
+        source = run.source if path is not None else _divided(run)
         extraction = Extraction.of(network, run.options.extract)
         with run.stopping() as should_stop:
             again = partial(
                 extraction.run,
-                run.source,
+                source,
                 out=out,
                 should_stop=should_stop,
                 progress=run.progress,
@@ -282,11 +337,18 @@ def _extract(run: _Run) -> StageOutcome:
     inputs = {
         **run.data,
         "data": run.source.options,
+        "division": run.source.division,
         "train": run.book.state("train") if path is None else _model_state(run.options.model),
         "model": result_options(run.options.model),
         "extract": result_options(run.options.extract),
     }
     return _stage(run, "extract", inputs=inputs, outputs=(out,), make=make)
+
+
+def _divided(run: _Run) -> Source:
+    """The source as the network that this run has trained knows it."""
+    card = read_card(run.folder / MODEL)
+    return run.source if card is None else as_trained(run.source, card)
 
 
 def _model_state(options: ModelOptions) -> Json:

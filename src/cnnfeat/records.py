@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.generic]
 Labels: TypeAlias = NDArray[np.int64]
+Parts: TypeAlias = NDArray[np.uint8]  # `cnnfeat.parts.Part` of each row
+Groups: TypeAlias = NDArray[np.int64]  # rows of one number belong together
+RowNumbers: TypeAlias = NDArray[np.integer]  # places in a split
 
 OnError: TypeAlias = Literal["raise", "skip"]
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
@@ -82,7 +85,9 @@ class Source(Protocol):
     labels_from: str  # where labels lie if that was said apart: ":/y", "/data/y.npy"; else ""
     options: Mapping[str, Json]  # of those it was opened with, what can change its rows
     classes: tuple[str, ...]  # class names, label k is classes[k]; () where there are no labels
-    splits: Mapping[str, SplitInfo]  # "train" and "test", or "all"
+    splits: Mapping[str, SplitInfo]  # "train", "validation", "test"; or "all"
+    # How it was divided for a training: a `parts.DivisionRule` and a digest; None: it was not.
+    division: Mapping[str, Json] | None
 
     def fingerprint(self) -> Fingerprint:
         """Tell this source from any other, and from itself once changed."""
@@ -99,6 +104,15 @@ class Source(Protocol):
     def labels(self, split: str) -> Labels | None:
         """Labels of a whole split, (n_samples,) int64, or None."""
 
+    def parts(self, split: str) -> Parts | None:
+        """What a network has seen of each row of a split, (n_samples,) uint8; None: unknown."""
+
+    def groups(self, split: str) -> Groups | None:
+        """Which rows of a split must stay on one side of a division, (n_samples,) int64, or None.
+
+        One number stands for one group in all splits.
+        """
+
     def batches(
         self,
         split: str,
@@ -106,10 +120,14 @@ class Source(Protocol):
         batch_size: int,
         start: int = 0,
         stop: int | None = None,
+        rows: RowNumbers | None = None,
         target: ImageTarget | None = None,
         on_error: OnError = "raise",
     ) -> Iterator[Batch]:
         """Read samples `start` to `stop` in order, at most `batch_size` at a time.
+
+        With `rows`, ascending, these alone are read: `start`, `stop` and what batches say of
+        positions then count among them.
 
         All images of a batch have one shape: where the shape changes, a batch ends early.
         """
@@ -240,6 +258,7 @@ class Provenance:
     network_test_accuracy: float | None = None
     source_labels: str = ""  # where its labels lie, if that was said apart
     network_source: str = ""  # what the network was trained on, where that is known
+    division: Mapping[str, Json] | None = None  # how the source was divided for its training
     # What was asked for, by table of a run: "data", "model" (how the network was read), "extract"
     options: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
 

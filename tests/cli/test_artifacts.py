@@ -196,3 +196,20 @@ def test_verify_of_no_file_says_what_makes_one(run):
     code, _, err = run("verify")
     assert code == 2
     assert "no feature file artifacts/features.h5" in err and "cnnfeat extract" in err
+
+
+def test_info_says_what_the_network_has_seen(run, tmp_path):
+    rows = {"fc": np.zeros((4, 1), "float32")}
+    write_arrays(
+        tmp_path / "f.h5",
+        {"train": rows, "test": rows},
+        parts={"train": np.array([1, 1, 2, 1], np.uint8)},
+        groups={"train": np.array([1, 1, 2, 2])},
+    )
+    code, out, _ = run("info", "f.h5")
+    assert code == 0
+    assert "seen by the network  train: 3 fitted, 1 validation; test: unknown" in out
+    code, out, _ = run("info", "--json", "f.h5")
+    facts = json.loads(out)["facts"]
+    assert facts["parts"] == {"train": {"unseen": 0, "fitted": 3, "validation": 1}, "test": None}
+    assert facts["groups"] == {"train": 2, "test": None}

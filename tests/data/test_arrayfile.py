@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from cnnfeat.data import npy, open_source
+from cnnfeat.data import npy, open_data, open_source
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.options import DataOptions
 from cnnfeat.records import ImageTarget
 
 
@@ -417,3 +418,39 @@ def test_leaving_the_context_closes_the_file(tmp_path, x, kind):
         read(source, "all")
         assert n_open()
     assert not n_open()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_val", "y_val"),
+        ("x_valid", "y_valid"),
+        ("val_images", "val_labels"),  # MedMNIST's
+        ("X_validation", "Y_validation"),
+        ("dev_x", "dev_y"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "hdf5"])
+def test_validation_is_a_split_of_its_own(tmp_path, x, y, names, kind):
+    images, labels = names
+    arrays = {"x_test": x[:3], "y_test": y[:3], images: x[:5], labels: y[:5]}
+    arrays |= {"x_train": x, "y_train": y}
+    path = tmp_path / "data"
+    if kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    with open_source(str(path)) as source:
+        assert list(source.splits) == ["train", "validation", "test"]
+        np.testing.assert_array_equal(read(source, "validation")[..., 0], x[:5])
+        np.testing.assert_array_equal(source.labels("validation"), y[:5])
+
+
+def test_arrays_do_not_say_what_belongs_together(tmp_path, x, y):
+    path = saved(tmp_path, images=x, labels=y)
+    with pytest.raises(UsageError, match=r"--group-by folder: .* \(npz\) doesn't say") as caught:
+        open_data(DataOptions(path, group_by="folder"))
+    assert caught.value.exit_code == 2 and "leave it out" in caught.value.hint

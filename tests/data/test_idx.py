@@ -310,3 +310,18 @@ def test_the_file_that_changed_is_named(tmp_path, images, labels):
     with open_source(str(tmp_path)) as source:
         assert source.fingerprint() != before
         assert source.changed_since(state) == "train-labels-idx1-ubyte has changed"
+
+
+@pytest.mark.parametrize("name", ["val", "my-valid", "validation", "dev"])
+def test_validation_is_a_split_of_its_own(tmp_path, images, labels, name):
+    for stem in ("train", "t10k", name):
+        (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    with open_source(str(tmp_path)) as source:
+        assert list(source.splits) == ["train", "validation", "test"]
+
+
+def test_a_word_that_only_begins_like_validation_is_none(tmp_path, images, labels):
+    (tmp_path / "values-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    with open_source(str(tmp_path)) as source:
+        assert list(source.splits) == ["all"]

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnfeat.data import open_source
+from cnnfeat.data import open_data, open_source
 from cnnfeat.data import source as source_module
 from cnnfeat.data.imagefiles import natural_key
 from cnnfeat.errors import DataError, ImageError, UsageError
+from cnnfeat.options import DataOptions
 from cnnfeat.records import ImageTarget
 
 
@@ -93,7 +94,7 @@ def test_sub_folders_are_classes_in_natural_order(tmp_path):
         ]
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Training", "val")])
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "testing")])
 def test_train_and_test_are_splits(tmp_path, names):
     put(tmp_path / names[0] / "cat" / "1.png", 1)
     put(tmp_path / names[0] / "dog" / "2.png", 2)
@@ -119,12 +120,19 @@ def test_a_class_may_be_called_train(tmp_path):
         assert source.classes == ("bus", "train")
 
 
-def test_val_beside_test_is_left_out_with_a_warning(tmp_path, caplog):
-    for split in ("train", "val", "test"):
-        put(tmp_path / split / "1.png", 1)
+@pytest.mark.parametrize("name", ["val", "valid", "Validation", "dev"])
+def test_validation_is_a_split_of_its_own(tmp_path, name):
+    for number, split in enumerate(("test", name, "train")):
+        put(tmp_path / split / "cat" / "1.png", number)
     with open_source(str(tmp_path)) as source:
-        assert list(source.splits) == ["train", "test"]
-    assert "val is left out" in caplog.text
+        assert list(source.splits) == ["train", "validation", "test"]
+        assert rows(source, "validation") == [(f"{name}/cat/1.png", 1, 0)]
+    shutil.rmtree(tmp_path / "test")
+    with open_source(str(tmp_path)) as source:
+        assert list(source.splits) == ["train", "validation"]
+    shutil.rmtree(tmp_path / "train")
+    with open_source(str(tmp_path)) as source:
+        assert (list(source.splits), source.classes) == (["all"], (name,))
 
 
 def test_what_is_no_picture_and_does_not_claim_to_be_is_left_out(tmp_path):
@@ -455,3 +463,28 @@ def test_labels_cannot_be_named_for_a_folder(tmp_path):
     put(tmp_path / "1.png")
     with pytest.raises(UsageError, match="labels can be named for files of arrays only"):
         open_source(str(tmp_path), labels=":/y")
+
+
+def test_pictures_are_grouped_by_the_folder_below_their_class(tmp_path):
+    for name in ("cat/7/1.png", "cat/7/2.png", "cat/9/1.png", "dog/7/1.png", "dog/3.png"):
+        put(tmp_path / "train" / name)
+    put(tmp_path / "test" / "dog" / "9" / "5.png")
+    with open_data(DataOptions(str(tmp_path), group_by="folder")) as source:
+        train, test = source.groups("train"), source.groups("test")
+        assert [name for name, *_ in rows(source, "train")][-2:] == [
+            "train/dog/3.png",
+            "train/dog/7/1.png",
+        ]
+        assert train[0] == train[1] == train[4] and len(set(train)) == 3
+        assert test.tolist() == [train[2]]  # one number is one group in all splits
+    with open_source(str(tmp_path)) as source:
+        assert source.groups("train") is None
+
+
+def test_a_folder_has_no_columns_to_group_by(tmp_path):
+    put(tmp_path / "cat" / "1.png")
+    with pytest.raises(UsageError, match=r"--group-by patient: .* go by folder alone") as caught:
+        open_data(DataOptions(str(tmp_path), group_by="patient"))
+    assert "--group-by folder" in caught.value.hint and caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="doesn't say what belongs together"):
+        open_data(DataOptions(str(tmp_path / "cat" / "1.png"), group_by="folder"))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnfeat.data import open_source
-from cnnfeat.errors import DataError, ImageError
+from cnnfeat.data import open_data, open_source
+from cnnfeat.errors import DataError, ImageError, UsageError
+from cnnfeat.options import DataOptions
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_quotes_and_a_missing_column_of_labels(folder):
         ("path,label\na.png,\n", "the column of labels is empty"),
         ("path,label\na.png,x\nb.png\n", "line 3: 1 columns, 2 are needed"),
         ("path,label\n,x\n", "line 2: no path"),
-        ("path,label,split\na.png,x,dev\n", "line 2: split 'dev'; train, test, val, validation"),
+        ("path,label,split\na.png,x,odd\n", "line 2: split 'odd'; train, test, val, valid"),
         ("path,label\na.png," + "x" * 200_000 + "\n", "line 2: field larger than field limit"),
         ("path,label\nimages/99.png,x\n", r"none of the 1 pictures .*99\.png"),
     ],
@@ -116,3 +117,44 @@ def test_a_changed_manifest_changes_the_fingerprint(folder):
     with open_source(spec) as source:
         assert source.fingerprint() != before
         assert source.changed_since(state) == "list.csv has changed"
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation", "dev"])
+def test_validation_is_a_split_of_its_own(folder, name):
+    lines = [f"images/1.png,x,{name}", "images/2.png,x,test", "images/3.png,y,train"]
+    with open_source(write(folder, "path,label,split\n" + "\n".join(lines))) as source:
+        assert list(source.splits) == ["train", "validation", "test"]
+        assert pixels(source, "validation") == [1]
+
+
+@pytest.mark.parametrize(
+    ("group_by", "expected"),
+    [("Patient", [0, 1, 0, 2]), ("folder", [0, 1, 1, 1]), ("path", [0, 2, 1, 3])],
+)
+def test_any_column_says_what_belongs_together(folder, group_by, expected):
+    (folder / "9.png").write_bytes((folder / "images" / "3.png").read_bytes())
+    lines = ["9.png,x,b,train", "images/4.png,y,é,test", "images/1.png,y,b,train"]
+    lines.append("images/5.png,x,f,test")
+    spec = write(folder, "path,label,patient,split\n" + "\n".join(lines))
+    with open_data(DataOptions(spec, group_by=group_by)) as source:
+        train, test = source.groups("train").tolist(), source.groups("test").tolist()
+    found = [train[0], test[0], train[1], test[1]]
+    same = [[a == b for b in found] for a in found]
+    assert same == [[a == b for b in expected] for a in expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message", "hint"),
+    [
+        ("path,label,patient\n1.png,x,p\n", UsageError, "it has: path, label, patient",
+         "did you mean 'patient'"),
+        ("images/1.png,x\n", UsageError, "its first line names no columns", "--group-by folder"),
+        ("path,patint\n1.png,a\n2.png, \n", DataError, "line 3: nothing in the column 'patint'",
+         ""),
+    ],
+)  # fmt: skip
+def test_groups_that_are_not_there_are_refused(folder, text, error, message, hint):
+    with pytest.raises(error, match=message) as caught:
+        open_data(DataOptions(write(folder, text), group_by="patint"))
+    assert hint in caught.value.hint
+    assert caught.value.exit_code in (2, 3)

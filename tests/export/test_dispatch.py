@@ -243,3 +243,27 @@ def test_a_damaged_block_leaves_no_output(features, arrays, tmp_path):
     with pytest.raises(DataError, match="layer 'conv', block 0"):
         export_features(features, "npz", out=tmp_path / "out.npz")
     assert list(tmp_path.iterdir()) == [features]
+
+
+def test_parts_and_groups_are_exported_where_a_file_has_them(tmp_path):
+    path = tmp_path / "f.h5"
+    write_arrays(
+        path,
+        {"train": {"fc": np.zeros((3, 1), "float32")}, "test": {"fc": np.ones((1, 1), "float32")}},
+        parts={"train": np.array([1, 2, 1], np.uint8), "test": np.array([0], np.uint8)},
+        groups={"train": np.array([5, 6, 5])},
+    )
+    for to in ("npz", "csv", "parquet"):
+        export_features(path, to, out=tmp_path / f"f.{to}")
+    words, groups = ["fitted", "validation", "fitted", "unseen"], ["5", "6", "5", ""]
+    with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["split", "id", "label", "class", "part", "group", "fc_0"]
+    assert [line[4] for line in lines] == words and [line[5] for line in lines] == groups
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert table["part"].to_pylist() == words
+    assert table["group"].to_pylist() == [5, 6, 5, None]
+    assert table["fc"].to_pylist() == [[0], [0], [0], [1]]
+    with np.load(tmp_path / "f.npz") as archive:
+        assert archive["train/part"].tolist() == [1, 2, 1] and archive["test/part"].tolist() == [0]
+        assert archive["train/group"].tolist() == [5, 6, 5] and "test/group" not in archive

@@ -503,3 +503,56 @@ def test_neither_tensorflow_nor_sklearn_is_loaded():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+PARTS = {"train": np.arange(130) % 3, "test": np.zeros(40)}
+GROUPS = {"train": np.arange(130) * 7}
+
+
+def _divided(work, **options):
+    parts = {split: rows.astype(np.uint8) for split, rows in PARTS.items()}
+    return work.CountingSource(SIZES, known={"part": parts, "group": GROUPS}, **options)
+
+
+def test_parts_and_groups_of_a_source_stand_beside_its_rows(run, check, work, tmp_path):
+    run(tmp_path / "f.h5", source=_divided(work))
+    check(tmp_path / "f.h5", SIZES)
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert file.parts("train").tolist() == PARTS["train"].tolist()
+        assert file.parts("test").tolist() == [0] * 40
+        assert file.groups("train").tolist() == GROUPS["train"].tolist()
+        assert file.groups("test") is None
+
+
+def test_parts_do_not_shift_against_rows_left_out(run, work, tmp_path):
+    gone = {"train": {0, 15, 16, 17, 29}}
+    source = _divided(work, bad=gone)
+    run(tmp_path / "f.h5", source=source, on_error="skip", limit=30)
+    kept = [row for row in range(30) if row not in gone["train"]]
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert file.ids("train") == [f"train/{row}.png" for row in kept]
+        assert file.parts("train").tolist() == [row % 3 for row in kept]
+        assert file.groups("train").tolist() == [row * 7 for row in kept]
+        assert file.parts("test").tolist() == [0] * 30
+
+
+def test_parts_are_those_of_an_uninterrupted_run_after_a_resume(run, work, tmp_path):
+    path, gone = tmp_path / "f.h5", {"train": {3, 40}}
+    with pytest.raises(Interrupted):
+        run(
+            path,
+            source=_divided(work, bad=gone),
+            on_error="skip",
+            should_stop=_stop_after(8, written=path, n_blocks=4),
+        )
+    run(path, source=_divided(work, bad=gone), on_error="skip", resume=True)
+    with FeatureFile(path) as file:
+        assert file.parts("train").tolist() == [row % 3 for row in range(130) if row not in (3, 40)]
+
+
+def test_a_resume_with_parts_that_are_known_only_now_is_refused(run, work, tmp_path):
+    path = tmp_path / "f.h5"
+    with pytest.raises(Interrupted):
+        run(path, should_stop=_stop_after(8, written=path, n_blocks=4))
+    with pytest.raises(UsageError, match="was begun with other arrays"):
+        run(path, source=_divided(work), resume=True)

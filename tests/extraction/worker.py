@@ -53,16 +53,19 @@ class CountingSource:
         labelled: bool = True,
         shape_change: int | None = None,
         before: Callable[[int], object] | None = None,
+        known: dict[str, dict[str, np.ndarray]] | None = None,
     ) -> None:
         self.name = name
         self.labels_from = ""
         self.options: dict[str, object] = {}
+        self.division = None
         self.content = "v1"
         self.bad = bad or {}
         self.delay_s = delay_s
         self.labelled = labelled
         self.shape_change = shape_change  # images from this number on are larger
         self.before = before
+        self.known = known or {}  # "part", "group": by split
         self.read_rows: list[tuple[str, int, int]] = []
         self.splits = {
             split: SplitInfo(split, n, (SIDE, SIDE, 1), "uint8", labelled)
@@ -80,6 +83,12 @@ class CountingSource:
 
     def labels(self, split: str) -> np.ndarray | None:
         return np.arange(self.splits[split].n_samples) % 2 if self.labelled else None
+
+    def parts(self, split: str) -> np.ndarray | None:
+        return self.known.get("part", {}).get(split)
+
+    def groups(self, split: str) -> np.ndarray | None:
+        return self.known.get("group", {}).get(split)
 
     def batches(
         self,

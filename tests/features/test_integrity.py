@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import FeatureFileError
-from cnnfeat.features import FeatureFile, verify_file
+from cnnfeat.features import FeatureFile, verify_file, write_arrays
 
 
 def _place(path, name):
@@ -105,3 +105,23 @@ def test_files_with_random_damage_end_in_a_named_error(sample, rng):
             continue
         outcomes["named" if damages else "harmless"] += 1
     assert outcomes["refused"] and outcomes["named"] > 100
+
+
+@pytest.mark.parametrize("column", ["part", "group"])
+def test_no_bit_flip_in_parts_and_groups_is_missed(tmp_path, rng, column):
+    path = tmp_path / "f.h5"
+    write_arrays(
+        path,
+        {"all": {"fc": np.zeros((1000, 1), "float32")}},
+        parts={"all": np.ones(1000, np.uint8)},
+        groups={"all": np.arange(1000)},
+    )
+    begin, size = _place(path, f"all/{column}")
+    for at in rng.integers(size, size=20).tolist():
+        _flip(path, begin + at, 0)
+        (damage,) = verify_file(path).damages
+        assert (damage.layer, damage.block) == (column, at * 1000 // size // 512)
+        with FeatureFile(path) as file, pytest.raises(FeatureFileError, match=f"'{column}'"):
+            (file.parts if column == "part" else file.groups)("all")
+        _flip(path, begin + at, 0)
+    assert verify_file(path).damages == ()

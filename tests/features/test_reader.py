@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import FeatureFileError, LayerLookupError, MissingInputError, UsageError
-from cnnfeat.features import FeatureFile, verify_file, write_arrays
+from cnnfeat.features import FeatureFile, format, verify_file, write_arrays
 
 
 def test_plain_h5py_reads_everything(sample):
@@ -273,3 +273,66 @@ def test_absurd_arrays_are_refused(sample):
     for name in ("train/id", "classes", "checksums/train/stop", "checksums/test"):
         sample.path.write_bytes(intact)
         assert name.split("/")[-1] in _edit(sample.path, _replace(name, lambda file, name: None))
+
+
+@pytest.fixture
+def divided(tmp_path, rng):
+    """A file whose rows have parts and groups in one of its splits, and those."""
+    parts = rng.integers(0, 3, 700).astype(np.uint8)
+    groups = rng.integers(0, 90, 700)
+    write_arrays(
+        tmp_path / "divided.h5",
+        {split: {"fc": rng.normal(size=(700, 2)).astype("float32")} for split in ("train", "test")},
+        labels={"train": np.zeros(700, np.int64)},
+        parts={"train": parts},
+        groups={"train": groups},
+    )
+    return tmp_path / "divided.h5", parts, groups
+
+
+def test_parts_and_groups_stand_beside_the_labels(divided):
+    path, parts, groups = divided
+    with FeatureFile(path) as file:
+        assert file.layers == ("fc",)
+        np.testing.assert_array_equal(file.parts("train"), parts)
+        np.testing.assert_array_equal(file.groups("train"), groups)
+        assert file.parts("test") is None and file.groups("test") is None
+        with pytest.raises(UsageError, match="no split 'all'"):
+            file.parts("all")
+    with h5py.File(path) as file:  # CF conventions 1.11, section 3.5
+        assert file["train/part"].dtype == np.uint8 and file["train/group"].dtype == np.int64
+        assert file["train/part"].attrs["flag_values"].tolist() == [0, 1, 2]
+        assert file["train/part"].attrs["flag_values"].dtype == np.uint8
+        assert file["train/part"].attrs["flag_meanings"] == "unseen fitted validation"
+        assert file["train/fc"].attrs["coordinates"] == "label part group id"
+
+
+def test_parts_and_groups_are_coordinates_of_xarray(divided):
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf")
+    path, parts, groups = divided
+    with xarray.open_dataset(path, group="train", engine="h5netcdf") as found:
+        assert set(found.coords) == {"id", "label", "part", "group"}
+        np.testing.assert_array_equal(found["part"], parts)
+        np.testing.assert_array_equal(found["group"], groups)
+
+
+def test_a_layer_called_part_is_a_layer(tmp_path, monkeypatch):
+    rows = np.arange(6, dtype="float32").reshape(3, 2)
+    write_arrays(tmp_path / "new.h5", {"all": {"part": rows}})
+    with FeatureFile(tmp_path / "new.h5") as file:
+        assert file.layers == ("part_",) and file.find_layer("part") == "part_"
+    monkeypatch.setattr(format, "RESERVED", frozenset({"label", "id", "skipped", "sample"}))
+    write_arrays(tmp_path / "old.h5", {"all": {"part": rows}})  # as before parts were kept
+    with FeatureFile(tmp_path / "old.h5") as file:
+        assert file.layers == ("part",)
+        assert file.parts("all") is None
+        np.testing.assert_array_equal(file.read("all", "part"), rows)
+
+
+def test_parts_that_are_none_are_refused(tmp_path):
+    rows = {"all": {"fc": np.ones((2, 1), "float32")}}
+    write_arrays(tmp_path / "f.h5", rows, parts={"all": np.array([0, 7], np.uint8)})
+    with FeatureFile(tmp_path / "f.h5") as file, pytest.raises(FeatureFileError) as raised:
+        file.parts("all")
+    assert "all/part holds 7; 0 to 2 are known" in str(raised.value)

@@ -14,9 +14,11 @@ from sklearn.datasets import load_digits
 
 from cnnfeat.card import read_card
 from cnnfeat.data import open_source
+from cnnfeat.divided import Pick, PickedSource, divide_source
 from cnnfeat.errors import DataError, NetworkError, OutputExistsError, StorageError, UsageError
 from cnnfeat.network.training import train
 from cnnfeat.options import RunOptions, TrainOptions
+from cnnfeat.parts import DivisionRule, Part, hold_out
 from cnnfeat.records import SplitInfo
 
 QUICK = RunOptions(train=TrainOptions(epochs=4, seed=1))
@@ -109,9 +111,67 @@ def test_patience_stops_early(digits, tmp_path: Path):
     assert result.epochs == result.best_epoch + 2 < 60
 
 
-def test_a_source_without_a_test_split_gets_no_test_accuracy(digits, tmp_path: Path):
+def test_rows_held_out_first_are_tested_on_and_never_seen(digits, tmp_path: Path):
     only = Altered(digits, splits={"train": digits.splits["train"]})
-    assert train(QUICK, only, out=tmp_path / "model.keras").test_accuracy is None
+    result = train(QUICK, only, out=tmp_path / "model.keras")
+    n = digits.splits["train"].n_samples
+    assert result.n_train + result.n_validation + result.n_test == n
+    assert 0.19 < result.n_test / n < 0.21
+    again = divide_source(only, DivisionRule.from_json(result.division))
+    rows = np.flatnonzero(hold_out(digits.labels("train"), 0.2, seed=1))
+    assert again.labels("test").tolist() == digits.labels("train")[rows].tolist()
+    model = keras.models.load_model(tmp_path / "model.keras")
+    images = np.concatenate([batch.images for batch in digits.batches("train", batch_size=n)])
+    right = np.argmax(model.predict(images[rows], verbose=0), axis=1) == again.labels("test")
+    assert result.test_accuracy == np.mean(right)
+
+
+def test_the_rows_held_back_are_those_of_earlier_versions(trained, digits):
+    """By the rule as it stood in training.py before divisions were kept."""
+    labels, generator, held = digits.labels("train"), np.random.default_rng(1), []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        held.extend(rows[: max(1, round(0.1 * len(rows)))].tolist())
+    divided = divide_source(digits, DivisionRule.from_json(trained[1].division))
+    assert np.flatnonzero(divided.parts("train") == Part.VALIDATION).tolist() == sorted(held)
+    assert np.flatnonzero(divided.parts("train") == Part.FITTED).tolist() == sorted(
+        set(range(len(labels))) - set(held)
+    )
+
+
+def test_the_card_keeps_the_division(trained):
+    card = read_card(trained[0])
+    assert card.division == trained[1].division
+    assert DivisionRule.from_json(card.division) == DivisionRule(None, 0.1, seed=1)
+
+
+def test_a_validation_split_picks_the_epoch(digits, tmp_path: Path):
+    picked = PickedSource(
+        digits,
+        {
+            "train": Pick("train", np.arange(300)),
+            "validation": Pick("train", np.arange(300, 340)),
+            "test": Pick("test"),
+        },
+    )
+    result = train(QUICK, picked, out=tmp_path / "model.keras")
+    assert (result.n_train, result.n_validation, result.n_test) == (300, 40, 359)
+    images = np.concatenate([b.images for b in picked.batches("validation", batch_size=40)])
+    model = keras.models.load_model(tmp_path / "model.keras")
+    right = np.argmax(model.predict(images, verbose=0), axis=1) == picked.labels("validation")
+    assert result.validation_accuracy == pytest.approx(np.mean(right))
+
+
+def test_nothing_but_a_test_split_is_refused(digits, tmp_path: Path):
+    only = Altered(digits, splits={"test": digits.splits["test"]})
+    with pytest.raises(DataError, match="digits has nothing to train on: all it has is test"):
+        train(QUICK, only, out=tmp_path / "model.keras")
+
+
+def test_groups_of_the_test_split_that_are_trained_on_are_said(digits, tmp_path: Path, caplog):
+    groups = {name: np.arange(info.n_samples) // 10 for name, info in digits.splits.items()}
+    train(QUICK, Altered(digits, groups=groups.get), out=tmp_path / "model.keras")
+    assert "36 of 36 groups of 'test' are in 'train' too" in caplog.text
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -158,7 +218,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(digits):
     [
         (None, "has no labels"),
         (np.zeros(1_438, np.int64), r"at least two classes, .* has \{'0': 1438\} in 'train'"),
-        (np.eye(1, 1_438, 7, np.int64)[0], r"each class needs two images .* has \{'1': 1\}"),
+        (np.eye(1, 1_438, 7, np.int64)[0], "each class needs 2 pictures .* digits has '1': 1"),
     ],
 )
 def test_labels_that_cannot_be_learned_are_refused(digits, tmp_path: Path, labels, message: str):
@@ -180,7 +240,8 @@ def test_images_of_two_shapes_are_refused(digits, tmp_path: Path):
 
 
 def test_images_too_small_are_refused_before_training(digits, tmp_path: Path):
-    splits = {"train": SplitInfo("train", 1_438, (2, 2, 1), "uint8", True)}
+    small = SplitInfo("train", 1_438, (2, 2, 1), "uint8", True)
+    splits = {"train": small, "test": digits.splits["test"]}
     with pytest.raises(NetworkError, match="too small"):
         train(QUICK, Altered(digits, splits=splits), out=tmp_path / "model.keras")
 

@@ -67,8 +67,8 @@ def _show_layers(layers: dict[str, list[StoredLayer]]) -> None:
 def verify(settings: Settings, *, path: Path, as_json: bool) -> None:
     """Check every block of a feature file against its checksum.
 
-    Features, labels and ids are checked; damage is named by split, layer and block, and the exit
-    code is then 3. FILE is artifacts/features.h5 if none is given.
+    Features, labels, parts, groups and ids are checked; damage is named by split, layer and block,
+    and the exit code is then 3. FILE is artifacts/features.h5 if none is given.
     """
     from cnnfeat.features import verify_file
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from cnnfeat import knobs
 from cnnfeat.cli.session import Settings, artifact
@@ -20,6 +21,7 @@ from cnnfeat.errors import UsageError
 from cnnfeat.options import DataOptions, ReadOptions, RunOptions, parse_config, read_toml
 
 F = TypeVar("F", bound=Callable[..., object])
+R = TypeVar("R")
 
 
 _COMMON: tuple[tuple[tuple[str, ...], str, object, str], ...] = (
@@ -136,6 +138,7 @@ def record(
     name: str,
     *,
     shown: Mapping[str, str] | None = None,
+    only: Collection[str] = (),
 ) -> Callable[[F], F]:
     """Add a flag for each field of an options record; the command gets the record as `name`.
 
@@ -147,10 +150,10 @@ def record(
         The command's parameter.
     shown : mapping, optional
         What help says of a field's default, where this command has another one.
+    only : collection of str
+        These fields alone; by default all that have a flag.
     """
-    fields = {
-        field: item for field, item in knobs.fields_of(kind).items() if knobs.knob_of(item).help
-    }
+    fields = [field for field in _flagged(kind) if not only or field in only]
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
@@ -195,6 +198,28 @@ def tables(*names: str, shown: Mapping[str, str] | None = None) -> Callable[[F],
         return typing.cast("F", _config_file(names)(wrapped))
 
     return decorate
+
+
+def over(base: R, given: R, name: str) -> R:
+    """Put what the command line or the environment says above what a file does.
+
+    Parameters
+    ----------
+    base : dataclass
+        What the file says.
+    given : dataclass
+        What the command got.
+    name : str
+        As which parameter.
+    """
+    ctx = click.get_current_context()
+    spoken = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    said = {
+        field: getattr(given, field)
+        for field in _flagged(type(given))
+        if ctx.get_parameter_source(_parameter(name, field)) in spoken
+    }
+    return dataclasses.replace(base, **said)  # type: ignore[type-var]
 
 
 def reading(command: F) -> F:

@@ -18,8 +18,7 @@ from cnnfeat.cli.session import (
     stop_on_signals,
 )
 from cnnfeat.errors import SKIPPED_EXIT_CODE
-from cnnfeat.knobs import to_dict
-from cnnfeat.options import DataOptions, load_config
+from cnnfeat.options import DataOptions, TrainOptions, load_config
 
 if TYPE_CHECKING:
     from cnnfeat.pipeline import RunResult
@@ -28,6 +27,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @flags.record(DataOptions, "data", shown={"source": "the file's, else auto"})
+@flags.record(
+    TrainOptions,
+    "train",
+    only=("test_fraction",),
+    shown={"test_fraction": "the file's, else 0.2"},
+)
 @flags.trust
 @click.option(
     "-o",
@@ -48,6 +53,7 @@ def run(
     *,
     config: Path | None,
     data: DataOptions,
+    train: TrainOptions,
     trust_model: bool,
     folder: Path,
     overwrite: bool,
@@ -64,8 +70,13 @@ def run(
 
     options = DEFAULT_RUN if config is None else load_config(config)
     n_calls = 1 if options.model.path is None else IN_FLIGHT  # a training has one
+    options = dataclasses.replace(
+        options,
+        data=flags.over(options.data, data, "data"),
+        train=flags.over(options.train, train, "train"),
+    )
     result = run_pipeline(
-        dataclasses.replace(options, data=_over(data, options.data)),
+        options,
         folder=folder,
         overwrite=overwrite,
         trust=trust_model,
@@ -79,12 +90,6 @@ def run(
         console.show_facts(_facts(result))
     if result.n_skipped:
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
-
-
-def _over(given: DataOptions, config: DataOptions) -> DataOptions:
-    """Let the command line's data go before the file's."""
-    said = {name: value for name, value in to_dict(given).items() if value is not None}
-    return dataclasses.replace(config, **said)  # type: ignore[arg-type]
 
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:

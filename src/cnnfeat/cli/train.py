@@ -59,23 +59,36 @@ def _document(card: ModelCard, out: Path) -> dict[str, Json]:
         "n_train": card.n_train,
         "n_validation": card.n_validation,
         "n_test": card.n_test,
+        "division": card.division,
         "elapsed_s": card.elapsed_s,
     }
 
 
 def _facts(card: ModelCard, out: Path) -> list[tuple[str, str]]:
     """Say what a training made, for people."""
-    facts = [
+    division = card.division or {}
+    fraction = division.get("test_fraction")
+    facts: list[tuple[str, str]] = []
+    if fraction is not None:
+        facts.append(
+            (
+                "divided",
+                f"{card.n_test:,} images held out first, to test on "
+                f"(--test-fraction {fraction}, --seed {division.get('seed')})",
+            )
+        )
+    held = "held back" if division.get("validation") else "of the split validation"
+    facts += [
         (
             "validation accuracy",
-            f"{card.validation_accuracy:.2%} of {card.n_validation:,} images held back, "
+            f"{card.validation_accuracy:.2%} of {card.n_validation:,} images {held}, "
             f"after epoch {card.best_epoch} of {card.epochs}",
-        )
+        ),
+        (
+            "test accuracy",
+            f"{card.test_accuracy or 0:.2%} of {card.n_test:,} images that the network never saw",
+        ),
     ]
-    if card.test_accuracy is None:
-        facts.append(("test accuracy", "none: the source has no test split"))
-    else:
-        facts.append(("test accuracy", f"{card.test_accuracy:.2%} of {card.n_test:,} images"))
     facts.append(("trained in", f"{card.elapsed_s:.0f} s"))
     facts.append(("model", str(out)))
     return facts

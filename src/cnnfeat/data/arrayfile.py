@@ -19,11 +19,18 @@ if TYPE_CHECKING:
     from cnnfeat.records import Array
 
 # Names of images and labels for each split, as Keras, MedMNIST and most people choose them.
-_NAMES = {
-    "train": (("x_train", "train_images", "train_x"), ("y_train", "train_labels", "train_y")),
-    "test": (("x_test", "test_images", "test_x"), ("y_test", "test_labels", "test_y")),
-    "all": (("images", "x", "data"), ("labels", "label", "y", "targets", "target")),
+_WORDS = {
+    "train": ("train",),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test",),
 }
+_NAMES = {
+    split: tuple(
+        tuple(name for word in words for name in (f"{x}_{word}", f"{word}_{images}", f"{word}_{x}"))
+        for x, images in (("x", "images"), ("y", "labels"))
+    )
+    for split, words in _WORDS.items()
+} | {"all": (("images", "x", "data"), ("labels", "label", "y", "targets", "target"))}
 
 
 class ArrayFile(Protocol):
@@ -70,7 +77,8 @@ def open_array_source(path: Path, *, member: str | None, labels: str | None) -> 
         An `.npy`, `.npz`, HDF5 or `.mat` file, told by its content.
     member : str or None
         The array that holds the images; None chooses by the names people use: `x_train`, `y_train`,
-        `x_test`, `y_test`, or `images`, `labels`, or the only array that can be images.
+        `x_val`, `y_val`, `x_test`, `y_test`, or `images`, `labels`, or the only array that can be
+        images.
     labels : str or None
         Where the labels of `member` lie: ":/y" in the same file, or another file.
 
@@ -215,7 +223,7 @@ def _choose(file: ArrayFile, path: Path, member: str | None) -> dict[str, tuple[
             chosen[split] = (image, label)
         elif label is not None and split != "all":
             raise DataError(f"{path}: has {label} but no images of the split {split}")
-    if "train" in chosen or "test" in chosen:
+    if chosen.keys() - {"all"}:
         chosen.pop("all", None)
     if not chosen:
         return {"all": (_only(file, path, rank=3), None)}

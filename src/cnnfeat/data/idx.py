@@ -36,6 +36,7 @@ _MAX_DIMENSIONS = 4
 _BAD_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 _NAMED = re.compile(r"idx\d-ubyte(\.gz)?$")
 _SPLIT_WORDS = {"train": "train", "t10k": "test", "test": "test"}
+_VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation|dev)([^a-z]|$)")
 _MAX_ENTRIES = 200  # a folder with more entries holds something else
 
 
@@ -176,8 +177,9 @@ def find_idx_files(folder: Path) -> tuple[Path, ...]:
 def open_idx_folder(folder: Path, files: tuple[Path, ...]) -> ArraySource:
     """Open the IDX files of a folder as a source.
 
-    `train` in a file's name makes it part of the split "train", `test` or `t10k` of "test"; without
-    either, images and labels make the split "all".
+    `train` in a file's name makes it part of the split "train", `test` or `t10k` of "test", a word
+    `val`, `valid`, `validation` or `dev` of "validation"; without any, images and labels make the
+    split "all".
 
     Raises
     ------
@@ -242,7 +244,7 @@ def _split_of(file_name: str) -> str:
     for word, split in _SPLIT_WORDS.items():
         if word in file_name.lower():
             return split
-    return "all"
+    return "validation" if _VALIDATION.search(file_name.lower()) else "all"
 
 
 def _pair(folder: Path, files: tuple[Path, ...]) -> dict[str, tuple[Path | None, Path | None]]:
@@ -263,6 +265,6 @@ def _pair(folder: Path, files: tuple[Path, ...]) -> dict[str, tuple[Path | None,
             )
     return {
         split: (found.get((split, "images")), found.get((split, "labels")))
-        for split in ("train", "test", "all")
+        for split in ("train", "validation", "test", "all")
         if (split, "images") in found or (split, "labels") in found
     }

@@ -31,11 +31,11 @@ from cnnfeat.data.source import (
     printable,
     unreadable,
 )
-from cnnfeat.errors import DataError, ImageError
+from cnnfeat.errors import DataError, ImageError, UsageError
 from cnnfeat.records import Batch, ImageTarget, SkippedSample, SplitInfo
 
 if TYPE_CHECKING:
-    from cnnfeat.records import Array, Labels
+    from cnnfeat.records import Array, Groups, Labels, RowNumbers
 
 _MAX_WORKERS = 16
 _READ_AHEAD_BYTES = 128 * 2**20  # of decoded images, if all are like the first
@@ -50,8 +50,12 @@ _ENDINGS = frozenset(
     )
     for ending in endings.split()
 )
-_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-_VALIDATION = ("val", "valid", "validation")
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+FOLDER = "folder"  # --group-by: the folder that a picture lies in
 _NOT_OURS = ("__MACOSX", "__pycache__")
 _NUMBER = re.compile(r"([0-9]+)")
 _log = logging.getLogger("cnnfeat")
@@ -79,6 +83,7 @@ class ImageFile:
     id: str  # relative to the source, with `/` between folders
     path: Path
     label: int | None
+    group: str | None = None  # pictures of one group belong together
 
     @property
     def name(self) -> str:
@@ -108,9 +113,22 @@ class Listing:
     classes: tuple[str, ...]
 
 
-def open_image_folder(folder: Path, *, max_pixels: int) -> ImageFileSource:
-    """Open a folder of pictures; see `list_folder` for its layout."""
-    listing = list_folder(folder)
+def open_image_folder(
+    folder: Path, *, max_pixels: int, group_by: str | None = None
+) -> ImageFileSource:
+    """Open a folder of pictures; see `list_folder` for its layout.
+
+    Raises
+    ------
+    UsageError
+        If they shall be grouped by anything but "folder".
+    """
+    if group_by not in (None, FOLDER):
+        raise UsageError(
+            f"--group-by {group_by}: {folder} is a folder, and its pictures go by {FOLDER} alone",
+            hint=f"--group-by {FOLDER}, or list the pictures in a CSV file with such a column",
+        )
+    listing = list_folder(folder, grouped=group_by is not None)
     return _open(folder, "folder", listing=listing, max_pixels=max_pixels)
 
 
@@ -169,14 +187,34 @@ class ImageFileSource(OpenedSource):
     def _labels(self, split: str) -> Labels | None:
         return _labels(self._files[split])
 
+    def _groups(self, split: str) -> Groups | None:
+        if _group_of(self._files[split][0]) is None:
+            return None
+        return np.array([self._group_numbers[_group_of(one)] for one in self._files[split]])
+
+    @functools.cached_property
+    def _group_numbers(self) -> dict[str | None, int]:
+        """Number the groups of all splits."""
+        groups = {_group_of(one) or "" for files in self._files.values() for one in files}
+        return {group: number for number, group in enumerate(sorted(groups))}
+
     def _read(self, asked: RowRequest) -> Iterator[Batch]:
+        files = self._files[asked.split.name]
+        return self._read_files(asked, files[asked.rows.start : asked.rows.stop])
+
+    def _read_some(self, asked: RowRequest, rows: RowNumbers) -> Iterator[Batch]:
+        files = self._files[asked.split.name]
+        chosen = rows[asked.rows.start : asked.rows.stop].tolist()
+        return self._read_files(asked, [files[row] for row in chosen])
+
+    def _read_files(self, asked: RowRequest, files: Sequence[EncodedImage]) -> Iterator[Batch]:
         info, target = asked.split, asked.target
         prepare_pillow(self._max_pixels)
         read = functools.partial(self._read_file, dtype=np.dtype(info.dtype), target=target)
         pending = _Pending(position=asked.rows.start)
         small = info.image_shape[0] * info.image_shape[1] < _SMALL_PIXELS
         for file, image in _decoded(
-            self._files[info.name][asked.rows.start : asked.rows.stop],
+            files,
             read,
             image_bytes=max(_n_bytes(info, None), _n_bytes(info, target)),
             n_workers=1 if small else min(_MAX_WORKERS, _n_cpus()),
@@ -351,12 +389,14 @@ def _number(digits: str) -> tuple[int, str]:
     return len(significant), significant
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     """List the pictures below a folder.
 
-    Sub-folders are classes; where all of them have names like `train` and `test`, they are splits,
-    and theirs are classes. A folder without sub-folders has no labels. Hidden files and folders are
-    left out; so are files that neither claim to be pictures by their ending nor are.
+    Sub-folders are classes; where all of them have names like `train`, `val` and `test`, they are
+    splits, and theirs are classes. A folder without sub-folders has no labels. Hidden files and
+    folders are left out; so are files that neither claim to be pictures by their ending nor are. A
+    picture's group, if asked for, is the folder that it lies in, seen from its class: those called
+    `patient7` in two classes are one.
 
     Raises
     ------
@@ -374,12 +414,19 @@ def list_folder(root: Path) -> Listing:
             f"{root}: some splits have class folders and some have not: {', '.join(found)}"
         )
     if not names:
-        return Listing({split: _flat(splits.get(split, root), root) for split in found}, ())
+        return Listing(
+            {split: _flat(splits.get(split, root), root, grouped=grouped) for split in found}, ()
+        )
     labels = {name: label for label, name in enumerate(names)}
     return Listing(
         {
             split: tuple(
-                ImageFile(_id(path, root), path, labels[name])
+                ImageFile(
+                    _id(path, root),
+                    path,
+                    labels[name],
+                    _group(path, splits.get(split, root) / name) if grouped else None,
+                )
                 for name in sorted(classes or {}, key=natural_key)
                 for path in (classes or {})[name]
             )
@@ -392,24 +439,14 @@ def list_folder(root: Path) -> Listing:
 def _find_splits(folders: Sequence[Path]) -> dict[str, Path]:
     """Folders that are splits, `train` first; none if any folder isn't one."""
     found: dict[str, Path] = {}
-    validation: Path | None = None
     for folder in folders:
-        name = folder.name.lower()
-        if name in _VALIDATION:
-            validation = folder
-        elif name in _SPLITS and _SPLITS[name] not in found:
-            found[_SPLITS[name]] = folder
-        else:
+        split = _SPLITS.get(folder.name.lower())
+        if split is None or split in found:
             return {}
-    if not found:
+        found[split] = folder
+    if found.keys() <= {"validation"}:
         return {}
-    if validation is not None:
-        if "test" in found:
-            _log.warning("%s is left out: a source has the splits train and test", validation)
-        else:
-            _log.info("%s is used as the split test", validation)
-            found["test"] = validation
-    return {split: found[split] for split in ("train", "test") if split in found}
+    return {split: found[split] for split in ("train", "validation", "test") if split in found}
 
 
 def _list_split(folder: Path, root: Path) -> dict[str, list[Path]] | None:
@@ -440,9 +477,13 @@ def _list_split(folder: Path, root: Path) -> dict[str, list[Path]] | None:
     return classes
 
 
-def _flat(folder: Path, root: Path) -> tuple[ImageFile, ...]:
+def _flat(folder: Path, root: Path, *, grouped: bool) -> tuple[ImageFile, ...]:
     _, files = _scan(folder)
-    images = tuple(ImageFile(_id(path, root), path, None) for path in files if _is_candidate(path))
+    images = tuple(
+        ImageFile(_id(path, root), path, None, _group(path, folder) if grouped else None)
+        for path in files
+        if _is_candidate(path)
+    )
     if not images:
         raise _empty(folder)
     return images
@@ -503,6 +544,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_candidate(path: Path) -> bool:
     return path.suffix.lower() in _ENDINGS or is_image(path)
+
+
+def _group_of(image: EncodedImage) -> str | None:
+    return image.group if isinstance(image, ImageFile) else None
+
+
+def _group(path: Path, folder: Path) -> str:
+    return path.parent.relative_to(folder).as_posix()
 
 
 def _id(path: Path, root: Path) -> str:

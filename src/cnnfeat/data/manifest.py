@@ -1,4 +1,7 @@
-"""A CSV or TSV file that lists pictures: `path,label[,split]`, paths relative to it."""
+"""A CSV or TSV file that lists pictures: `path,label[,split]`, paths relative to it.
+
+Any other column can say which pictures belong together.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,23 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from cnnfeat.data.imagefiles import ImageFile, ImageFileSource, natural_key
+from cnnfeat.data.imagefiles import FOLDER, ImageFile, ImageFileSource, natural_key
 from cnnfeat.data.source import file_states, open_regular
-from cnnfeat.errors import DataError
+from cnnfeat.errors import DataError, UsageError, near_names
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "image", "image_path"),
     "label": ("label", "class", "target"),
     "split": ("split", "subset", "set"),
 }
-_SPLITS = {"train": "train", "test": "test", "val": "test", "validation": "test"}
+_SPLITS = {
+    "train": "train",
+    "test": "test",
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+}
+_ORDER = ("train", "validation", "test", "all")
 _START_BYTES = 65_536
 
 
@@ -27,6 +35,7 @@ class _Line:
     path: str
     label: str | None
     split: str
+    group: str | None
 
 
 def is_manifest(path: Path) -> bool:
@@ -38,18 +47,21 @@ def is_manifest(path: Path) -> bool:
     return "\0" not in text and _columns(_cells(first)) is not None
 
 
-def open_manifest(path: Path, *, max_pixels: int) -> ImageFileSource:
+def open_manifest(path: Path, *, max_pixels: int, group_by: str | None = None) -> ImageFileSource:
     """Open the pictures a manifest lists, in its order.
 
     The first line may name the columns: `path`, `label`, `split`; without names they come in this
-    order, and label and split may be missing.
+    order, and label and split may be missing. `group_by` names a column whose values say which
+    pictures belong together, or is "folder": then they do that lie in one.
 
     Raises
     ------
     DataError
-        With the line, where one has no label, an unknown split, or too few columns.
+        With the line, where one has no label or group, an unknown split, or too few columns.
+    UsageError
+        If there is no column `group_by`, with those there are.
     """
-    lines = list(_read(path))
+    lines = list(_read(path, group_by))
     if not lines:
         raise DataError(f"{path}: lists no pictures")
     classes = _classes(path, lines)
@@ -57,20 +69,20 @@ def open_manifest(path: Path, *, max_pixels: int) -> ImageFileSource:
     splits: dict[str, list[ImageFile]] = {}
     for line in lines:
         label = None if line.label is None else index[line.label]
-        file = ImageFile(line.path, path.parent / line.path, label)
+        file = ImageFile(line.path, path.parent / line.path, label, line.group)
         splits.setdefault(line.split, []).append(file)
     files = {line.path: path.parent / line.path for line in lines}
     return ImageFileSource(
         str(path),
         "manifest",
-        images={name: splits[name] for name in ("train", "test", "all") if name in splits},
+        images={name: splits[name] for name in _ORDER if name in splits},
         classes=classes,
         states=lambda: file_states({path.name: path} | files, always_contents=[path.name]),
         max_pixels=max_pixels,
     )
 
 
-def _read(path: Path) -> Iterator[_Line]:
+def _read(path: Path, group_by: str | None) -> Iterator[_Line]:
     with open_regular(path) as file:
         try:
             text = file.read().decode("utf-8-sig")
@@ -78,17 +90,26 @@ def _read(path: Path) -> Iterator[_Line]:
             raise DataError(f"{path}: not UTF-8 text: {error}") from error
     first = text.splitlines()[0] if text else ""
     columns = _columns(_cells(first)) or {}
+    if group_by is not None:
+        columns |= _group_column(path, _cells(first), group_by)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(first))
     try:
         for row in rows:
             if not row or (rows.line_num == 1 and _is_header(row)):
                 continue
-            yield _line(path, row, number=rows.line_num, columns=columns)
+            yield _line(path, row, number=rows.line_num, columns=columns, group_by=group_by)
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from error
 
 
-def _line(path: Path, row: Sequence[str], *, number: int, columns: Mapping[str, int]) -> _Line:
+def _line(
+    path: Path,
+    row: Sequence[str],
+    *,
+    number: int,
+    columns: Mapping[str, int],
+    group_by: str | None,
+) -> _Line:
     if len(row) <= max(columns.values()):
         raise DataError(
             f"{path}, line {number}: {len(row)} columns, {max(columns.values()) + 1} are needed"
@@ -98,11 +119,32 @@ def _line(path: Path, row: Sequence[str], *, number: int, columns: Mapping[str, 
     split = row[columns["split"]].strip().lower() if "split" in columns else "all"
     if "split" in columns and split not in _SPLITS:
         raise DataError(f"{path}, line {number}: split {split!r}; {', '.join(_SPLITS)} are allowed")
+    group = None if group_by is None else PurePosixPath(row[columns["path"]]).parent.as_posix()
+    if "group" in columns:
+        group = row[columns["group"]].strip()
+        if not group:
+            raise DataError(f"{path}, line {number}: nothing in the column {group_by!r}")
     return _Line(
         number=number,
         path=row[columns["path"]],
         label=row[columns["label"]].strip() if "label" in columns else None,
         split=_SPLITS.get(split, split),
+        group=group,
+    )
+
+
+def _group_column(path: Path, cells: Sequence[str], group_by: str) -> dict[str, int]:
+    """Find the column that says which pictures belong together; none: their folders do."""
+    names = [cell.strip() for cell in cells] if _is_header(cells) else []
+    folded = [name.lower() for name in names]
+    if group_by.lower() in folded:
+        return {"group": folded.index(group_by.lower())}
+    if group_by == FOLDER:
+        return {}
+    there = f"it has: {', '.join(names)}" if names else "its first line names no columns"
+    raise UsageError(
+        f"--group-by {group_by}: {path} has no such column; {there}",
+        hint=near_names(group_by, names) or f"--group-by {FOLDER} goes by the pictures' folders",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cnnfeat.data.manifest import is_manifest, open_manifest
 from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
 from cnnfeat.data.source import unreadable
+from cnnfeat.divided import leave_out_rare
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.knobs import result_options
 from cnnfeat.options import DataOptions
@@ -77,10 +79,24 @@ def open_data(options: DataOptions, *, progress: Progress = SILENT) -> Source:
     max_pixels = MAX_PIXELS if options.max_pixels is None else options.max_pixels
     if not 1 <= max_pixels <= MAX_PIXELS_LIMIT:
         raise UsageError(f"max pixels must be 1 to {MAX_PIXELS_LIMIT:,}, not {max_pixels}")
-    source = _open(options, max_pixels=max_pixels, progress=progress)
+    opened = _open(options, max_pixels=max_pixels, progress=progress)
+    with contextlib.ExitStack() as on_error:
+        on_error.push(opened.__exit__)
+        _check_groups(opened, options.group_by)
+        source = leave_out_rare(opened, options.min_per_class)
+        on_error.pop_all()
     came_to: dict[str, Json] = {"labels": source.labels_from, "max_pixels": max_pixels}
     source.options = {**result_options(options), **came_to}
     return source
+
+
+def _check_groups(source: Source, group_by: str | None) -> None:
+    if group_by is None or any(source.groups(split) is not None for split in source.splits):
+        return
+    raise UsageError(
+        f"--group-by {group_by}: {source.name} ({source.kind}) doesn't say what belongs together",
+        hint="leave it out, or list the pictures in a CSV file with such a column",
+    )
 
 
 def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Source:
@@ -105,8 +121,8 @@ def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Sourc
         _refuse_labels(labels, spec)
         if files := find_idx_files(folder):
             return open_idx_folder(folder, files)
-        return open_image_folder(folder, max_pixels=max_pixels)
-    return _open_file(path.absolute(), member=member, labels=labels, max_pixels=max_pixels)
+        return open_image_folder(folder, max_pixels=max_pixels, group_by=options.group_by)
+    return _open_file(path.absolute(), options, member=member, max_pixels=max_pixels)
 
 
 def _mode(path: Path) -> int | None:
@@ -119,7 +135,8 @@ def _mode(path: Path) -> int | None:
         raise unreadable(path, error) from error
 
 
-def _open_file(path: Path, *, member: str | None, labels: str | None, max_pixels: int) -> Source:
+def _open_file(path: Path, options: DataOptions, *, member: str | None, max_pixels: int) -> Source:
+    labels = options.labels
     if is_array_file(path):
         return open_array_source(path, member=member, labels=labels)
     if source := open_form(path, labels=labels, max_pixels=max_pixels):
@@ -128,7 +145,7 @@ def _open_file(path: Path, *, member: str | None, labels: str | None, max_pixels
     if is_image(path):
         return open_image(path, max_pixels=max_pixels)
     if is_manifest(path):
-        return open_manifest(path, max_pixels=max_pixels)
+        return open_manifest(path, max_pixels=max_pixels, group_by=options.group_by)
     raise DataError(
         f"{path}: no kind of data known here; {_ALLOWED.format(names=', '.join(DATASETS))}"
     )

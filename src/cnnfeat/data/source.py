@@ -9,21 +9,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
+import numpy as np
+
 from cnnfeat.errors import DataError, UsageError, near_names
-from cnnfeat.records import Batch, Fingerprint, ImageTarget, OnError, SplitInfo
+from cnnfeat.records import Batch, Fingerprint, ImageTarget, OnError, SkippedSample, SplitInfo
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from cnnfeat.records import Array, Json, Labels
+    from cnnfeat.records import Array, Groups, Json, Labels, Parts, RowNumbers
 
 CONTENTS = "file contents"
 SIZES_AND_TIMES = "names, sizes and times"
@@ -99,6 +100,7 @@ class OpenedSource(ABC):
         self.classes = tuple(classes)
         self.labels_from = labels_from
         self.options: Mapping[str, Json] = {}  # set by what opens it
+        self.division: Mapping[str, Json] | None = None
         self._states = functools.cache(states)
         self._close = close
 
@@ -118,6 +120,15 @@ class OpenedSource(ABC):
         """See `records.Source`."""
         return self._labels(self._find(split).name)
 
+    def parts(self, split: str) -> Parts | None:
+        """See `records.Source`: a source by itself knows of no network."""
+        self._find(split)
+        return None
+
+    def groups(self, split: str) -> Groups | None:
+        """See `records.Source`."""
+        return self._groups(self._find(split).name)
+
     def batches(
         self,
         split: str,
@@ -125,6 +136,7 @@ class OpenedSource(ABC):
         batch_size: int,
         start: int = 0,
         stop: int | None = None,
+        rows: RowNumbers | None = None,
         target: ImageTarget | None = None,
         on_error: OnError = "raise",
     ) -> Iterator[Batch]:
@@ -139,10 +151,12 @@ class OpenedSource(ABC):
         info = self._find(split)
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
-        end = info.n_samples if stop is None else min(stop, info.n_samples)
+        n_rows = info.n_samples if rows is None else len(rows)
+        end = n_rows if stop is None else min(stop, n_rows)
         if start < 0 or end < 0:
-            raise UsageError(f"rows {start} to {end}: {split} has rows 0 to {info.n_samples - 1}")
-        yield from self._read(RowRequest(info, range(start, end), batch_size, target, on_error))
+            raise UsageError(f"rows {start} to {end}: {split} has rows 0 to {n_rows - 1}")
+        asked = RowRequest(info, range(start, end), batch_size, target, on_error)
+        yield from self._read(asked) if rows is None else self._read_some(asked, rows)
 
     def __enter__(self) -> Self:
         return self
@@ -155,9 +169,21 @@ class OpenedSource(ABC):
     def _labels(self, split: str) -> Labels | None:
         """Read the labels of a split there is."""
 
+    def _groups(self, split: str) -> Groups | None:  # noqa: ARG002 - most sources have none
+        """Say which rows of a split there is belong together."""
+        return None
+
     @abstractmethod
     def _read(self, asked: RowRequest) -> Iterator[Batch]:
         """Read rows that are there."""
+
+    def _read_some(self, asked: RowRequest, rows: RowNumbers) -> Iterator[Batch]:
+        """Read some rows of a split, runs of neighbours together; `asked` counts among them."""
+        for begin in asked.rows[:: asked.batch_size]:
+            chosen = rows[begin : min(begin + asked.batch_size, asked.rows.stop)]
+            read = (self._read(replace(asked, rows=run)) for run in _runs(chosen))
+            pieces = (_renumbered(piece, chosen, begin) for piece in itertools.chain(*read))
+            yield from _joined(pieces)
 
     def _find(self, split: str) -> SplitInfo:
         if split not in self.splits:
@@ -166,6 +192,51 @@ class OpenedSource(ABC):
                 hint=near_names(split, self.splits),
             )
         return self.splits[split]
+
+
+def _runs(rows: RowNumbers) -> Iterator[range]:
+    """Find the neighbours in ascending rows: 3, 4, 5, 9 are 3 to 5, and 9."""
+    ends = np.flatnonzero(np.diff(rows) != 1) + 1
+    for begin, end in itertools.pairwise([0, *ends.tolist(), len(rows)]):
+        yield range(int(rows[begin]), int(rows[end - 1]) + 1)
+
+
+def _renumbered(piece: Batch, chosen: RowNumbers, begin: int) -> Batch:
+    """Count a batch among chosen rows, the first of which is number `begin`."""
+    start = begin + int(np.searchsorted(chosen, piece.start))
+    skipped = tuple(
+        SkippedSample(start + one.row - piece.start, one.id, one.reason) for one in piece.skipped
+    )
+    stop = start + piece.stop - piece.start
+    return replace(piece, start=start, stop=stop, skipped=skipped)
+
+
+def _joined(pieces: Iterable[Batch]) -> Iterator[Batch]:
+    """Join consecutive batches whose images have one shape."""
+    group: list[Batch] = []
+    for piece in pieces:
+        known = next((one.images.shape[1:] for one in group if len(one)), None)
+        if known is not None and len(piece) and piece.images.shape[1:] != known:
+            yield _whole(group)
+            group = []
+        group.append(piece)
+    if group:
+        yield _whole(group)
+
+
+def _whole(group: Sequence[Batch]) -> Batch:
+    if len(group) == 1:
+        return group[0]
+    full = [one for one in group if len(one)] or group[:1]
+    labels = [one.labels for one in full if one.labels is not None]
+    return Batch(
+        images=np.concatenate([one.images for one in full]),
+        labels=np.concatenate(labels) if labels else None,
+        ids=tuple(itertools.chain(*(one.ids for one in group))),
+        start=group[0].start,
+        stop=group[-1].stop,
+        skipped=tuple(itertools.chain(*(one.skipped for one in group))),
+    )
 
 
 @dataclass(frozen=True, slots=True)

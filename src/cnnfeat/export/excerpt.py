@@ -10,7 +10,7 @@ from cnnfeat.errors import UsageError, near_names
 from cnnfeat.features import FeatureFile
 
 if TYPE_CHECKING:
-    from cnnfeat.records import Array, Labels
+    from cnnfeat.records import Array, Groups, Labels, Parts
 
 _DIGITS = {2: 5, 4: 9, 8: 17}  # that bring a float of so many bytes back exactly
 _CHUNK_BYTES = 32 * 2**20  # of features held at a time
@@ -25,6 +25,8 @@ class Chunk:
     ids: tuple[str, ...]
     labels: Labels | None  # (n_rows,)
     features: tuple[Array, ...]  # one array a layer, (n_rows, ...)
+    parts: Parts | None = None  # (n_rows,)
+    groups: Groups | None = None  # (n_rows,)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,6 +85,16 @@ class Excerpt:
         classes = self.file.classes
         return classes[label] if 0 <= label < len(classes) else str(label)
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Those of "part" and "group" that a split has."""
+        reads = {"part": self.file.parts, "group": self.file.groups}
+        return tuple(
+            name
+            for name, read in reads.items()
+            if any(read(split) is not None for split in self.splits)
+        )
+
     def blocks(self, split: str, layer: str) -> Iterator[Array]:
         """Read one layer's chosen rows in order, a few MiB at a time, checksums verified."""
         n_rows = self.n_rows(split)
@@ -96,7 +108,8 @@ class Excerpt:
     def chunks(self) -> Iterator[Chunk]:
         """Read all layers of all splits side by side, in order."""
         for split in self.splits:
-            labels = self.file.labels(split)
+            labels, parts = self.file.labels(split), self.file.parts(split)
+            groups = self.file.groups(split)
             start = 0
             columns = (self.blocks(split, layer) for layer in self.layers)
             for features in zip(*columns, strict=True):
@@ -107,6 +120,8 @@ class Excerpt:
                     tuple(self.file.ids(split, start=start, stop=stop)),
                     None if labels is None else labels[start:stop],
                     features,
+                    None if parts is None else parts[start:stop],
+                    None if groups is None else groups[start:stop],
                 )
                 start = stop
 

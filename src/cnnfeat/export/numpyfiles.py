@@ -62,10 +62,12 @@ def _arrays(excerpt: Excerpt) -> Iterator[_StreamedArray]:
                 (n_rows, *stored.shape[1:]),
                 lambda split=split, layer=layer: excerpt.blocks(split, layer),  # type: ignore[misc]
             )
-        labels = excerpt.file.labels(split)
-        if labels is not None:
-            yield _whole(f"{split}/label", labels[:n_rows])
-        yield _whole(f"{split}/id", np.array(excerpt.file.ids(split, stop=n_rows), dtype=np.str_))
+        file = excerpt.file
+        for name, read in (("label", file.labels), ("part", file.parts), ("group", file.groups)):
+            numbers = read(split)
+            if numbers is not None:
+                yield _whole(f"{split}/{name}", numbers[:n_rows])
+        yield _whole(f"{split}/id", np.array(file.ids(split, stop=n_rows), dtype=np.str_))
     if excerpt.file.classes:
         yield _whole("classes", np.array(excerpt.file.classes, dtype=np.str_))
 

@@ -13,6 +13,7 @@ import numpy as np
 from cnnfeat.errors import UsageError
 from cnnfeat.export.excerpt import Chunk, Excerpt, number_lines
 from cnnfeat.files import csv_cells
+from cnnfeat.parts import Part
 from cnnfeat.progress import Task
 
 if TYPE_CHECKING:
@@ -25,11 +26,13 @@ KEY_COLUMNS = ("split", "id", "label", "class")
 def write_csv(excerpt: Excerpt, path: Path, task: Task) -> None:
     """Write a line for each row: split, id, label, class, then every feature of every layer.
 
+    Where the file has them, part and group stand between.
+
     A feature of the layer `conv2` at height 3, width 0 and channel 7 is called `conv2_3_0_7`.
     Numbers have as many digits as bring them back exactly.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(csv_cells([*KEY_COLUMNS, *_feature_names(excerpt)]) + "\n")
+        file.write(csv_cells([*KEY_COLUMNS, *excerpt.beside, *_feature_names(excerpt)]) + "\n")
         for chunk in excerpt.chunks():
             columns = (number_lines(array, separator=",") for array in chunk.features)
             for key, *numbers in zip(_quoted_keys(excerpt, chunk), *columns, strict=True):
@@ -46,10 +49,21 @@ def _feature_names(excerpt: Excerpt) -> Iterator[str]:
 
 def _quoted_keys(excerpt: Excerpt, chunk: Chunk) -> Iterator[str]:
     """Write each row's first cells, quoted where they must be."""
+    beside = _beside(excerpt, chunk)
     for row, name in enumerate(chunk.ids):
         label = None if chunk.labels is None else int(chunk.labels[row])
         known = "" if label is None else excerpt.class_name(label)
-        yield csv_cells((chunk.split, name, label, known))
+        yield csv_cells((chunk.split, name, label, known, *(values[row] for values in beside)))
+
+
+def _beside(excerpt: Excerpt, chunk: Chunk) -> list[list[str | int | None]]:
+    """List parts, in words, and groups, where a split has them."""
+    nothing: list[str | int | None] = [None] * len(chunk)
+    known: dict[str, list[str | int | None]] = {
+        "part": nothing if chunk.parts is None else [Part(n).name.lower() for n in chunk.parts],
+        "group": nothing if chunk.groups is None else chunk.groups.tolist(),
+    }
+    return [known[name] for name in excerpt.beside]
 
 
 def write_parquet(excerpt: Excerpt, path: Path, task: Task) -> None:
@@ -85,6 +99,8 @@ def _schema(excerpt: Excerpt) -> pa.Schema:
         pa.field("label", pa.int64()),
         pa.field("class", pa.string()),
     ]
+    kinds = {"part": pa.string(), "group": pa.int64()}
+    fields += [pa.field(name, kinds[name]) for name in excerpt.beside]
     for layer in excerpt.layers:
         stored = excerpt.file.layer(excerpt.splits[0], layer)
         shape = stored.shape[1:]
@@ -105,7 +121,9 @@ def _record_batch(excerpt: Excerpt, chunk: Chunk, schema: pa.Schema) -> pa.Recor
         pa.array(labels, pa.int64()),
         pa.array(names, pa.string()),
     ]
-    for array, field in zip(chunk.features, list(schema)[len(KEY_COLUMNS) :], strict=True):
+    for values in _beside(excerpt, chunk):
+        columns.append(pa.array(values, schema[len(columns)].type))
+    for array, field in zip(chunk.features, list(schema)[len(columns) :], strict=True):
         flat = pa.array(np.ascontiguousarray(array).reshape(-1))
         columns.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
     return pa.record_batch(columns, schema=schema)

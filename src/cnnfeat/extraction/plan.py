@@ -11,7 +11,7 @@ from typing import Protocol
 from cnnfeat import __version__
 from cnnfeat.card import ModelCard
 from cnnfeat.errors import DataError, UsageError, near_names
-from cnnfeat.features import RESERVED_SPLITS, FilePlan, SplitPlan, plan_columns
+from cnnfeat.features import RESERVED_SPLITS, FilePlan, SplitPlan, beside_rows, plan_columns
 from cnnfeat.knobs import result_options, resume_settings
 from cnnfeat.options import ExtractOptions, ProbeOptions, ReadOptions
 from cnnfeat.records import Json, LayerInfo, Probe, Provenance, Source
@@ -75,12 +75,16 @@ class Job:
         plans = []
         for name in self.splits:
             info = self.source.splits[name]
+            beside = beside_rows(parts=self.source.parts(name), groups=self.source.groups(name))
             columns = plan_columns(
-                self.probe.outputs, dtype=self.options.dtype, has_labels=info.has_labels
+                self.probe.outputs,
+                dtype=self.options.dtype,
+                has_labels=info.has_labels,
+                beside=beside,
             )
             limit = self.options.limit
             n_rows = info.n_samples if limit is None else min(limit, info.n_samples)
-            plans.append(SplitPlan(name, n_rows, columns))
+            plans.append(SplitPlan(name, n_rows, columns, beside))
         settings = self._settings()
         return FilePlan(
             splits=tuple(plans),
@@ -108,6 +112,7 @@ class Job:
             tensorflow=version("tensorflow"),
             network_test_accuracy=None if card is None else card.test_accuracy,
             network_source="" if card is None else str(card.source.get("name", "")),
+            division=source.division,
             options={
                 "data": source.options,
                 "model": result_options(network.read_options),
@@ -131,6 +136,7 @@ class Job:
             "model": self.network.sha256,
             "data": self.source.name,
             "data fingerprint": fingerprint.digest,
+            "division": json.dumps(self.source.division, sort_keys=True),
             **resume_settings(self.source.options),
             **resume_settings(result_options(self.network.read_as)),
             **resume_settings(result_options(self.options), **came_to),

@@ -6,6 +6,7 @@ from cnnfeat.features.format import (
     FilePlan,
     SplitPlan,
     StoredLayer,
+    beside_rows,
     plan_columns,
 )
 from cnnfeat.features.journal import Header
@@ -23,6 +24,7 @@ __all__ = [
     "SplitPlan",
     "StoredLayer",
     "Verification",
+    "beside_rows",
     "plan_columns",
     "verify_file",
     "write_arrays",

@@ -6,10 +6,12 @@
     /classes                   string (k,)
     /<split>/<layer>           float32 or float16 (n, ...), contiguous
     /<split>/label             int64 (n,)
+    /<split>/part              uint8 (n,): 0 unseen, 1 fitted, 2 validation; absent: unknown
+    /<split>/group             int64 (n,), where the source has groups
     /<split>/id                string (n,)
     /<split>/skipped/          row, id, reason: samples left out, where there are any
     /checksums/<split>/stop    int64 (b,): the row after each block's last
-    /checksums/<split>/column  string (c,): the layers in their order, label, id
+    /checksums/<split>/column  string (c,): the layers in their order, label, part, group, id
     /checksums/<split>/sum     uint64 (b, c): XXH3-64 of each block's bytes
 """
 
@@ -17,18 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from cnnfeat.records import ProbeOutput, SkippedSample
+from cnnfeat.records import Array, Groups, Parts, ProbeOutput, SkippedSample
 
 FORMAT = "cnnfeat-features"
 FORMAT_VERSION = 1
 CHECKSUM = "xxh3-64"
 CHECKSUMS, CLASSES = "checksums", "classes"
-LABEL, ID, SKIPPED = "label", "id", "skipped"
-RESERVED = frozenset({LABEL, ID, SKIPPED, "sample"})
+LABEL, PART, GROUP, ID, SKIPPED = "label", "part", "group", "id", "skipped"
+# What stands beside the layers, a number a row, and how it is stored.
+BESIDE = {LABEL: "<i8", PART: "|u1", GROUP: "<i8"}
+RESERVED = frozenset({*BESIDE, ID, SKIPPED, "sample"})
 RESERVED_SPLITS = frozenset({CHECKSUMS, CLASSES, "class"})
 
 
@@ -39,7 +43,7 @@ class Column:
     name: str  # the data set's
     dtype: str  # NumPy's spelling, with byte order: "<f4"
     row_shape: tuple[int, ...]
-    output: ProbeOutput | None = None  # None: labels
+    output: ProbeOutput | None = None  # None: one of BESIDE
 
     @property
     def row_bytes(self) -> int:
@@ -54,6 +58,8 @@ class SplitPlan:
     name: str
     n_rows: int
     columns: tuple[Column, ...]
+    # Of `part` and `group`: the values of all samples of the source, those left out among them.
+    beside: Mapping[str, Array] = field(default_factory=dict, compare=False)
 
     @property
     def size_bytes(self) -> int:
@@ -127,12 +133,19 @@ class StoredLayer:
     size_bytes: int
 
 
+def beside_rows(*, parts: Parts | None, groups: Groups | None) -> dict[str, Array]:
+    """Name what is known of rows besides their labels, as the file does."""
+    known = {PART: parts, GROUP: groups}
+    return {name: array for name, array in known.items() if array is not None}
+
+
 def plan_columns(
-    outputs: Iterable[ProbeOutput], *, dtype: str, has_labels: bool
+    outputs: Iterable[ProbeOutput], *, dtype: str, has_labels: bool, beside: Iterable[str] = ()
 ) -> tuple[Column, ...]:
     """Decide name and type of every array of a split.
 
     Floating-point activations are stored as `dtype`, truth values as uint8, others as they are.
+    `beside` names those of `part` and `group` that are known.
     """
     columns: list[Column] = []
     taken = set(RESERVED)
@@ -140,8 +153,8 @@ def plan_columns(
         name = _free_name(output.layer, taken)
         taken.add(name)
         columns.append(Column(name, _stored_dtype(output.dtype, dtype), output.row_shape, output))
-    if has_labels:
-        columns.append(Column(LABEL, "<i8", ()))
+    known = {LABEL, *beside} if has_labels else {*beside}
+    columns += [Column(name, kind, ()) for name, kind in BESIDE.items() if name in known]
     return tuple(columns)
 
 

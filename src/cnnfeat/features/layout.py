@@ -21,6 +21,7 @@ from cnnfeat.features import format as fmt
 from cnnfeat.features.disk import Disk
 from cnnfeat.features.format import Block, BlockNames, Column, FilePlan, SplitPlan
 from cnnfeat.features.seal import make_seal, text_checksum
+from cnnfeat.parts import Part
 from cnnfeat.records import ProbeOutput, SkippedSample
 
 _TEXT = h5py.string_dtype("utf-8")
@@ -168,12 +169,15 @@ class _FileTail:
         ids = h5py.Dataset(_allocate_texts(group, fmt.ID, split.n_rows))
         rows = _dimension(group, "sample", split.n_rows)
         taken = {"sample", *group}
+        beside = [column.name for column in split.columns if column.output is None]
         for column, overflow in zip(split.columns, state.overflows, strict=True):
             array = group[column.name]
             array.dims[0].attach_scale(rows)
             if column.output is not None:
-                _describe(array, column.output, overflow=overflow, has_labels=fmt.LABEL in group)
+                _describe(array, column.output, overflow=overflow, beside=[*beside, fmt.ID])
                 _name_axes(group, array, column, taken)
+        if fmt.PART in beside:
+            _name_parts(group[fmt.PART])
         ids.dims[0].attach_scale(rows)
 
     def write_sums(self, split: SplitPlan, state: SplitState, id_sums: Sequence[int]) -> None:
@@ -292,13 +296,21 @@ def _texts(group: h5py.Group, name: str, n: int) -> h5py.Dataset:
     return group.create_dataset(name, (n,), dtype=_TEXT, track_times=False)
 
 
-def _describe(array: h5py.Dataset, output: ProbeOutput, *, overflow: int, has_labels: bool) -> None:
+def _describe(
+    array: h5py.Dataset, output: ProbeOutput, *, overflow: int, beside: Sequence[str]
+) -> None:
     attributes = fmt.output_attributes(output)
     for key, value in attributes.items():
         array.attrs[key] = np.array(value, "<i8") if key == "original_shape" else value
     if overflow:
         array.attrs["overflowed_to_inf"] = overflow
-    array.attrs["coordinates"] = f"{fmt.LABEL} {fmt.ID}" if has_labels else fmt.ID
+    array.attrs["coordinates"] = " ".join(beside)
+
+
+def _name_parts(array: h5py.Dataset) -> None:
+    """Say what the numbers mean, as CF does: conventions 1.11, section 3.5, "Flags"."""
+    array.attrs["flag_values"] = np.array(list(Part), np.uint8)
+    array.attrs["flag_meanings"] = " ".join(part.name.lower() for part in Part)
 
 
 def _name_axes(group: h5py.Group, array: h5py.Dataset, column: Column, taken: set[str]) -> None:

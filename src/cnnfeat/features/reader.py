@@ -19,8 +19,9 @@ from cnnfeat.features import safety
 from cnnfeat.features.format import StoredLayer
 from cnnfeat.features.safety import Sums, read_sums
 from cnnfeat.features.seal import RunningChecksum, byte_view, checksum, text_checksum
+from cnnfeat.parts import Part
 from cnnfeat.progress import SILENT, Progress, Task
-from cnnfeat.records import Array, Labels, SkippedSample
+from cnnfeat.records import Array, Groups, Labels, Parts, SkippedSample
 
 _HINT = "make the file again with cnnfeat extract"
 
@@ -76,6 +77,12 @@ class FeatureFile:
             raise FeatureFileError(f"{self.path} has no split", hint=_HINT)
         self.splits = tuple(self._groups)
         self._sums = {split: read_sums(self._file, split, self.path) for split in self.splits}
+        self._beside = {
+            (split, column)
+            for split in self.splits
+            for column in self._sums[split].columns
+            if self._is_beside(split, column)
+        }
         self._places = {
             (split, column): self._place(split, column)
             for split in self.splits
@@ -95,13 +102,25 @@ class FeatureFile:
         return sorted(names, key=lambda name: (known.index(name) if name in known else 9, name))
 
     def _layers_of(self, split: str) -> list[str]:
-        return [name for name in self._sums[split].columns if name not in (fmt.LABEL, fmt.ID)]
+        return [
+            name
+            for name in self._sums[split].columns
+            if name != fmt.ID and (split, name) not in self._beside
+        ]
+
+    def _is_beside(self, split: str, column: str) -> bool:
+        """Whether a column is none of the layers'; files older than parts may have such a layer."""
+        if column not in fmt.BESIDE or column == fmt.LABEL:
+            return column == fmt.LABEL
+        array = safety.child_array(self._groups[split], column, self.path)
+        return "tensor" not in safety.attributes(array, self.path)
 
     def _place(self, split: str, column: str) -> _Place:
         array = safety.child_array(self._groups[split], column, self.path)
-        kinds = "i" if column == fmt.LABEL else "fiu"
+        beside = (split, column) in self._beside
+        kinds = np.dtype(fmt.BESIDE[column]).kind if beside else "fiu"
         dtype = safety.numeric(array, self.path, kinds)
-        if column == fmt.LABEL and array.ndim != 1:
+        if beside and array.ndim != 1:
             raise FeatureFileError(f"{self.path}: {array.name} has shape {array.shape}", hint=_HINT)
         return _Place(array.id.get_offset() or 0, array.shape, dtype)
 
@@ -300,10 +319,30 @@ class FeatureFile:
 
     def labels(self, split: str) -> Labels | None:
         """Labels of a split, (n_rows,) int64, checked; None where there are none."""
-        if fmt.LABEL not in self.sums(split).columns:
+        found = self._whole(split, fmt.LABEL)
+        return None if found is None else found.astype(np.int64, copy=False)
+
+    def parts(self, split: str) -> Parts | None:
+        """What the network had seen of each row, (n_rows,) `Part`, checked; None: unknown."""
+        found = self._whole(split, fmt.PART)
+        if found is not None and len(found) and found.max() > max(Part):
+            raise FeatureFileError(
+                f"{self.path}: {split}/{fmt.PART} holds {found.max()}; 0 to {max(Part)} are known",
+                hint="a newer cnnfeat may read it",
+            )
+        return None if found is None else found.astype(np.uint8, copy=False)
+
+    def groups(self, split: str) -> Groups | None:
+        """Which rows belong together, (n_rows,) numbers, checked; None where that wasn't said."""
+        found = self._whole(split, fmt.GROUP)
+        return None if found is None else found.astype(np.int64, copy=False)
+
+    def _whole(self, split: str, column: str) -> Array | None:
+        """All rows of a column that stands beside the layers; None where there is none."""
+        self.sums(split)
+        if (split, column) not in self._beside:
             return None
-        found = [array for _, array in self.blocks(split, fmt.LABEL)]
-        return np.concatenate(found).astype(np.int64, copy=False)
+        return np.concatenate([array for _, array in self.blocks(split, column)])
 
     def ids(self, split: str, *, start: int = 0, stop: int | None = None) -> list[str]:
         """Names of the samples, a row each."""
@@ -424,7 +463,7 @@ class Damage:
     """One block that doesn't hold what was written."""
 
     split: str
-    layer: str  # or "label" or "id"
+    layer: str  # or "label", "part", "group", "id"
     block: int | None  # None: can't be read at all
     message: str
 
@@ -439,7 +478,7 @@ class Verification:
 
 
 def verify_file(path: Path, *, progress: Progress = SILENT) -> Verification:
-    """Check features, labels and ids of a file against its block checksums.
+    """Check features, labels, parts, groups and ids of a file against its block checksums.
 
     Raises
     ------

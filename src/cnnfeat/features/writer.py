@@ -28,6 +28,7 @@ from cnnfeat.features.format import (
     Column,
     FilePlan,
     SplitPlan,
+    beside_rows,
     plan_columns,
 )
 from cnnfeat.features.journal import Header, Journal, read_header
@@ -36,7 +37,7 @@ from cnnfeat.features.safety import attributes, open_checked
 from cnnfeat.features.seal import byte_view, checksum
 from cnnfeat.files import check_output, check_space, locked
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.records import Array, Batch, Labels, ProbeOutput, SkippedSample
+from cnnfeat.records import Array, Batch, Groups, Labels, Parts, ProbeOutput, SkippedSample
 
 SYNC_BYTES = 16 << 20  # written between two syncs
 CACHED_BYTES = 2 << 30  # a larger file is not kept in the system's cache: it would take all of it
@@ -347,7 +348,7 @@ class FeatureWriter:
             raise ValueError(f"batch starts at {batch.start}, {state.position} expected")
         sums, overflows = [], []
         for column, values in zip(
-            state.plan.columns, _with_labels(state.plan, batch, arrays), strict=True
+            state.plan.columns, _with_facts(state.plan, batch, arrays), strict=True
         ):
             rows, overflow = _fit(values, column)
             if len(rows):
@@ -455,15 +456,21 @@ def _check_space(path: Path, plan: FilePlan, *, present_bytes: int = 0) -> None:
     check_space(path, needed, present_bytes=present_bytes, smaller=_SMALLER)
 
 
-def _with_labels(plan: SplitPlan, batch: Batch, arrays: Sequence[Array]) -> Sequence[Array]:
-    if plan.columns[-1].name != LABEL or plan.columns[-1].output is not None:
-        return arrays
-    if batch.labels is None:
-        raise DataError(
-            f"samples {batch.start} to {batch.stop - 1} of {plan.name!r} have no labels, "
-            "those before have"
-        )
-    return [*arrays, batch.labels]
+def _with_facts(plan: SplitPlan, batch: Batch, arrays: Sequence[Array]) -> list[Array]:
+    """Add the labels, and what the plan knows of the rows that are kept."""
+    found = list(arrays)
+    for name in [column.name for column in plan.columns if column.output is None]:
+        if name != LABEL:
+            left_out = [sample.row for sample in batch.skipped]
+            found.append(plan.beside[name][np.setdiff1d(range(batch.start, batch.stop), left_out)])
+        elif batch.labels is not None:
+            found.append(batch.labels)
+        else:
+            raise DataError(
+                f"samples {batch.start} to {batch.stop - 1} of {plan.name!r} have no labels, "
+                "those before have"
+            )
+    return found
 
 
 def _fit(values: Array, column: Column) -> tuple[Array, int]:
@@ -508,6 +515,8 @@ def write_arrays(
     splits: Mapping[str, Mapping[str, Array]],
     *,
     labels: Mapping[str, Labels] | None = None,
+    parts: Mapping[str, Parts] | None = None,
+    groups: Mapping[str, Groups] | None = None,
     ids: Mapping[str, Sequence[str]] | None = None,
     classes: Sequence[str] = (),
     attributes: Mapping[str, str | int | float] | None = None,
@@ -523,6 +532,10 @@ def write_arrays(
         By split and layer, (n_rows, ...) each.
     labels : mapping of str to ndarray of int64, optional
         By split, (n_rows,).
+    parts : mapping of str to ndarray of uint8, optional
+        By split, (n_rows,): what the network has seen of each row, `cnnfeat.parts.Part`.
+    groups : mapping of str to ndarray of int64, optional
+        By split, (n_rows,): rows of one number belong together.
     ids : mapping of str to sequence of str, optional
         By split; by default "train/00042".
     classes : sequence of str
@@ -540,7 +553,12 @@ def write_arrays(
         If the disk refuses.
     """
     plans = tuple(
-        _split_plan(split, layers, has_labels=split in (labels or {}))
+        _split_plan(
+            split,
+            layers,
+            has_labels=split in (labels or {}),
+            beside=beside_rows(parts=(parts or {}).get(split), groups=(groups or {}).get(split)),
+        )
         for split, layers in splits.items()
     )
     plan = FilePlan(plans, tuple(classes), dict(attributes or {}), {})
@@ -557,7 +575,9 @@ def write_arrays(
         writer.finish()
 
 
-def _split_plan(split: str, layers: Mapping[str, Array], *, has_labels: bool) -> SplitPlan:
+def _split_plan(
+    split: str, layers: Mapping[str, Array], *, has_labels: bool, beside: Mapping[str, Array]
+) -> SplitPlan:
     outputs = [
         ProbeOutput(
             layer=name,
@@ -572,5 +592,6 @@ def _split_plan(split: str, layers: Mapping[str, Array], *, has_labels: bool) ->
         for name, array in layers.items()
     ]
     dtype = next((array.dtype.name for array in layers.values() if array.dtype.kind == "f"), "")
-    columns = plan_columns(outputs, dtype=dtype or "float32", has_labels=has_labels)
-    return SplitPlan(split, len(next(iter(layers.values()))), columns)
+    dtype = dtype or "float32"
+    columns = plan_columns(outputs, dtype=dtype, has_labels=has_labels, beside=beside)
+    return SplitPlan(split, len(next(iter(layers.values()))), columns, beside)

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from cnnfeat import __version__
 from cnnfeat.card import ModelCard, card_path, file_sha256, write_card
+from cnnfeat.divided import TEST, VALIDATION, divide_source, rule_for, training_split
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.files import check_output, replacing
 from cnnfeat.knobs import to_dict
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import RunOptions, TrainOptions
+from cnnfeat.parts import Part
 from cnnfeat.progress import SILENT, Progress, Task
-from cnnfeat.records import Labels, Source
+from cnnfeat.records import Labels, Parts, RowNumbers, Source
 
 logger = logging.getLogger("cnnfeat")
 
@@ -43,7 +45,7 @@ class _Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: NDArray[np.int64]) -> _Samples:
+    def take(self, rows: RowNumbers) -> _Samples:
         return _Samples(self.images[rows], self.labels[rows])
 
 
@@ -57,15 +59,17 @@ def train(
 ) -> ModelCard:
     """Train the network of `config` and write it with its card.
 
-    A stratified part of the training split is held back: the weights of the epoch that does best
-    on it are kept. The test split is read once, after that. Same seed, same machine: same weights.
+    A source without a test split is divided first. Of what it trains on, a stratified part is held
+    back, unless the source has a split `validation`: the weights of the epoch that does best on it
+    are kept. The test split is read once, after that. Same seed, same machine: same weights.
 
     Parameters
     ----------
     config : RunOptions
         Its tables `network` and `train` are used; `data` is recorded.
     source : Source
-        Labelled images, all of one shape. Held in memory in their own dtype.
+        Labelled images, all of one shape. Held in memory in their own dtype. One that is divided
+        already stays so.
     out : Path
         The model file, ending in `.keras`; the card gets the same name with `.json`.
     overwrite : bool
@@ -78,7 +82,8 @@ def train(
     UsageError
         If `out` does not end in `.keras`, or exists.
     DataError
-        If the source has no labels, fewer than two classes, or images of several shapes.
+        If the source has no labels, fewer than two classes, classes too small to be divided,
+        nothing to train on, or images of several shapes.
     NetworkError
         If the network can't be built for images of this shape.
     StorageError
@@ -86,9 +91,9 @@ def train(
     """
     if out.suffix != ".keras":
         raise UsageError(f"a model file ends in .keras, not {out.name!r}", hint="name it with -o")
-    split = "train" if "train" in source.splits else next(iter(source.splits))
+    source = _divided(source, config.train)
+    split = _fitted_split(source)
     info = source.splits[split]
-    _check_classes(source, split)
     network = build_network(
         config.network,
         image_shape=info.image_shape,
@@ -100,12 +105,14 @@ def train(
         needed = network.count_params() * BYTES_PER_WEIGHT + FILE_OVERHEAD_BYTES
         check_output(path, overwrite=overwrite, needed_bytes=needed)
     samples = _read(source, split)
-    rows, held_back = _divide(samples.labels, config.train)
+    parts = source.parts(split)
+    fitted = samples.take(np.flatnonzero(parts == Part.FITTED))
+    held_back = _held_back(source, samples, parts)
     started = time.perf_counter()
-    history = _fit(network, samples.take(rows), samples.take(held_back), config.train, progress)
+    history = _fit(network, fitted, held_back, config.train, progress)
     elapsed_s = time.perf_counter() - started
     best = _best_epoch(history)
-    test = _read(source, "test") if "test" in source.splits and split != "test" else None
+    test = _read(source, TEST)
     card = ModelCard(
         cnnfeat=__version__,
         tensorflow=tf.__version__,
@@ -122,12 +129,13 @@ def train(
         history=tuple(history),
         best_epoch=best + 1,
         validation_accuracy=history[best]["val_accuracy"],
-        test_accuracy=None if test is None else _accuracy(network, test),
-        n_train=len(rows),
+        test_accuracy=_accuracy(network, test),
+        n_train=len(fitted),
         n_validation=len(held_back),
-        n_test=0 if test is None else len(test),
+        n_test=len(test),
         elapsed_s=elapsed_s,
         model_sha256=_save(network, out),
+        division=source.division,
     )
     write_card(card, card_path(out))
     return card
@@ -143,25 +151,62 @@ def _describe(source: Source) -> dict[str, str]:
     }
 
 
-def _check_classes(source: Source, split: str) -> None:
+def _divided(source: Source, options: TrainOptions) -> Source:
+    """Divide the source before the network sees any of it."""
+    _check_classes(source)
+    if source.division is not None:
+        return source
+    rule = rule_for(
+        source,
+        test_fraction=options.test_fraction,
+        validation=options.validation,
+        seed=options.seed,
+    )
+    divided = divide_source(source, rule)
+    _warn_of_shared_groups(divided)
+    return divided
+
+
+def _warn_of_shared_groups(source: Source) -> None:
+    """Say which of the source's own splits hold groups that are trained on."""
+    fitted = _fitted_split(source)
+    trained_on = source.groups(fitted)
+    for split in source.splits:
+        groups = source.groups(split)
+        if split == fitted or groups is None or trained_on is None:
+            continue
+        shared = len(np.intersect1d(groups, trained_on))
+        if shared:
+            logger.warning(
+                "%d of %d groups of %r are in %r too: it says nothing of new groups",
+                shared,
+                len(np.unique(groups)),
+                split,
+                fitted,
+            )
+
+
+def _fitted_split(source: Source) -> str:
+    """Name the split whose rows the weights are fitted to."""
+    parts = {split: source.parts(split) for split in source.splits}
+    return next(name for name, found in parts.items() if found is not None and Part.FITTED in found)
+
+
+def _check_classes(source: Source) -> None:
+    split = training_split(source)
     labels = source.labels(split)
-    if labels is None:
+    present = [] if labels is None else np.unique(labels).tolist()
+    if labels is not None and len(present) < 2:
+        names = {source.classes[k]: int(np.count_nonzero(labels == k)) for k in present}
         raise DataError(
-            f"{source.name} has no labels, and training needs them",
-            hint="put the images into a folder a class, or give labels in a manifest",
+            f"training needs at least two classes, and {source.name} has {names} in {split!r}"
         )
-    counts = np.bincount(labels, minlength=len(source.classes))
-    present = {source.classes[k]: int(n) for k, n in enumerate(counts) if n}
-    if len(present) < 2:
-        raise DataError(
-            f"training needs at least two classes, and {source.name} has {present} in {split!r}"
-        )
-    rare = {name: n for name, n in present.items() if n < 2}
-    if rare:
-        raise DataError(
-            f"each class needs two images or more, one to train on and one to validate on; "
-            f"{source.name} has {rare}"
-        )
+
+
+def _held_back(source: Source, samples: _Samples, parts: Parts | None) -> _Samples:
+    """What picks the best epoch: the source's own split for that, or rows held back."""
+    rows = np.flatnonzero(parts == Part.VALIDATION)
+    return samples.take(rows) if len(rows) else _read(source, VALIDATION)
 
 
 def _read(source: Source, split: str) -> _Samples:
@@ -180,18 +225,6 @@ def _read(source: Source, split: str) -> _Samples:
     if labels is None:
         raise DataError(f"{source.name} has labels in one split, but none in {split!r}")
     return _Samples(images, labels)
-
-
-def _divide(labels: Labels, config: TrainOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pick rows to train on and rows to validate on, of every class its share."""
-    generator = np.random.default_rng(config.seed)
-    kept, held_back = [], []
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        n_held_back = max(1, round(config.validation * len(rows)))
-        held_back.append(rows[:n_held_back])
-        kept.append(rows[n_held_back:])
-    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held_back))
 
 
 def _fit(

@@ -1,0 +1,243 @@
+"""`cnnfeat train`, and `extract` of what was trained on: which rows the network has seen."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnfeat.features import FeatureFile
+from cnnfeat.parts import Part, hold_out
+
+NETWORK = """
+[network]
+conv = [{ filters = 2, kernel_size = 3 }]
+dense = [{ units = 4 }]
+[train]
+epochs = 1
+"""
+
+
+@pytest.fixture
+def run(cnnfeat, tmp_path: Path, monkeypatch) -> Callable:
+    monkeypatch.chdir(tmp_path)
+    Path("c.toml").write_text(NETWORK, "utf-8")
+    return cnnfeat
+
+
+@pytest.fixture
+def train(run) -> Callable:
+    return functools.partial(run, "train", "--config", "c.toml")
+
+
+@pytest.fixture
+def npz(run, rng: np.random.Generator) -> Path:
+    """100 images of random pixels, of two classes, without splits."""
+    np.savez("x.npz", images=rng.integers(0, 256, (100, 8, 8), np.uint8), labels=np.arange(100) % 2)
+    return Path("x.npz")
+
+
+def photos(folder: Path, sizes: dict[str, int], rng: np.random.Generator) -> Path:
+    for name, n in sizes.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_it_says_how_the_source_was_divided(train, npz):
+    code, out, _ = train("--data", npz, "--seed", "5", "--test-fraction", "0.3")
+    assert code == 0
+    assert "divided              30 images held out first, to test on" in out
+    assert "(--test-fraction 0.3, --seed 5)" in out
+    assert "of 8 images held back" in out
+    assert "of 30 images that the network never saw" in out
+    code, out, _ = train("--data", npz, "--json", "--overwrite")
+    said = json.loads(out)
+    assert (said["n_train"], said["n_validation"], said["n_test"]) == (72, 8, 20)
+    assert said["division"]["test_fraction"] == 0.2 and said["division"]["validation"] == 0.1
+
+
+def test_a_source_with_splits_is_kept_as_it_is(train, npz):
+    with np.load(npz) as plain:
+        x, y = plain["images"], plain["labels"]
+    np.savez("x.npz", x_train=x[:60], y_train=y[:60], x_val=x[60:72], y_val=y[60:72],
+             x_test=x[72:], y_test=y[72:])  # fmt: skip
+    code, out, err = train("--data", "x.npz")
+    assert code == 0
+    assert "60 train and 12 validation and 28 test" in err
+    assert "divided" not in out and "of 12 images of the split validation" in out
+
+
+@pytest.mark.parametrize("given", ["0", "-0.1", "0.91", "nan", "some"])
+def test_a_test_fraction_out_of_range_is_refused(train, npz, given):
+    code, _, err = train("--data", npz, "--test-fraction", given)
+    assert code == 2
+    assert "--test-fraction must be" in err and "more than 0 and at most 0.9" in err
+
+
+def test_a_class_of_one_picture_is_named_and_the_hint_works(train, run, rng):
+    photos(Path("photos"), {"bus": 1, "cat": 10, "dog": 10}, rng)
+    code, _, err = train("--data", "photos")
+    assert code == 3
+    assert "photos has 'bus': 1" in err and "--min-per-class 3" in err
+    code, _, err = train("--data", "photos", "--min-per-class", "3")
+    assert code == 0, err
+    assert "left out: classes of fewer than 3 pictures in 'all': 'bus': 1" in err
+    code, _out, err = run("extract", "--layer", "fc1")
+    assert code == 0, err
+    with FeatureFile(Path("artifacts/features.h5")) as file:
+        assert {split: file.n_rows(split) for split in file.splits} == {"train": 16, "test": 4}
+        assert not [name for split in file.splits for name in file.ids(split) if "bus" in name]
+
+
+def test_a_group_that_is_a_whole_class_is_refused(train, rng):
+    photos(Path("photos"), {"cat/7": 6, "dog/7": 2, "dog/8": 2, "dog/9": 2}, rng)
+    code, _, err = train("--data", "photos", "--group-by", "folder")
+    assert code == 3
+    assert "all 6 pictures of class 'cat'" in err and "are in 1 by --group-by folder" in err
+
+
+def test_a_column_that_is_not_there_is_refused(train, npz):
+    Path("list.csv").write_text("path,label,patient\n1.png,a,x\n", "utf-8")
+    code, _, err = train("--data", "list.csv", "--group-by", "person")
+    assert code == 2
+    assert "list.csv has no such column; it has: path, label, patient" in err
+    code, _, err = train("--data", npz, "--group-by", "folder")
+    assert code == 2 and "(npz) doesn't say what belongs together" in err
+
+
+def test_extract_divides_as_the_training_did(train, run, npz):
+    assert train("--data", npz, "--seed", "2").returncode == 0
+    code, _out, err = run("extract", "--layer", "fc1")
+    assert code == 0 and "warning" not in err
+    held = hold_out(np.arange(100) % 2, 0.2, seed=2)
+    inner = hold_out((np.arange(100) % 2)[~held], 0.1, seed=2)
+    with FeatureFile(Path("artifacts/features.h5")) as file:
+        assert file.splits == ("train", "test")
+        assert file.ids("test") == [f"all/{row:05d}" for row in np.flatnonzero(held)]
+        assert file.ids("train") == [f"all/{row:05d}" for row in np.flatnonzero(~held)]
+        assert set(file.parts("test")) == {Part.UNSEEN}
+        assert (file.parts("train") == Part.VALIDATION).tolist() == inner.tolist()
+        assert (file.parts("train") == Part.FITTED).tolist() == (~inner).tolist()
+        assert json.loads(file.attributes["division"])["seed"] == 2
+
+
+def test_extract_by_name_of_what_was_trained_on_divides_it_too(train, run, rng):
+    for name in ("cat", "dog"):
+        for patient in range(5):
+            photos(Path("photos"), {f"{name}/{patient}": 3}, rng)
+    words = ["--data", "photos", "--group-by", "folder", "--validation", "0.3"]
+    code, _, err = train(*words)
+    assert code == 0, err
+    code, _, err = run("extract", "--layer", "fc1", "--data", "photos", "-o", "f.h5")
+    assert code == 0 and "warning" not in err, err
+    with FeatureFile(Path("f.h5")) as file:
+        train_groups, test_groups = set(file.groups("train")), set(file.groups("test"))
+        assert len(train_groups | test_groups) == 5 and not train_groups & test_groups
+        patients = {name.split("/")[1] for name in file.ids("test")}
+        assert len(patients) == len(test_groups)
+
+
+def test_what_the_network_has_seen_of_other_pictures_is_not_known(train, run, npz, rng):
+    assert train("--data", npz).returncode == 0
+    photos(Path("others"), {"a": 3, "b": 3}, rng)
+    code, _, err = run("extract", "--layer", "fc1", "--data", "others")
+    assert code == 0
+    assert err.count("isn't known") == 1 and "the network was trained on" in err
+    with FeatureFile(Path("artifacts/features.h5")) as file:
+        assert file.splits == ("all",) and file.parts("all") is None
+
+
+def test_a_source_that_has_changed_is_not_divided(train, run, npz):
+    assert train("--data", npz).returncode == 0
+    with np.load(npz) as plain:
+        np.savez(npz, images=plain["images"][:-1], labels=plain["labels"][:-1])
+    code, _, err = run("extract", "--layer", "fc1")
+    assert code == 0
+    assert "isn't known: it has changed since the network was trained on it" in err
+    with FeatureFile(Path("artifacts/features.h5")) as file:
+        assert file.splits == ("all",) and file.parts("all") is None
+
+
+def test_a_card_without_a_division_works_and_it_is_said(train, run, npz):
+    assert train("--data", npz).returncode == 0
+    path = Path("artifacts/model.json")
+    card = json.loads(path.read_text("utf-8"))
+    del card["division"]
+    path.write_text(json.dumps(card), "utf-8")
+    code, _, err = run("extract", "--layer", "fc1")
+    assert code == 0
+    assert "the network's card is of an older cnnfeat" in err
+    with FeatureFile(Path("artifacts/features.h5")) as file:
+        assert file.splits == ("all",) and file.parts("all") is None
+
+
+def test_pictures_behind_divided_rows_are_their_own(train, run, npz):
+    """What the report and the plots look up again is the divided source."""
+    from cnnfeat.data import open_data
+    from cnnfeat.origin import recorded_data
+    from cnnfeat.pictures import Pictures
+
+    assert train("--data", npz).returncode == 0
+    assert run("extract", "--layer", "fc1").returncode == 0
+    with np.load(npz) as plain:
+        images = plain["images"]
+    with (
+        FeatureFile(Path("artifacts/features.h5")) as file,
+        open_data(recorded_data(file.attributes)) as source,
+    ):
+        found = Pictures(file, source)
+        for row, name in enumerate(file.ids("test")):
+            expected = images[int(name.removeprefix("all/"))]
+            np.testing.assert_array_equal(found.one("test", row)[..., 0], expected)
+
+
+def test_a_resumed_extraction_needs_the_same_division(train, run, npz):
+    assert train("--data", npz).returncode == 0
+    assert run("extract", "--layer", "fc1").returncode == 0
+    path = Path("artifacts/model.json")
+    card = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**card, "division": None}), "utf-8")
+    code, _, err = run("extract", "--layer", "fc1", "--resume")
+    assert code == 2 and "artifacts/features.h5" in err
+    path.write_text(json.dumps(card), "utf-8")
+    code, _, err = run("extract", "--layer", "fc1", "--resume")
+    assert code == 0 and "is complete already" in err
+
+
+def test_run_and_the_three_commands_make_the_same(train, run, npz):
+    Path("run.toml").write_text(
+        NETWORK + 'seed = 3\n[extract]\nlayer = ["conv1", "fc1"]\n[svm]\nlayer = "fc1"\nC = 0.1\n',
+        "utf-8",
+    )
+    code, _, err = run("run", "run.toml", "--data", npz, "--test-fraction", "0.25", "-o", "whole")
+    assert code == 0, err
+    train("--data", npz, "--seed", "3", "--test-fraction", "0.25")
+    run("extract", "--layer", "conv1", "--layer", "fc1")
+    run("svm", "--layer", "fc1", "--C", "0.1")
+    with h5py.File("whole/features.h5") as one, h5py.File("artifacts/features.h5") as other:
+        names = [f"{split}/{name}" for split in ("train", "test") for name in one[split]]
+        assert {"train/part", "test/part", "train/fc1"} <= set(names)
+        for name in names:
+            assert one[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(one[name][()], other[name][()])
+        assert one.attrs["division"] == other.attrs["division"]
+    for name in ("predictions.csv", "confusion.png"):
+        assert Path("whole", name).read_bytes() == Path("artifacts", name).read_bytes()
+    cards = [json.loads(Path(d, "model.json").read_text("utf-8")) for d in ("whole", "artifacts")]
+    assert cards[0]["division"] == cards[1]["division"]
+    assert cards[0]["test_accuracy"] == cards[1]["test_accuracy"]
+    code, _, err = run("run", "run.toml", "--data", npz, "--test-fraction", "0.25", "-o", "whole")
+    assert code == 0
+    assert err.count("nothing has changed") == 4
+    code, _, err = run("run", "run.toml", "--data", npz, "-o", "whole")
+    assert code == 0
+    assert "nothing has changed" not in err
