@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from cnnfeat.errors import ConfigError, MissingInputError
+from cnnfeat.knobs import checked, fields_of, result_options
 from cnnfeat.options import (
     ConvOptions,
     DenseOptions,
+    ExtractOptions,
     RunOptions,
     SvmOptions,
     TrainOptions,
@@ -120,3 +123,20 @@ def test_no_file_and_no_toml_are_told_apart(tmp_path: Path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.toml: can't be read as UTF-8"):
         load_config(tmp_path / "binary.toml")
+
+
+def test_layers_is_another_word_for_layer_in_python():
+    given = ExtractOptions(layers=["conv1", "fc1"], limit=3)
+    assert given == ExtractOptions(layer=("conv1", "fc1"), limit=3)
+    assert ExtractOptions(layers="fc1").layer == ("fc1",)
+    assert dataclasses.replace(given, layer=("fc2",), limit=4).layer == ("fc2",)
+    assert dataclasses.replace(given, limit=4).layer == ("conv1", "fc1")
+    assert checked(given) == given
+    with pytest.raises(ConfigError, match="layer must name something"):
+        checked(ExtractOptions(layers=[]))
+    # and nowhere else: one option, one name
+    assert "layers" not in fields_of(ExtractOptions)
+    assert "layers" not in result_options(given)
+    with pytest.raises(ConfigError, match="unknown key 'layers'") as caught:
+        parse("[extract]\nlayers = ['fc1']")
+    assert "did you mean 'layer'?" in caught.value.hint

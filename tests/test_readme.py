@@ -77,3 +77,46 @@ def test_the_house_names_every_room():
         if not path.name.startswith("__")
     }
     assert {room for room in rooms if room not in house} == set()
+
+
+def python_blocks() -> list[str]:
+    section = TEXT.split("### From Python\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_python_there_is_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each block in turn, on pictures of the sizes and with the names that it speaks of."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 120, (60, 28, 28, 1)).astype(np.uint8)
+    labels = np.arange(60) % 2
+    images[labels == 1, :14] += 120
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for folder in ("photos", "more-photos"):
+            (tmp_path / folder / "ab"[label]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(tmp_path / folder / "ab"[label] / f"{number}.png")
+    image = keras.Input((28, 28, 1))
+    model = keras.Model(image, keras.layers.Conv2D(2, 3, name="conv1")(image))
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, (None, 28, 28, 1), name="x")
+        keep_prob = v1.placeholder(tf.float32, (), name="keep_prob")
+        v1.get_variable("conv1/w", initializer=tf.ones((3, 3, 1, 2)))
+        weights = v1.global_variables()[0]
+        tf.nn.conv2d(x * keep_prob, weights, 1, "SAME", name="conv1/Conv2D")
+        session = v1.Session(graph=graph)
+        session.run(v1.global_variables_initializer())
+    names = {"images": images, "labels": labels, "model": model, "graph": graph, "session": session}
+    names["w"] = session.run(weights)
+    blocks = python_blocks()
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block.replace("epochs=20", "epochs=2"), names)  # noqa: S102 - what it is for
+    assert set(names["found"].predicted) == {"a", "b"}
+    assert names["machine"].score(images, labels) == 1
+    assert (tmp_path / "live.h5").is_file()

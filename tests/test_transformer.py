@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -15,8 +17,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cnnfeat import LayerFeatures, LinearSVM
+from cnnfeat import LayerFeatures, LinearSVM, ReadOptions, load_network
 from cnnfeat.errors import DataError, LayerLookupError, MissingInputError, NetworkError, UsageError
+from cnnfeat.options import ProbeOptions
+
+v1 = tf.compat.v1
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +157,97 @@ def test_other_images_are_refused(network, images, bad, words):
     features = LayerFeatures(network[0], layer="fc1").fit(images[0])
     with pytest.raises(DataError, match=words):
         features.transform(bad)
+
+
+def live() -> keras.Model:
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((8, 8, 1), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(3, 3, activation="relu", name="conv1")(x)
+    return keras.Model(inputs, keras.layers.Flatten(name="flat")(x), name="live")
+
+
+def test_a_live_model_is_frozen_by_fit(images):
+    X, model = images[0], live()
+    features = LayerFeatures(model, layer="flat")
+    expected = np.asarray(model(X[..., None]))
+    np.testing.assert_allclose(features.fit_transform(X), expected, atol=1e-5 * expected.max())
+    model.set_weights([weight * 2 + 1 for weight in model.get_weights()])
+    np.testing.assert_allclose(features.transform(X), expected, atol=1e-5 * expected.max())
+    anew = np.asarray(model(X[..., None]))
+    np.testing.assert_allclose(features.fit_transform(X), anew, atol=1e-5 * anew.max())
+
+
+def test_clones_share_a_live_model(images):
+    X, y = images
+    model = live()
+    features = LayerFeatures(model, layer="flat").set_output(transform="default").fit(X)
+    copy = clone(features)
+    assert copy.model is model
+    assert copy.get_params() == features.get_params()
+    with pytest.raises(NotFittedError):
+        copy.transform(X)
+    machine = make_pipeline(LayerFeatures(model, layer="flat"), LinearSVM(C=0.01))
+    search = GridSearchCV(
+        machine, {"layerfeatures__layer": ["conv1", "flat"]}, cv=2, error_score="raise"
+    ).fit(X, y)
+    assert search.best_estimator_.score(X, y) > 0.8
+
+
+def test_pickling_a_live_model_is_refused_with_words(images):
+    for features in (LayerFeatures(live(), layer="flat"), LayerFeatures(load_network(live()))):
+        with pytest.raises(UsageError, match=r"holds a live .* which can't be pickled") as caught:
+            pickle.dumps(features)
+        assert "give LayerFeatures the path" in caught.value.hint
+        assert any("path" in note for note in caught.value.__notes__)
+
+
+def test_an_open_network_and_a_path_object(network, images):
+    path, _ = network
+    X = images[0][:20]
+    expected = LayerFeatures(path, layer="pool").fit_transform(X)
+    for given in (Path(path), load_network(path)):
+        np.testing.assert_array_equal(LayerFeatures(given, layer="pool").fit_transform(X), expected)
+
+
+def test_a_graph_with_its_session(images):
+    X = images[0][:20].astype(np.float32)
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        x = v1.placeholder(tf.float32, (None, 8, 8, 1), name="x")
+        gain = v1.placeholder(tf.float32, (), name="gain")
+        w = v1.get_variable("w", initializer=3.0)
+        tf.multiply(x * w, gain, name="out")
+        session.run(v1.global_variables_initializer())
+        features = LayerFeatures(
+            graph, layer="out", session=session, feed={"gain": 2.0}, scale="raw"
+        ).fit(X)
+        session.run(w.assign(0.0))
+    np.testing.assert_allclose(features.transform(X), 6 * X.reshape(20, -1))
+    by_value = LayerFeatures(
+        graph, layer="out", variables={"w": 5.0}, read=ReadOptions(feed={"gain": 2.0}), scale="raw"
+    )
+    np.testing.assert_allclose(clone(by_value).fit_transform(X), 10 * X.reshape(20, -1))
+    first = by_value.set_params(feed={"gain": 1.0})  # goes before what `read` says
+    np.testing.assert_allclose(first.fit_transform(X), 5 * X.reshape(20, -1))
+
+
+def test_every_option_of_reading_and_computing_is_a_parameter():
+    known = set(LayerFeatures().get_params())
+    options = [*dataclasses.fields(ReadOptions), *dataclasses.fields(ProbeOptions)]
+    assert {option.name for option in options} <= known
+
+
+def test_features_of_a_live_network_are_made_again_with_it(images, tmp_path):
+    from cnnfeat import ExtractOptions, extract, open_arrays
+
+    model = live()
+    extract(model, open_arrays(images[0]), ExtractOptions(layer="conv1"), out=tmp_path / "f.h5")
+    expected = np.asarray(keras.Model(model.input, model.get_layer("conv1").output)(
+        images[0][..., None]
+    )).reshape(200, -1)  # fmt: skip
+    for given in (model, load_network(model)):
+        again = LayerFeatures.from_features(tmp_path / "f.h5", model=given)
+        found = again.fit_transform(images[0])
+        np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
+    with pytest.raises(NetworkError, match="lived in a program, 'live'"):
+        LayerFeatures.from_features(tmp_path / "f.h5")

@@ -3,26 +3,67 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "ArchitectureOptions": "cnnfeat.options",
     "CnnfeatError": "cnnfeat.errors",
+    "DataOptions": "cnnfeat.options",
+    "ExtractOptions": "cnnfeat.options",
     "FeatureFile": "cnnfeat.features",
     "LayerFeatures": "cnnfeat.transformer",
     "LinearSVM": "cnnfeat.svm",
+    "ReadOptions": "cnnfeat.options",
+    "SvmOptions": "cnnfeat.options",
+    "TrainOptions": "cnnfeat.options",
+    "extract": "cnnfeat.commands",
+    "fit_svm": "cnnfeat.pipeline",
+    "load_machine": "cnnfeat.commands",
     "load_network": "cnnfeat.network",
+    "open_arrays": "cnnfeat.data",
     "open_source": "cnnfeat.data",
+    "train": "cnnfeat.commands",
 }
 
 __all__ = [
+    "ArchitectureOptions",
     "CnnfeatError",
+    "DataOptions",
+    "ExtractOptions",
     "FeatureFile",
     "LayerFeatures",
     "LinearSVM",
+    "ReadOptions",
+    "SvmOptions",
+    "TrainOptions",
+    "extract",
+    "fit_svm",
+    "load_machine",
     "load_network",
+    "open_arrays",
     "open_source",
+    "train",
 ]
+
+if TYPE_CHECKING:
+    from cnnfeat.commands import extract, load_machine, train
+    from cnnfeat.data import open_arrays, open_source
+    from cnnfeat.errors import CnnfeatError
+    from cnnfeat.features import FeatureFile
+    from cnnfeat.network import load_network
+    from cnnfeat.options import (
+        ArchitectureOptions,
+        DataOptions,
+        ExtractOptions,
+        ReadOptions,
+        SvmOptions,
+        TrainOptions,
+    )
+    from cnnfeat.pipeline import fit_svm
+    from cnnfeat.svm import LinearSVM
+    from cnnfeat.transformer import LayerFeatures
 
 
 def __getattr__(name: str) -> object:
@@ -30,3 +71,8 @@ def __getattr__(name: str) -> object:
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name what there is, for those who look."""
+    return sorted([*globals(), *__all__])

@@ -52,6 +52,18 @@ class ModelCard:
         """What it was trained on."""
         return str(self.source.get("name"))
 
+    def __repr__(self) -> str:
+        height, width, channels = self.image_shape
+        test = "none" if self.test_accuracy is None else f"{self.test_accuracy:.2%}"
+        return (
+            f"ModelCard of a network for {len(self.classes)} classes of images of "
+            f"{height}×{width}×{channels}\n"
+            f"  trained on  {self.source_name}: {self.n_train:,} images, {self.elapsed_s:.0f} s\n"
+            f"  validation  {self.validation_accuracy:.2%} of {self.n_validation:,} images, "
+            f"after epoch {self.best_epoch} of {self.epochs}\n"
+            f"  test        {test} of {self.n_test:,} images"
+        )
+
     def to_json(self) -> dict[str, Json]:
         """Make the document."""
         fields = {name: getattr(self, name) for name in ModelCard.__slots__}

@@ -37,7 +37,7 @@ class CnnfeatError(Exception):
     message : str
         What was given and what is allowed, in one or two sentences.
     hint : str, optional
-        What to do now: a command, an option, near names.
+        What to do now: a command, an option, near names. A traceback shows it too, as a note.
     """
 
     exit_code = 1
@@ -46,6 +46,8 @@ class CnnfeatError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")
 
     def __str__(self) -> str:
         return self.message

@@ -13,17 +13,18 @@ import dataclasses
 import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from cnnfeat.errors import ConfigError, MissingInputError, near_names
-from cnnfeat.knobs import convert, fields_of, item_type, option
+from cnnfeat.knobs import checked, convert, fields_of, item_type, option
 from cnnfeat.records import OnError
 
 T = TypeVar("T")
 APPLICATION = "keras:"  # before the name of a model of keras.applications
+LIVE = "live:"  # before the name of a network that lives in a program, and in no file
 FeedValue: TypeAlias = bool | int | float | str
 Size: TypeAlias = tuple[int, int]
 Scale: TypeAlias = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]
@@ -138,14 +139,15 @@ class ReadOptions:
 
     def over(self, recorded: ReadOptions) -> ReadOptions:
         """Put what is said here above what was recorded; feeds one by one, the last one counts."""
+        own, recorded = checked(self), checked(recorded)
         said = {
-            name: getattr(self, name)
+            name: getattr(own, name)
             for name, item in fields_of(ReadOptions).items()
-            if getattr(self, name) != item.default
+            if getattr(own, name) != item.default
         }
-        names = dict(self.feed)
+        names = dict(own.feed)
         kept = tuple(pair for pair in recorded.feed if pair[0] not in names)
-        return dataclasses.replace(recorded, **{**said, "feed": (*kept, *self.feed)})
+        return dataclasses.replace(recorded, **{**said, "feed": (*kept, *own.feed)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,10 @@ class ProbeOptions:
 
 @dataclass(frozen=True, slots=True)
 class ExtractOptions(ProbeOptions):
-    """`[extract]`: which activations, of which images, and how they are stored."""
+    """`[extract]`: which activations, of which images, and how they are stored.
+
+    In Python `ExtractOptions(layers=...)` says the same as `layer=...`, and is kept as `layer`.
+    """
 
     layer: tuple[str, ...] = option(
         ("conv2",), "A layer, a tensor, or a pattern such as 'conv*'; may be repeated."
@@ -255,6 +260,12 @@ class ExtractOptions(ProbeOptions):
     on_error: OnError = option(
         "raise", "Whether one bad image ends the run or is left out (then exit code 6)."
     )
+    layers: dataclasses.InitVar[str | Sequence[str] | None] = None  # no field: `layer` is
+
+    def __post_init__(self, layers: str | Sequence[str] | None) -> None:
+        if layers is not None:
+            given = (layers,) if isinstance(layers, str) else tuple(layers)
+            object.__setattr__(self, "layer", given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cnnfeat.errors import ConfigError, FeatureFileError, UntrustedModelError
+from cnnfeat.errors import ConfigError, FeatureFileError, NetworkError, UntrustedModelError
 from cnnfeat.knobs import from_record
 from cnnfeat.options import (
     APPLICATION,
+    LIVE,
     DataOptions,
     ExtractOptions,
     ProbeOptions,
@@ -108,8 +109,17 @@ def network_spec(facts: Mapping[str, object], *, beside: Path) -> str:
     ------
     UntrustedModelError
         If the path leads to where the user has not pointed.
+    NetworkError
+        If it lived in a program, and lies in no file.
     """
     recorded = str(facts.get("network") or "model.keras")
+    if recorded.startswith(LIVE):
+        raise NetworkError(
+            f"{beside} was made with a network that lived in a program, "
+            f"{recorded.removeprefix(LIVE)!r}: there is no file to open",
+            hint="in that program: cnnfeat.load_machine(..., network=...); elsewhere save the "
+            "network, and extract and train again with the file",
+        )
     return recorded if recorded.startswith(APPLICATION) else _followed(recorded, beside, "--model")
 
 
@@ -117,7 +127,7 @@ def open_recorded(
     facts: Mapping[str, object],
     *,
     beside: Path,
-    model: str | None = None,
+    model: object = None,
     read: ReadOptions | None = None,
     trust: bool = False,
 ) -> Network:
@@ -129,8 +139,8 @@ def open_recorded(
         A feature file's attributes or a machine's metadata.
     beside : Path
         The file that they are from.
-    model : str, optional
-        The network instead of the recorded one.
+    model : str, Path, keras.Model, tf.Graph or Network, optional
+        The network instead of the recorded one; one that is open is taken as it is.
     read : ReadOptions, optional
         What goes before the recorded reading.
     trust : bool
@@ -143,10 +153,13 @@ def open_recorded(
     NetworkError
         If it can't be read.
     """
-    from cnnfeat.network import open_network  # TensorFlow takes seconds
+    from cnnfeat.network import Network, open_network  # TensorFlow takes seconds
 
+    if isinstance(model, Network):
+        return model
     how = recorded_reading(facts, beside=beside, read=read)
-    return open_network(model or network_spec(facts, beside=beside), how, trust=trust)
+    spec = network_spec(facts, beside=beside) if model in (None, "") else model
+    return open_network(spec, how, trust=trust)
 
 
 def _followed(recorded: str, beside: Path, flag: str) -> str:

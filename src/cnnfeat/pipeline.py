@@ -20,7 +20,7 @@ from cnnfeat.card import ModelCard, file_sha256, read_card
 from cnnfeat.divided import redivide
 from cnnfeat.errors import CnnfeatError, DataError, ImageError, UsageError
 from cnnfeat.files import check_output
-from cnnfeat.knobs import from_record, result_options
+from cnnfeat.knobs import checked, from_record, result_options
 from cnnfeat.options import DataOptions, ExtractOptions, ModelOptions, RunOptions, SvmOptions
 from cnnfeat.parts import DivisionRule
 from cnnfeat.progress import SILENT, Progress
@@ -41,6 +41,9 @@ REPORT = "report.html"
 DEFAULT_RUN = RunOptions(
     extract=ExtractOptions(layer=("conv2", "fc1")), svm=SvmOptions(layer=("fc1",))
 )
+
+
+_DEFAULT_SVM = SvmOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,18 @@ class RunResult:
     stages: tuple[StageOutcome, ...]
     files: tuple[str, ...]
     n_skipped: int = 0  # images that were left out
+
+    def __repr__(self) -> str:
+        low, high = self.svm_accuracy_interval
+        network = "unknown" if self.network_accuracy is None else f"{self.network_accuracy:.2%}"
+        stages = [f"{one.name} {'kept' if one.reused else 'done'}" for one in self.stages]
+        return (
+            f"RunResult in {self.folder}, of {self.source}\n"
+            f"  network  {network}\n"
+            f"  SVM      {self.svm_accuracy:.2%} on {self.svm_layer}, "
+            f"95 % interval {low:.2%} to {high:.2%}\n"
+            f"  stages   {', '.join(stages)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,17 +423,41 @@ def svm_files(options: SvmOptions) -> tuple[str, ...]:
 
 
 def fit_svm(
-    features: Path,
-    folder: Path,
+    features: Path | str,
+    folder: Path | str,
+    options: SvmOptions = _DEFAULT_SVM,
     *,
-    options: SvmOptions,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> SvmResult:
-    """Train and score machines, as `cnnfeat.svm.svm_stage` does, and draw how they did."""
+    """Train and score machines on a feature file, and draw how they did, as `cnnfeat svm` does.
+
+    Parameters
+    ----------
+    features : Path or str
+        The feature file.
+    folder : Path or str
+        Gets `svm.skops`, `svm.json`, `predictions.csv` and pictures.
+    options : SvmOptions
+        Which layers, which machine, how it is chosen.
+    overwrite : bool
+        Whether files of these names may be replaced.
+    progress : Progress
+        Told of each machine.
+
+    Raises
+    ------
+    CnnfeatError
+        See `cnnfeat.svm.svm_stage`.
+
+    Examples
+    --------
+    >>> cnnfeat.fit_svm("features.h5", "artifacts", SvmOptions(layer="fc1"))
+    """
     from cnnfeat.report.charts import plot_confusion, plot_layers
     from cnnfeat.svm import svm_stage
 
+    features, folder, options = Path(features), Path(folder), checked(options)
     result = svm_stage(
         features,
         folder,

@@ -273,3 +273,19 @@ class ExtractResult:
     size_bytes: int
     elapsed_s: float
     skipped: Mapping[str, tuple[SkippedSample, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{n:,} {split}" for split, n in self.rows.items())
+        layers = some_of([f"{item.layer} {item.row_shape}" for item in self.layers])
+        left_out = sum(map(len, self.skipped.values()))
+        return (
+            f"ExtractResult {self.path}, {self.size_bytes:,} bytes in {self.elapsed_s:.1f} s\n"
+            f"  rows    {rows}{f'; {left_out:,} left out' if left_out else ''}\n"
+            f"  layers  {layers}"
+        )
+
+
+def some_of(items: Sequence[str], *, most: int = 8) -> str:
+    """List the first few, and say how many more there are."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more:,} more" if more > 0 else "")

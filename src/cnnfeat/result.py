@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import FeatureFileError, MissingInputError
 from cnnfeat.files import write_json
-from cnnfeat.records import Json
+from cnnfeat.records import Json, some_of
 
 SVM_FORMAT = "cnnfeat-svm"
 SVM_VERSION = 1
@@ -134,6 +134,19 @@ class SvmResult:
     def accuracy(self) -> float:
         """Accuracy of the saved machine, 0 to 1."""
         return self.best.accuracy
+
+    def __repr__(self) -> str:
+        best = self.best
+        low, high = best.accuracy_interval
+        cost = "" if best.C is None else f", C = {best.C:g}"
+        others = [f"{one.layer} {one.accuracy:.2%}" for one in self.layers]
+        return (
+            f"SvmResult of a {self.kernel} machine on {best.layer}{cost}\n"
+            f"  accuracy  {best.accuracy:.2%} of {self.n_test:,} rows ({self.evaluation}), "
+            f"95 % interval {low:.2%} to {high:.2%}\n"
+            f"  trained   on {self.n_train:,} rows of {len(self.classes)} classes"
+            + (f"\n  layers    {some_of(others)}" if len(others) > 1 else "")
+        )
 
     def to_json(self) -> dict[str, Json]:
         """Make the document: the saved machine's scores stand at its top level."""

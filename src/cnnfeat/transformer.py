@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,15 @@ from sklearn.utils.validation import check_is_fitted
 from cnnfeat.data.fitting import fit_to_target
 from cnnfeat.errors import DataError, NetworkError, UsageError
 from cnnfeat.features import FeatureFile
-from cnnfeat.options import Pooling, Precision, ProbeOptions, ReadOptions, Scale, Size
+from cnnfeat.options import (
+    FeedValue,
+    Pooling,
+    Precision,
+    ProbeOptions,
+    ReadOptions,
+    Scale,
+    Size,
+)
 from cnnfeat.origin import network_spec, recorded_probe, recorded_reading
 
 if TYPE_CHECKING:
@@ -29,10 +40,13 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     The network itself is no part of a pickle or a clone, its path is; it is opened again when it
     is next needed, and refused if the file has changed since.
 
+    Of a live model `fit` copies the weights: what it is trained on afterwards changes no feature.
+    Clones share the model; it can't be pickled.
+
     Parameters
     ----------
-    model : str
-        A network file, as `cnnfeat.network.load_network` takes it.
+    model : str, Path, keras.Model, tf.Graph or Network
+        A network, as `cnnfeat.load_network` takes it, or what that gave.
     layer : str
         A layer's or tensor's name.
     pool : {"none", "avg", "max", "flatten"}
@@ -44,7 +58,13 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     trust : bool
         Run a model that does more than compute.
     read : ReadOptions, optional
-        How the network's file is read: signature, input, feeds, weights.
+        How the network is read: signature, input, feeds, weights.
+    signature, input, feed, weights : optional
+        The same one by one, before what `read` says; feeds are `{"keep_prob": 1.0}`.
+    session : tf.compat.v1.Session, optional
+        Of a graph: what holds the values of its variables.
+    variables : mapping of str to array-like, optional
+        Of a graph: the values themselves.
     resize : tuple of int, optional
         (height, width) that images are brought to, bilinear and antialiased.
     precision : {"float32", "bfloat16"}
@@ -60,7 +80,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         One image's activation, before it is flattened in C order.
     n_features_out_ : int
     sha256_ : str
-        The network file's digest.
+        The digest of the network's file; of a live one, of its weights and plan.
 
     Examples
     --------
@@ -71,7 +91,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: str = "model.keras",
+        model: object = "model.keras",
         *,
         layer: str = "conv2",
         pool: Pooling = "none",
@@ -79,6 +99,12 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: int = 512,
         trust: bool = False,
         read: ReadOptions | None = None,
+        signature: str | None = None,
+        input: str | None = None,
+        feed: Mapping[str, FeedValue] | None = None,
+        weights: str | None = None,
+        session: object = None,
+        variables: Mapping[str, ArrayLike] | None = None,
         resize: Size | None = None,
         precision: Precision = "float32",
     ) -> None:
@@ -89,6 +115,12 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.batch_size = batch_size
         self.trust = trust
         self.read = read
+        self.signature = signature
+        self.input = input
+        self.feed = feed
+        self.weights = weights
+        self.session = session
+        self.variables = variables
         self.resize = resize
         self.precision = precision
 
@@ -98,7 +130,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         path: Path | str,
         *,
         layer: str | None = None,
-        model: str | None = None,
+        model: object = None,
         read: ReadOptions | None = None,
         trust: bool = False,
     ) -> LayerFeatures:
@@ -110,7 +142,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             The feature file.
         layer : str, optional
             One of the file's; not needed where it has one.
-        model : str, optional
+        model : str, Path, keras.Model, tf.Graph or Network, optional
             The network, instead of the one that the file names.
         read : ReadOptions, optional
             What goes before how the network was read for the features.
@@ -127,13 +159,14 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             stored = file.layer(file.splits[0], file.find_layer(layer))
             facts = file.attributes
             how = recorded_probe(facts, pool=stored.pooling)
+            is_open = hasattr(model, "read_options")  # a Network, read already
             return cls(
-                model or network_spec(facts, beside=file.path),
+                network_spec(facts, beside=file.path) if model is None else model,
                 layer=stored.tensor,
                 pool=how.pool,
                 scale=how.scale,
                 trust=trust,
-                read=recorded_reading(facts, beside=file.path, read=read),
+                read=None if is_open else recorded_reading(facts, beside=file.path, read=read),
                 resize=how.resize,
                 precision=how.precision,
             )
@@ -213,7 +246,13 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _open(self) -> Network:
         from cnnfeat.network import open_network
 
-        network = open_network(str(self.model), self.read or ReadOptions(), trust=self.trust)
+        network = open_network(
+            self.model,
+            self._reading(),
+            trust=self.trust,
+            session=self.session,
+            variables=self.variables,
+        )
         expected = getattr(self, "sha256_", network.sha256)
         if network.sha256 != expected:
             raise NetworkError(
@@ -222,6 +261,11 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 hint="fit again",
             )
         return network
+
+    def _reading(self) -> ReadOptions:
+        feed = tuple((self.feed or {}).items())
+        said = ReadOptions(self.signature, self.input, feed, self.weights)
+        return said.over(self.read or ReadOptions())
 
     def _compile(self, network: Network) -> Probe:
         layers = network.find([self.layer])
@@ -244,8 +288,28 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         for name in ("_compiled", "sha256_"):
             self.__dict__.pop(name, None)
 
+    def __sklearn_clone__(self) -> LayerFeatures:
+        """Share what `model` is: a live one can't be copied."""
+        copy = type(self)(**self.get_params(deep=False))
+        for name in ("_sklearn_output_config", "_metadata_request"):
+            if name in vars(self):
+                setattr(copy, name, deepcopy(getattr(self, name)))
+        return copy
+
     def __getstate__(self) -> dict[str, object]:
-        """Leave the network out of pickles and copies."""
+        """Leave the network out of pickles and copies.
+
+        Raises
+        ------
+        UsageError
+            If it is live, so that no file holds it.
+        """
+        if not isinstance(self.model, str | os.PathLike):
+            raise UsageError(
+                f"this LayerFeatures holds a live {type(self.model).__name__}, which can't be "
+                "pickled or copied",
+                hint="save the network (model.save('model.keras')) and give LayerFeatures the path",
+            )
         state: dict[str, object] = dict(super().__getstate__())
         state.pop("_compiled", None)
         return state

@@ -44,22 +44,6 @@ def test_help_loads_nothing_heavy_and_little_more_than_click():
     assert len(modules - loaded("import click")[1]) <= 50
 
 
-@pytest.mark.parametrize(("given", "taken"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
-def test_onednn_is_asked_for_unless_the_environment_says_otherwise(given, taken):
-    code = (
-        "import os, sys, cnnfeat.cli\n"
-        "try: cnnfeat.cli.main(['--version'])\n"
-        "except SystemExit: pass\n"
-        "print(os.environ['TF_ENABLE_ONEDNN_OPTS'], file=sys.stderr)"
-    )
-    free = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
-    done = subprocess.run(
-        [PYTHON, "-c", code],
-        check=True, capture_output=True, text=True, env={**free, **given},
-    )  # fmt: skip
-    assert done.stderr.split() == [taken]
-
-
 @pytest.mark.parametrize("name", cnnfeat.cli.COMMANDS)
 def test_every_command_has_help_and_says_what_the_list_says(name: str):
     location, summary = cnnfeat.cli.COMMANDS[name]

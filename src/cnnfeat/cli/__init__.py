@@ -102,10 +102,6 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that says how it went."""
     settings = Settings()
     atexit.register(gc.freeze)  # else TensorFlow's objects are all walked once more, for 1 s
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's chatter is not ours
-    # Convolutions by oneDNN: TensorFlow takes it by itself on processors with AVX-512 alone, and
-    # with AVX2 it is twice as fast as Eigen.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     signal.signal(signal.SIGTERM, _raise_terminated)
     code = 0
     try:

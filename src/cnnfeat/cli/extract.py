@@ -57,50 +57,44 @@ def extract(
     One pass over the images computes all layers asked for, and nothing behind them. `cnnfeat
     layers` lists what there is. An interrupted run goes on with --resume.
     """
-    from cnnfeat.extraction import IN_FLIGHT, Extraction
+    from cnnfeat.commands import extract as extract_features
+    from cnnfeat.extraction import IN_FLIGHT
     from cnnfeat.features import FeatureWriter
 
-    FeatureWriter.check(out, overwrite=overwrite, resume=resume)
+    FeatureWriter.check(out, overwrite=overwrite, resume=resume)  # before TensorFlow takes seconds
     start_tensorflow(settings, n_calls=IN_FLIGHT)
-    from cnnfeat.network import open_network
-    from cnnfeat.pipeline import open_images
-
-    model = options.model.path or str(artifact("model.keras"))
-    network = open_network(model, options.model, trust=trust_model)
-    extraction = Extraction.of(network, options.extract)  # names are known before images are read
-    progress = console.progress(settings)
-    with (
-        open_images(options.data, network.card, progress=progress) as images,
-        stop_on_signals() as stop,
-        _resume_command(stop),
-    ):
-        _log.info("data: %s", console.source_text(images))
-        result = extraction.run(
-            images,
-            out=out,
-            overwrite=overwrite,
-            resume=resume,
-            should_stop=stop,
-            progress=progress,
-        )
+    result = extract_features(
+        options.model.path or str(artifact("model.keras")),
+        options.data,
+        options.extract,
+        out=out,
+        read=options.model,
+        trust=trust_model,
+        overwrite=overwrite,
+        resume=resume,
+        opened=lambda images: _log.info("data: %s", console.source_text(images)),
+        stopping=_stopping,
+        progress=console.progress(settings),
+    )
     _show(result, as_json=as_json)
     if result.skipped:
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
 
 
 @contextlib.contextmanager
-def _resume_command(stop: StopRequest) -> Iterator[None]:
-    """Say which command goes on, and exit with the signal's code."""
-    try:
-        yield
-    except Interrupted as error:
-        given = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-        command = shlex.join(["cnnfeat", *given, "--resume"])
-        raise Interrupted(
-            error.message,
-            signal_number=stop.signal_number or 2,
-            hint=error.hint and f"{command} goes on from there",
-        ) from error
+def _stopping() -> Iterator[StopRequest]:
+    """Hear signals; say which command goes on, and exit with the signal's code."""
+    with stop_on_signals() as stop:
+        try:
+            yield stop
+        except Interrupted as error:
+            given = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+            command = shlex.join(["cnnfeat", *given, "--resume"])
+            raise Interrupted(
+                error.message,
+                signal_number=stop.signal_number or 2,
+                hint=error.hint and f"{command} goes on from there",
+            ) from error
 
 
 def _show(result: ExtractResult, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from cnnfeat.options import RunOptions
 
 if TYPE_CHECKING:
     from cnnfeat.card import ModelCard
-    from cnnfeat.records import Json
+    from cnnfeat.records import Json, Source
 
 
 @click.command()
@@ -31,17 +31,21 @@ def train(
     Without options: the seed network on MNIST, about a minute on two cores. Another network is
     described by the [network] table of a TOML file: cnnfeat train --config my.toml
     """
-    from cnnfeat.data import open_data
-    from cnnfeat.files import check_output
+    from cnnfeat.commands import train as train_network
 
-    check_output(out, overwrite=overwrite)
-    progress = console.progress(settings)
-    with open_data(options.data, progress=progress) as images:
+    def opened(images: Source) -> None:
         console.say(f"data: {console.source_text(images)}")
         start_tensorflow(settings)
-        from cnnfeat.network.training import train as train_network
 
-        card = train_network(options, images, out=out, overwrite=overwrite, progress=progress)
+    card = train_network(
+        options.data,
+        options.train,
+        out=out,
+        network=options.network,
+        overwrite=overwrite,
+        opened=opened,
+        progress=console.progress(settings),
+    )
     if as_json:
         console.show_json(_document(card, out))
     else:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cnnfeat.data.fitting import fit_to_target
-from cnnfeat.data.source import FileStates, OpenedSource, RowRequest, Rows
+from cnnfeat.data.source import FileStates, OpenedSource, RowRequest, Rows, array_states
 from cnnfeat.errors import DataError
 from cnnfeat.records import Batch, SplitInfo
 
@@ -145,6 +146,43 @@ class StackedRows:
             if start < end and begin < stop
         ]
         return np.concatenate(pieces) if pieces else np.empty((0, *self.shape[1:]), self.dtype)
+
+
+def open_arrays(
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    classes: Sequence[str] = (),
+    name: str = "arrays",
+) -> ArraySource:
+    """Make a source of arrays that a program has.
+
+    Parameters
+    ----------
+    images : array-like of shape (n_samples, height, width[, channels])
+        bool, integers from 0 to 255, uint16, or floats.
+    labels : array-like of shape (n_samples,), optional
+        Whole numbers or text.
+    classes : sequence of str
+        Names of the classes that whole numbers stand for.
+    name : str
+        What it goes by in what is made from it.
+
+    Raises
+    ------
+    DataError
+        If they can't be images or labels, or their numbers differ.
+    """
+    pixels = np.asarray(images)
+    truth = {} if labels is None else {"all": np.asarray(labels)}
+    indices, names = index_labels(truth, name=name, classes=classes)
+    return ArraySource(
+        name,
+        "arrays",
+        arrays={"all": make_split(pixels, indices.get("all"), name=name)},
+        classes=names,
+        states=lambda: array_states({"images": pixels, **truth}),
+    )
 
 
 def make_split(images: Rows, labels: Labels | None, *, name: str) -> ArraySplit:

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 
 from cnnfeat.errors import DataError, UsageError, near_names
-from cnnfeat.records import Batch, Fingerprint, ImageTarget, OnError, SkippedSample, SplitInfo
+from cnnfeat.records import (
+    Batch,
+    Fingerprint,
+    ImageTarget,
+    OnError,
+    SkippedSample,
+    SplitInfo,
+    some_of,
+)
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array, Groups, Json, Labels, Parts, RowNumbers
@@ -157,6 +165,16 @@ class OpenedSource(ABC):
             raise UsageError(f"rows {start} to {end}: {split} has rows 0 to {n_rows - 1}")
         asked = RowRequest(info, range(start, end), batch_size, target, on_error)
         yield from self._read(asked) if rows is None else self._read_some(asked, rows)
+
+    def __repr__(self) -> str:
+        rows = [f"{info.n_samples:,} {split}" for split, info in self.splits.items()]
+        first = next(iter(self.splits.values()))
+        shape = "×".join(map(str, first.image_shape))
+        return (
+            f"Source {self.name} ({self.kind})\n"
+            f"  images   {some_of(rows)}; the first of {shape} {first.dtype}\n"
+            f"  classes  {some_of(self.classes) or 'none'}"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -301,6 +319,16 @@ def file_states(files: Mapping[str, Path], *, always_contents: Iterable[str] = (
     }
     exceptions = {name: _contents(files[name]) for name in always_contents}
     return FileStates(digests | exceptions, SIZES_AND_TIMES)
+
+
+def array_states(arrays: Mapping[str, Array]) -> FileStates:
+    """Digest arrays in memory, each as a file would be."""
+    digests = {}
+    for name, array in arrays.items():
+        digest = hashlib.sha256(f"{array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+        digests[name] = digest.digest()
+    return FileStates(digests, CONTENTS)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from cnnfeat.features.safety import Sums, read_sums
 from cnnfeat.features.seal import RunningChecksum, byte_view, checksum, text_checksum
 from cnnfeat.parts import Part
 from cnnfeat.progress import SILENT, Progress, Task
-from cnnfeat.records import Array, Groups, Labels, Parts, SkippedSample
+from cnnfeat.records import Array, Groups, Labels, Parts, SkippedSample, some_of
 
 _HINT = "make the file again with cnnfeat extract"
 
@@ -141,6 +141,18 @@ class FeatureFile:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        places = {name: self._places[self.splits[0], name] for name in self.layers}
+        layers = [f"{name} {place.shape[1:]} {place.dtype}" for name, place in places.items()]
+        rows = [f"{self.n_rows(split):,} {split}" for split in self.splits]
+        network, source = (self.attributes.get(key, "?") for key in ("network", "source"))
+        return (
+            f"FeatureFile {self.path}\n"
+            f"  rows    {some_of(rows)}; {len(self.classes)} classes\n"
+            f"  layers  {some_of(layers)}\n"
+            f"  from    {source}, by {network}"
+        )
 
     def close(self) -> None:
         """Close the file."""

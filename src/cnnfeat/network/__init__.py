@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from cnnfeat.network.starting import load_tensorflow
+
 if TYPE_CHECKING:
     from cnnfeat.network.loading import load_network, open_network
     from cnnfeat.network.network import Network
@@ -21,5 +23,6 @@ _EXPORTS = {
 def __getattr__(name: str) -> object:
     """Import an exported name when it is first asked for: TensorFlow takes seconds."""
     if name in _EXPORTS:
+        load_tensorflow()
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

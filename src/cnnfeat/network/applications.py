@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cnnfeat.errors import DownloadError, MissingInputError, NetworkError, near_
 from cnnfeat.network.graph import FlatGraph, node_of
 from cnnfeat.network.keras_trust import KERAS_ERRORS, check_hdf5, first_line
 from cnnfeat.network.tracing import trace_keras
+from cnnfeat.network.weights import weights_digest
 
 # How each family's pixels were scaled in training (its `preprocess_input`).
 _SCALES = {
@@ -68,7 +68,7 @@ def load_application(name: str, *, weights: str | None = None) -> tuple[FlatGrap
     model = _build(name, weights or "imagenet")
     graph = trace_keras(model, scale=scale_of(name), free=True)
     _state_size(graph, model.input_shape)
-    return graph, _digest(model)
+    return graph, weights_digest((item.path, item.numpy()) for item in model.weights)
 
 
 def scale_of(name: str) -> str:
@@ -119,11 +119,3 @@ def _randomly(model: keras.Model) -> keras.Model:
                 random.standard_normal(variable.shape, dtype=np.float32) * np.sqrt(2 / fan_in)
             )
     return model
-
-
-def _digest(model: keras.Model) -> str:
-    digest = hashlib.sha256()
-    for variable in model.weights:
-        digest.update(f"{variable.path} {tuple(variable.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
-    return digest.hexdigest()

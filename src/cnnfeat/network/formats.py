@@ -31,6 +31,7 @@ class Format(enum.Enum):
     GRAPH_DEF = "graphdef"
     CHECKPOINT = "checkpoint"
     APPLICATION = "applications"
+    LIVE = "live"  # no file: a model or a graph of the program that asks
 
 
 # The message that a file of each format is, whole.

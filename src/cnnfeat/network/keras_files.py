@@ -184,6 +184,17 @@ def _load_keras_2(path: Path, suffix: str, *, reason: Exception) -> FlatGraph:
             f"{first_line(error)}",
             hint="load it where it was made and export it as a SavedModel",
         ) from error
+    return trace_keras_2(model, tf_keras.layers.Layer, path=str(path))
+
+
+def trace_keras_2(model: tf.Module, layer: type, *, path: str) -> FlatGraph:
+    """Trace a built model of `tf-keras`, whose class of layers is `layer`.
+
+    Raises
+    ------
+    NetworkError
+        If nothing says what images it takes.
+    """
     if model.inputs is None:
         raise NetworkError(
             f"{path}: the model doesn't say what shape its input has",
@@ -194,7 +205,7 @@ def _load_keras_2(path: Path, suffix: str, *, reason: Exception) -> FlatGraph:
     struct = model.inputs if struct is None else struct
     return trace(
         model,
-        call_owner=tf_keras.layers.Layer,
+        call_owner=layer,
         specs=specs,
         pack=lambda tensors: tf.nest.pack_sequence_as(struct, tensors),
     )

@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
+import keras
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from cnnfeat.card import file_sha256, read_card
-from cnnfeat.errors import CnnfeatError, NetworkError
+from cnnfeat.errors import CnnfeatError, NetworkError, UsageError
+from cnnfeat.knobs import checked
 from cnnfeat.network.applications import load_application
 from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.keras_files import load_hdf5, load_keras
 from cnnfeat.network.keras_trust import first_line
+from cnnfeat.network.live import Values, freeze
 from cnnfeat.network.network import AS_IT_IS, Network, Origin
+from cnnfeat.network.runtime import eagerly
 from cnnfeat.network.savedmodel import load_saved_model
 from cnnfeat.network.tf1 import checkpoint_prefix, load_checkpoint, load_graph_def
 from cnnfeat.network.weights import report_bad_weights
 from cnnfeat.options import APPLICATION, FeedValue, ReadOptions
 
+# A path or keras:NAME; or what lives in the program that asks.
+NetworkSpec: TypeAlias = str | os.PathLike[str] | keras.Model | tf.Graph | Network
+
 
 def load_network(
-    spec: str,
+    spec: NetworkSpec,
     *,
+    session: tf.compat.v1.Session | None = None,
+    variables: Mapping[str, ArrayLike] | None = None,
     trust: bool = False,
     signature: str | None = None,
     input_name: str | None = None,
     weights: str | None = None,
     feeds: Mapping[str, FeedValue] | None = None,
 ) -> Network:
-    """Open a network file.
+    """Open a network: a file, or what lives in this program.
+
+    The weights of a live one are copied now: what is trained on afterwards changes no feature.
 
     Parameters
     ----------
-    spec : str
-        A file, a folder, or `keras:NAME` for a model of `keras.applications`.
+    spec : str, Path, keras.Model, tf.Graph or GraphDef
+        A file, a folder, or `keras:NAME` for a model of `keras.applications`; a built model of
+        Keras 3 or `tf-keras`; a graph of TensorFlow 1. A `Network` is given back as it is.
+    session : tf.compat.v1.Session, optional
+        Of a graph: what holds the values of its variables; by default the session it stands in.
+    variables : mapping of str to array-like, optional
+        Of a graph: the values themselves, by name, instead of a session.
     trust : bool
         Run operations with side effects too.
     signature : str, optional
@@ -56,6 +75,14 @@ def load_network(
         If it can't be read or used.
     UntrustedModelError
         If it holds code.
+    UsageError
+        If it is no network, or an argument doesn't go with this kind of one.
+
+    Examples
+    --------
+    >>> load_network("model.keras")
+    >>> load_network(model)  # a keras.Model
+    >>> load_network(session.graph, session=session, feeds={"keep_prob": 1.0})
     """
     options = ReadOptions(
         signature=signature,
@@ -63,16 +90,24 @@ def load_network(
         feed=tuple((feeds or {}).items()),
         weights=weights,
     )
-    return open_network(spec, options, trust=trust)
+    return open_network(spec, options, trust=trust, session=session, variables=variables)
 
 
-def open_network(spec: str, options: ReadOptions = AS_IT_IS, *, trust: bool = False) -> Network:
-    """Open a network file, read as a record of options says.
+@eagerly
+def open_network(
+    spec: NetworkSpec,
+    options: ReadOptions = AS_IT_IS,
+    *,
+    trust: bool = False,
+    session: tf.compat.v1.Session | None = None,
+    variables: Mapping[str, ArrayLike] | None = None,
+) -> Network:
+    """Open a network, read as a record of options says.
 
     Parameters
     ----------
-    spec : str
-        As `load_network` takes it.
+    spec, session, variables
+        As `load_network` takes them.
     options : ReadOptions
         Signature, input, feeds and weights.
     trust : bool
@@ -80,21 +115,45 @@ def open_network(spec: str, options: ReadOptions = AS_IT_IS, *, trust: bool = Fa
 
     Raises
     ------
-    MissingInputError, NetworkError, UntrustedModelError
+    MissingInputError, NetworkError, UntrustedModelError, UsageError
         As `load_network` does.
     """
+    values = Values(session, variables)
     try:
-        return _open(spec, options, trust=trust)
+        if isinstance(spec, Network):
+            return _as_it_is(spec, options, values)
+        if isinstance(spec, str | os.PathLike):
+            return _open(os.fspath(spec), checked(options), values, trust=trust)
+        return _open_live(spec, checked(options), values, trust=trust)
     except CnnfeatError:
         raise
     except (tf.errors.OpError, ValueError, TypeError, KeyError, IndexError) as error:
+        name = spec if isinstance(spec, str | os.PathLike) else f"a {type(spec).__name__}"
         raise NetworkError(
-            f"{spec}: TensorFlow {tf.__version__} can't make a network of it: {first_line(error)}",
+            f"{name}: TensorFlow {tf.__version__} can't make a network of it: {first_line(error)}",
             hint="--debug shows where",
         ) from error
 
 
-def _open(spec: str, options: ReadOptions, *, trust: bool) -> Network:
+def _as_it_is(network: Network, options: ReadOptions, values: Values) -> Network:
+    if values or options not in (AS_IT_IS, network.read_options):
+        raise UsageError(
+            f"{network.path} is open already: how it is read was said then",
+            hint="give these options to load_network",
+        )
+    return network
+
+
+def _open_live(spec: object, options: ReadOptions, values: Values, *, trust: bool) -> Network:
+    frozen = freeze(spec, options, values=values)
+    report_bad_weights(frozen.graph, path=frozen.name)
+    origin = Origin(frozen.name, frozen.sha256, Format.LIVE.value, trusted=trust, read=options)
+    return Network(frozen.graph, origin)
+
+
+def _open(spec: str, options: ReadOptions, values: Values, *, trust: bool) -> Network:
+    if values:
+        raise UsageError(f"session and variables go with a live graph; {spec} has its own weights")
     if spec.startswith(APPLICATION):
         graph, digest = load_application(spec.removeprefix(APPLICATION), weights=options.weights)
         origin = Origin(spec, digest, Format.APPLICATION.value, trusted=trust, read=options)

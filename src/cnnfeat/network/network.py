@@ -7,12 +7,12 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import tensorflow as tf
 
 from cnnfeat.card import ModelCard
-from cnnfeat.errors import LayerLookupError, NetworkError
+from cnnfeat.errors import LayerLookupError, NetworkError, UsageError
 from cnnfeat.network import lookup
 from cnnfeat.network.blocks import FoundBlock, find_blocks
 from cnnfeat.network.feeding import check_placeholders, fed_tensors, image_input
@@ -34,15 +34,16 @@ from cnnfeat.network.kernels import Kernel, find_kernel
 from cnnfeat.network.layers import scope_layers, trunk
 from cnnfeat.network.preprocessing import fit_images, rescales
 from cnnfeat.network.probe import GraphProbe, Wanted, check_pooling
-from cnnfeat.network.runtime import check_precision
+from cnnfeat.network.runtime import check_precision, eagerly
 from cnnfeat.network.trust import check_operations
 from cnnfeat.network.weights import check_restored
 from cnnfeat.options import ProbeOptions, ReadOptions
-from cnnfeat.records import LayerInfo, NetworkBlock, Probe, TensorInfo, ordinal
+from cnnfeat.records import LayerInfo, NetworkBlock, Probe, TensorInfo, ordinal, some_of
 
 _LOG = logging.getLogger("cnnfeat")
 AS_IT_IS = ReadOptions()
 _AS_THEY_ARE = ProbeOptions()
+_KEPT_PROBES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Origin:
 
 
 class Network:
-    """A TensorFlow graph with frozen weights, whatever file it came from.
+    """A TensorFlow graph with frozen weights, whatever it came from.
 
     Parameters
     ----------
@@ -83,6 +84,7 @@ class Network:
         self.input: ImageInput = image_input(graph.inputs, name=origin.read.input)
         self._graph = graph
         self._nodes = nodes_by_name(graph.graph_def)
+        self._probes: dict[object, Probe] = {}
         infos = _infos(graph)
         dependent = descendants(graph.graph_def, [self.input.tensor])
         self._dependent = dependent
@@ -130,6 +132,7 @@ class Network:
         return self.origin.read
 
     @property
+    @eagerly
     def read_as(self) -> ReadOptions:
         """The same, with what was left open or spelled otherwise as it came to be."""
         applied = self.format == Format.APPLICATION.value
@@ -274,6 +277,7 @@ class Network:
         info = self._all[name]
         return LayerInfo(name=name.removesuffix(":0"), kind=info.op, tensor=info)
 
+    @eagerly
     def probe(
         self,
         layers: Sequence[LayerInfo],
@@ -284,6 +288,8 @@ class Network:
         batch_size: int = 512,
     ) -> Probe:
         """Compile one function from images to the activations of `layers`.
+
+        The last few are kept: what is asked for again is not compiled again.
 
         Parameters
         ----------
@@ -305,6 +311,9 @@ class Network:
         UntrustedModelError
             If what would run has side effects.
         """
+        asked = (tuple(layers), repr(options), tuple(image_shape), image_dtype, batch_size)
+        if asked in self._probes:
+            return self._probes[asked]
         check_pooling(options.pool)
         check_precision(options.precision)
         fitted = fit_images(
@@ -316,11 +325,30 @@ class Network:
         )
         wanted = self._wanted(layers, options)
         _LOG.info("images: %s", fitted)
-        return GraphProbe(self._graph, fitted, wanted, batch_size=batch_size)
+        probe = GraphProbe(self._graph, fitted, wanted, batch_size=batch_size)
+        for oldest in list(self._probes)[: 1 - _KEPT_PROBES]:
+            del self._probes[oldest]
+        self._probes[asked] = probe
+        return probe
 
+    @eagerly
     def kernel(self, layer: LayerInfo) -> Kernel | None:
         """Read the weights that made a layer's activations; None where there are none behind it."""
         return find_kernel(self._graph, layer.tensor.name)
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            f"a network can't be pickled or copied, and {self.path} is open",
+            hint="a path can: save the network, and open it where it is needed",
+        )
+
+    def __repr__(self) -> str:
+        top = [f"{one.name} {one.tensor.shape_text}" for one in self.layers if not one.path]
+        return (
+            f"Network {self.path} ({self.format}, SHA-256 {self.sha256[:12]} ...)\n"
+            f"  images  {self.input.name} {self.input}, scaled {self.default_scale!r}\n"
+            f"  layers  {some_of(top)}"
+        )
 
     def _wanted(self, layers: Sequence[LayerInfo], options: ProbeOptions) -> Wanted:
         if not layers:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.graph import Feed, FlatGraph, import_part, node_of, nodes_by_name
 from cnnfeat.network.preprocessing import Preprocessing
-from cnnfeat.network.runtime import with_precision
+from cnnfeat.network.runtime import eagerly, with_precision
 from cnnfeat.options import Pooling, ProbeOptions
 from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
 
@@ -61,6 +61,7 @@ class GraphProbe:
         self._functions: dict[tuple[int, ...], _Run] = {}
         self.outputs: tuple[ProbeOutput, ...] = self._try_out()
 
+    @eagerly
     def __call__(self, images: Array) -> tuple[Array, ...]:
         """Activations in the order of `outputs`, each `(n_samples, *row_shape)`.
 

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import get_args
+from typing import ParamSpec, TypeVar, get_args
 
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+from tensorflow.python.eager import context
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.options import Precision
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+def eagerly(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function compute at once, though its caller stands in a graph, or in a session of one.
+
+    Programs of TensorFlow 1 do, most of them from beginning to end.
+    """
+
+    @functools.wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with context.eager_mode():
+            return function(*args, **kwargs)
+
+    return inside
 
 
 def start(*, n_calls: int = 1) -> None:

@@ -57,10 +57,10 @@ def load_graph_def(path: Path, options: ReadOptions) -> FlatGraph:
             hint="give the checkpoint it belongs to, or freeze it "
             "(tf.compat.v1.graph_util.convert_variables_to_constants)",
         )
-    return _flat_graph(graph_def, options.input)
+    return flat_graph(graph_def, options.input)
 
 
-def _flat_graph(
+def flat_graph(
     graph_def: tf.compat.v1.GraphDef,
     input_name: str | None,
     *,
@@ -108,7 +108,7 @@ def load_checkpoint(path: Path, options: ReadOptions) -> FlatGraph:
     weights, owners = take_out_variables(
         graph_def, checkpoint, entries, wanted=read_variables(graph_def)
     )
-    return _flat_graph(graph_def, options.input, weights=weights, owner=owners)
+    return flat_graph(graph_def, options.input, weights=weights, owner=owners)
 
 
 def checkpoint_prefix(path: Path) -> Path:

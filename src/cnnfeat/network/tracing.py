@@ -261,6 +261,12 @@ def _free(shape: Sequence[int | None]) -> list[int | None]:
     return [None, None, None, *shape[3:]] if len(shape) == 4 else list(shape)
 
 
+def _takes_any_number(model: keras.Model) -> bool:
+    """Whether a model is a sequence of layers, none of which keeps a state for each image."""
+    sequence = isinstance(model, keras.Sequential)
+    return sequence and not any(getattr(layer, "stateful", False) for layer in model.layers)
+
+
 def _name(tensor: keras.KerasTensor) -> str:
     """The name of an input's layer."""
     history = getattr(tensor, "_keras_history", None)
@@ -275,9 +281,12 @@ def _inputs(
     if struct is None and functional is not None:
         struct = functional._inputs_struct
     if struct is not None:
+        # One without an Input takes as many images as it was first called with, says Keras.
+        first = [None] if _takes_any_number(model) else []
+        shapes = [[*first, *item.shape[len(first) :]] for item in keras.tree.flatten(struct)]
         specs = [
-            tf.TensorSpec(_free(item.shape) if free else item.shape, item.dtype, name=_name(item))
-            for item in keras.tree.flatten(struct)
+            tf.TensorSpec(_free(shape) if free else shape, item.dtype, name=_name(item))
+            for shape, item in zip(shapes, keras.tree.flatten(struct), strict=True)
         ]
         return specs, lambda tensors: keras.tree.pack_sequence_as(struct, tensors)
     return _built_inputs(model, config)
@@ -296,7 +305,8 @@ def _built_inputs(
     if lengths is None:
         raise NetworkError(
             f"the model {model.name!r} doesn't say what shape its input has",
-            hint="save it after it was called once, or export it: model.export('folder')",
+            hint="call it on images once before it is saved or given here; or export it: "
+            "model.export('folder')",
         )
     spec = tf.TensorSpec([None, *lengths[1:]], model.input_dtype, name="input")
     return [spec], lambda tensors: tensors[0]

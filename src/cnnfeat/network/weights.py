@@ -1,11 +1,13 @@
 """Weights out of a checkpoint, without running the graph that would restore them.
 
 What belongs to which variable is read from the restoring part of the graph; the values are read
-from the checkpoint's own files. Nothing of the graph runs.
+from the checkpoint's own files. Nothing of the graph runs. Values that a program has at hand take
+the same way.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.flattening import inline_functions, make_placeholder, needed_part
@@ -115,6 +118,20 @@ class Checkpoint:
         return bytes(self._reader.get_tensor(key))
 
 
+class HeldValues:
+    """Values of variables by name, as a program has them; read as a checkpoint is."""
+
+    def __init__(self, values: Mapping[str, NDArray[np.generic]]) -> None:
+        self.values = {name: np.array(value) for name, value in values.items()}  # copies
+        self.shapes: Mapping[str, list[int]] = {
+            name: list(value.shape) for name, value in self.values.items()
+        }
+
+    def read(self, entry: Entry) -> tf.Tensor:
+        """Give one value."""
+        return tf.constant(self.values[entry.key])
+
+
 def _escape(name: str) -> str:
     return re.sub(r"([\[\]*?])", r"[\1]", name)
 
@@ -136,7 +153,7 @@ def _slices(piece: str) -> tuple[slice, ...]:
 
 def take_out_variables(
     graph_def: tf.compat.v1.GraphDef,
-    checkpoint: Checkpoint | None,
+    checkpoint: Checkpoint | HeldValues | None,
     entries: Mapping[str, Entry],
     *,
     wanted: Iterable[str],
@@ -178,7 +195,7 @@ def take_out_variables(
 
 
 def check_restored(needed: Iterable[tf.compat.v1.NodeDef], *, path: str) -> None:
-    """Refuse to go on with a variable that the file gives no value.
+    """Refuse to go on with a variable that has no value.
 
     Raises
     ------
@@ -189,8 +206,8 @@ def check_restored(needed: Iterable[tf.compat.v1.NodeDef], *, path: str) -> None
     if empty:
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         raise NetworkError(
-            f"{path}: the variable {empty[0]!r}{more} has no value in the file",
-            hint="was the model saved before its variables were initialised?",
+            f"{path}: the variable {empty[0]!r}{more} has no value",
+            hint="were its variables initialised, or restored, before it was saved or given here?",
         )
 
 
@@ -219,12 +236,21 @@ def _uses(reader: tf.compat.v1.NodeDef, readers: Mapping[str, list[tf.compat.v1.
     return True
 
 
-def _by_name(node: tf.compat.v1.NodeDef, checkpoint: Checkpoint) -> Entry | None:
+def _by_name(node: tf.compat.v1.NodeDef, checkpoint: Checkpoint | HeldValues) -> Entry | None:
     shared_name = node.attr["shared_name"].s.decode()
     for key in (node.name, shared_name):
         if key in checkpoint.shapes:
             return Entry(key)
     return None
+
+
+def weights_digest(weights: Iterable[tuple[str, NDArray[np.generic]]], *, plan: bytes = b"") -> str:
+    """SHA-256 over names, shapes and values, hexadecimal; `plan`, if any, says what uses them."""
+    digest = hashlib.sha256(plan)
+    for name, value in weights:
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def report_bad_weights(graph: FlatGraph, *, path: str) -> None:
@@ -240,14 +266,20 @@ def report_bad_weights(graph: FlatGraph, *, path: str) -> None:
         _LOG.warning("%s: the weights %r%s hold NaN or infinity", path, bad[0], more)
 
 
-def _finite(value: tf.Tensor) -> bool:
-    if value.dtype == tf.resource:
-        data = value._handle_data
-        if data is None or not data.shape_and_type:
-            return True
-        dtype = tf.dtypes.as_dtype(data.shape_and_type[0].dtype)
-        value = tf.raw_ops.ReadVariableOp(resource=value, dtype=dtype)
-    if not value.dtype.is_floating:
+def value_of(weight: tf.Tensor) -> tf.Tensor | None:
+    """What a weight is, or what the variable that it is the handle of holds; None for tables."""
+    if weight.dtype != tf.resource:
+        return weight
+    data = weight._handle_data
+    if data is None or len(data.shape_and_type) != 1:
+        return None
+    dtype = tf.dtypes.as_dtype(data.shape_and_type[0].dtype)
+    return tf.raw_ops.ReadVariableOp(resource=weight, dtype=dtype)
+
+
+def _finite(weight: tf.Tensor) -> bool:
+    value = value_of(weight)
+    if value is None or not value.dtype.is_floating:
         return True
     # A sum is finite unless a term is not, or it overflows; then all terms are looked at.
     total = tf.reduce_sum(tf.cast(value, tf.float32))

@@ -1,0 +1,78 @@
+"""Starting TensorFlow, whoever asks first: the command line or a program that imports cnnfeat."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from cnnfeat.errors import Interrupted
+
+# What holds where the environment says nothing else.
+_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",  # TensorFlow's chatter is not ours
+    # Convolutions by oneDNN: TensorFlow takes it by itself on processors with AVX-512 alone, and
+    # with AVX2 it is twice as fast as Eigen.
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+}
+
+
+def load_tensorflow() -> None:
+    """Start TensorFlow if no one has imported it; if someone has, it is set up as they want it."""
+    if "tensorflow" not in sys.modules:
+        start_tensorflow(quiet=not logging.getLogger("cnnfeat").isEnabledFor(logging.DEBUG))
+
+
+def start_tensorflow(*, n_calls: int = 1, quiet: bool = True) -> None:
+    """Import TensorFlow and find its devices.
+
+    Its C++ half logs to the process's stderr before any of its own settings takes effect.
+
+    Parameters
+    ----------
+    n_calls : int
+        How many calls of a network will be under way at a time; see `runtime.start`.
+    quiet : bool
+        Whether what it writes meanwhile is hidden.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with native_stderr_hidden(hidden=quiet):
+        from cnnfeat.network import runtime
+
+        runtime.start(n_calls=n_calls)
+
+
+@contextlib.contextmanager
+def native_stderr_hidden(*, hidden: bool) -> Iterator[None]:
+    """Send file descriptor 2 to a temporary file; show what came there if the block fails."""
+    kept = _copy_of_stderr() if hidden else None
+    if kept is None:
+        yield
+        return
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except (KeyboardInterrupt, Interrupted):
+            raise
+        except BaseException:
+            aside.seek(0)
+            os.write(kept, aside.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _copy_of_stderr() -> int | None:
+    """A second descriptor of stderr; None where a program has closed it."""
+    try:
+        if sys.stderr is not None:  # as it is in programs with no console
+            sys.stderr.flush()
+        return os.dup(2)
+    except (OSError, ValueError):
+        return None
