@@ -280,5 +280,7 @@ def test_photographs_of_many_sizes(photographs: Path, tmp_path: Path):
     assert found.ids == tuple(f"{name}/{n}.jpg" for name in ("china", "flower")
                               for n in range(CROPS, CROPS + 6))  # fmt: skip
     assert np.mean(found.predicted == np.array(found.labels)) > 0.7
-    (one,) = machine.predict(photographs / "more" / "flower" / f"{CROPS}.jpg")
-    assert one.predicted == found.predicted[6]
+    picture = photographs / "more" / "flower" / f"{CROPS}.jpg"
+    (one,) = machine.predict(picture, scores=True)
+    assert (one.id, one.predicted) == (str(picture), found.predicted[6])
+    assert len(one.scores) == 2

@@ -328,6 +328,7 @@ class Machine:
         splits: Sequence[str] = (),
         on_error: OnError = "raise",
         batch_size: int | None = None,
+        scores: bool = False,
     ) -> Predicted:
         """Say what class each image is of.
 
@@ -342,6 +343,8 @@ class Machine:
             Whether a picture that can't be read ends it or is left out.
         batch_size : int, optional
             Pictures at a time; by default 512, fewer if they are large.
+        scores : bool
+            Whether the decision values of all classes are wanted.
 
         Returns
         -------
@@ -357,7 +360,8 @@ class Machine:
         from cnnfeat.prediction import is_feature_file, predict_features, predict_images
 
         if isinstance(images, str | os.PathLike) and is_feature_file(os.fspath(images)):
-            return Predicted(list(predict_features(self.saved, Path(images), splits=splits)))
+            path = Path(images)
+            return Predicted(list(predict_features(self.saved, path, splits=splits, scores=scores)))
         skipped: list[SkippedSample] = []
         with _open_images(images) as source:
             found = predict_images(
@@ -368,7 +372,10 @@ class Machine:
                 batch_size=batch_size,
                 on_error=on_error,
                 skipped=skipped,
+                scores=scores,
             )
+            if source.kind == "image" and isinstance(images, str | os.PathLike):
+                found = (dataclasses.replace(item, id=os.fspath(images)) for item in found)
             return Predicted(list(found), skipped=skipped)
 
     def __repr__(self) -> str:
