@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +21,8 @@ from sklearn.metrics import confusion_matrix
 
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import ArchitectureOptions
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 def cnnfeat(folder: Path, *args: str, data_dir: Path | None = None) -> str:
@@ -138,3 +143,38 @@ def test_the_defaults_reach_their_accuracy_on_mnist(data_dir: Path, tmp_path: Pa
     cnnfeat(tmp_path, "svm", data_dir=data_dir)
     result = json.loads((tmp_path / "artifacts" / "svm.json").read_text("utf-8"))
     assert result["accuracy"] >= 0.991
+
+
+@pytest.mark.mnist
+@pytest.mark.slow
+def test_the_readme_s_recipe_for_layers_that_nobody_named(
+    mnist_arrays: dict[str, np.ndarray], tmp_path: Path
+):
+    """Its own words, from the training to the predictions, on a part of MNIST."""
+    counts = {"train": 12_000, "test": 2_000}
+    arrays = {
+        f"{key}_{split}": mnist_arrays[f"{split}_{name}"][:n]
+        for split, n in counts.items()
+        for key, name in (("x", "images"), ("y", "labels"))
+    }
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    section = README.read_text("utf-8").split("### Layers that nobody named")[1]
+    section = section.replace('"mnist"', '"mnist.npz"').replace("--data mnist", "--data mnist.npz")
+    script, commands = (
+        re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1]
+        for language in ("python", "sh")
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    said = [
+        cnnfeat(tmp_path, *shlex.split(line.removeprefix("cnnfeat ")))
+        for line in commands.splitlines()
+        if line.startswith("cnnfeat ")
+    ]
+    blocks = re.search(r"lists, .*?```\n(.*?)```", section, re.DOTALL)[1]
+    assert blocks in said[0]
+    assert "(7, 7, 36) for each image, Relu_1:0" in said[1]
+    result = json.loads((tmp_path / "artifacts" / "svm.json").read_text("utf-8"))
+    assert result["accuracy"] > 0.95
+    rows = list(csv.DictReader(said[3].splitlines()))
+    right = [row["label"] == row["predicted"] for row in rows]
+    assert np.mean(right) == pytest.approx(result["accuracy"])
