@@ -100,6 +100,8 @@ def test_tables_and_arrays_of_tables_become_records():
         ("[svm]\nlayer = ''", "svm.layer must name something, not ''", ""),
         ("[svm]\ngamma = inf", "svm.gamma must be more than 0 and at most 1e.09, not inf", ""),
         ("[model]\npath = ''", "my.toml: model.path must name a network, not be empty", ""),
+        ("[network]\nfilters = 3", "unknown key .filters.", "filters stands in [[network.conv]]"),
+        ("[network]\ndropout = 0.5", "unknown key", "[[network.conv]] or [[network.dense]]"),
         ("[extract]\nfeed = {}", "unknown key .feed.", "feed stands in [model]"),
         ("[model]\ntrust_model = true", "unknown key 'trust_model'", "--trust-model"),
         ("train = 1", r"\[train\] must be a table, not 1", ""),

@@ -390,8 +390,14 @@ def _elsewhere(key: str, name: str) -> str:
     """Name the table that has such a key."""
     if key == "trust_model":
         return "trust is asked for each time, on the command line: --trust-model"
-    tables = {item.name: type(item.default) for item in dataclasses.fields(RunOptions)}
-    homes = [f"[{table}]" for table, kind in tables.items() if key in fields_of(kind)]
+    tables = {f"[{item.name}]": type(item.default) for item in dataclasses.fields(RunOptions)}
+    arrays = {
+        f"[[{table[1:-1]}.{field}]]": inner
+        for table, kind in tables.items()
+        for field, hint in typing.get_type_hints(kind).items()
+        if dataclasses.is_dataclass(inner := item_type(hint))
+    }
+    homes = [table for table, kind in {**tables, **arrays}.items() if key in fields_of(kind)]
     return f"{key} stands in {' or '.join(homes)}" if homes and name else ""
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterator
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from cnnfeat.cli import flags
+from cnnfeat.cli import cli, flags
+from cnnfeat.cli.plot import plot
 from cnnfeat.options import (
     DataOptions,
     ExtractOptions,
@@ -129,6 +132,53 @@ def test_a_mistake_names_the_flag_and_what_is_allowed(words, message):
     result = CliRunner().invoke(command(*tables)[0], words)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_a_mistake_in_the_environment_names_the_variable():
+    for variable, value, said in [
+        ("CNNFEAT_IT_BATCH_SIZE", "0", " must be at least 1 and at most 1048576, not 0"),
+        ("CNNFEAT_IT_RESIZE", "8x8x8", ": '8x8x8' is no size"),
+    ]:
+        result = CliRunner().invoke(command("extract")[0], [], env={variable: value})
+        assert result.exit_code == 2
+        assert f"Error: {variable}{said}" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "value", "said"),
+    [
+        (["plot", "top", "--unit", "1"], "CNNFEAT_PLOT_TOP_COUNT", "0", "must be at least 1"),
+        (["svm"], "CNNFEAT_SVM_CV", "maybe", "'maybe' is not a valid boolean"),
+    ],
+)
+def test_of_any_command(cnnfeat, words, variable, value, said):
+    code, _, err = cnnfeat(*words, **{variable: value})
+    assert code == 2
+    assert f"Invalid value for {variable}: {said}" in " ".join(err.split())
+
+
+def test_a_switch_of_a_file_can_be_taken_back(tmp_path):
+    (tmp_path / "c.toml").write_text("[svm]\ncv = true\n", "utf-8")
+    words = ["--config", str(tmp_path / "c.toml")]
+    assert given(words, "svm").svm.cv
+    assert not given([*words, "--no-cv"], "svm").svm.cv
+    assert not given(words, "svm", env={"CNNFEAT_IT_CV": "false"}).svm.cv
+
+
+def _all_commands(group: click.Group) -> Iterator[click.Command]:
+    for name in group.list_commands(click.Context(group)):
+        found = group.get_command(click.Context(group), name)
+        yield from _all_commands(found) if isinstance(found, click.Group) else [found]
+
+
+def test_ranges_are_written_in_one_way():
+    for found in _all_commands(cli):
+        said = CliRunner().invoke(found, ["--help"]).output
+        assert not re.search(r"x[<>]|[<>]=", said), found.name
+    said = CliRunner().invoke(plot, ["top", "--help"]).output
+    assert "at least 1 and at most 200" in " ".join(said.split())
+    said = CliRunner().invoke(plot, ["top", "--unit", "1", "--count", "0"]).output
+    assert "'--count': must be at least 1 and at most 200, not 0" in said
 
 
 def test_help_says_default_and_range():

@@ -114,6 +114,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE_EXIT_CODE
     except click.ClickException as error:
+        _blame(error)
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -136,6 +137,14 @@ def _invoke(args: list[str], settings: Settings) -> None:
         sys.exit(shell_complete(cli, {}, "cnnfeat", COMPLETION_VARIABLE, instruction))
     with cli.make_context("cnnfeat", args, obj=settings) as context:
         cli.invoke(context)
+
+
+def _blame(error: click.ClickException) -> None:
+    """Say that a value came from the environment, where one did that can not be."""
+    from cnnfeat.cli.flags import said_in
+
+    if isinstance(error, click.BadParameter) and error.param_hint is None:
+        error.param_hint = said_in(error.ctx, error.param)
 
 
 def _show(error: CnnfeatError) -> None:

@@ -39,7 +39,12 @@ _NAMES = {
 @click.option(
     "--split", "splits", multiple=True, help="Only this split; may be repeated.", metavar="NAME"
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first rows of each split.")
+@click.option(
+    "--limit",
+    cls=flags.Heard,
+    type=flags.Number(1),
+    help="Only the first rows of each split.",
+)
 @click.option(
     "--images/--no-images", default=True, show_default=True, help="Pictures for the projector."
 )

@@ -84,6 +84,26 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that
 trust = click.option("--trust-model", is_flag=True, help="Run a model that does more than compute.")
 
 
+class Number(click.ParamType[float]):
+    """A number of plain options, whose range is said as that of a record's field is."""
+
+    def __init__(self, low: float | None = None, high: float | None = None) -> None:
+        whole = all(isinstance(end, int | None) for end in (low, high))
+        self.range = knobs.Range(low, high)
+        self._plain: click.ParamType[int] | click.ParamType[float]
+        self._plain = click.INT if whole else click.FLOAT
+        self.name = self._plain.name
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read a number and hold it against the range."""
+        number = self._plain.convert(value, param, ctx)
+        if not self.range.allows(number):
+            self.fail(f"must be {self.range}, not {number}", param, ctx)
+        return number
+
+
 class Heard(click.Option):
     """An option that the environment can set by its name as it is typed."""
 
@@ -91,9 +111,33 @@ class Heard(click.Option):
         """Look for CNNFEAT_<COMMAND>_<OPTION>, the option as it is typed."""
         found = super().resolve_envvar_value(ctx)
         if found is None and ctx.auto_envvar_prefix is not None:
-            word = max(self.opts, key=len).removeprefix("--").replace("-", "_").upper()
-            found = os.environ.get(f"{ctx.auto_envvar_prefix}_{word}") or None
+            found = os.environ.get(_variable(self, ctx.auto_envvar_prefix)) or None
         return found
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        """Say the range."""
+        extra = super().get_help_extra(ctx)
+        if isinstance(self.type, Number):
+            extra["range"] = str(self.type.range)
+        return extra
+
+
+def _variable(param: click.Parameter, prefix: str) -> str:
+    word = max(param.opts, key=len).removeprefix("--").replace("-", "_").upper()
+    return f"{prefix}_{word}"
+
+
+def said_in(ctx: click.Context | None, param: click.Parameter | None) -> str | None:
+    """Name the environment variable that a value came from, if it came from one."""
+    if ctx is None or param is None or param.name is None:
+        return None
+    if ctx.get_parameter_source(param.name) is not ParameterSource.ENVIRONMENT:
+        return None
+    names = [param.envvar] if isinstance(param.envvar, str) else list(param.envvar or ())
+    if ctx.auto_envvar_prefix is not None:
+        names.append(f"{ctx.auto_envvar_prefix}_{param.name.upper()}")
+        names.append(_variable(param, ctx.auto_envvar_prefix))
+    return next((name for name in names if os.environ.get(name)), None)
 
 
 def output(name: str, *, help: str) -> Callable[[F], F]:
@@ -266,14 +310,14 @@ def _flag(kind: type, name: str, field: str, *, shown: str | None) -> Callable[[
         if isinstance(value, str):
             value = knobs.from_text(kind, field, value)
         try:
-            return knobs.check_field(kind, field, value, label=param.opts[0])
+            return knobs.check_field(kind, field, value, label=said_in(ctx, param) or param.opts[0])
         except UsageError as error:
             text = f"{error}" + (f" ({error.hint})" if error.hint else "")
             raise click.UsageError(text, ctx=ctx) from error
 
     def decorate(command: F) -> F:
         made = click.option(
-            flag,
+            f"{flag}/--no-{flag[2:]}" if hint is bool else flag,
             _parameter(name, field),
             cls=_Flag,
             type=click.BOOL if hint is bool else click.UNPROCESSED,

@@ -59,7 +59,8 @@ def _drawing(
             flags.output(f"{kind}.png", help="The picture: .png or .svg."),
             click.option(
                 "--dpi",
-                type=click.FloatRange(10, 2_400),
+                cls=flags.Heard,
+                type=flags.Number(10.0, 2_400.0),
                 default=150,
                 show_default=True,
                 help="Dots per inch of a PNG.",
@@ -172,7 +173,14 @@ def activations(canvas: Canvas, *, layer: str, image: str, split: str | None) ->
 @click.option(
     "--unit", type=int, required=True, help="A channel of a convolution, or a place in a vector."
 )
-@click.option("--count", type=click.IntRange(1, 200), default=24, show_default=True, help="Images.")
+@click.option(
+    "--count",
+    cls=flags.Heard,
+    type=flags.Number(1, 200),
+    default=24,
+    show_default=True,
+    help="Images.",
+)
 @_split
 @_drawing("top", _FEATURES, pictures=True)
 def top(canvas: Canvas, *, layer: str | None, unit: int, count: int, split: str | None) -> None:
@@ -193,14 +201,16 @@ def top(canvas: Canvas, *, layer: str | None, unit: int, count: int, split: str 
 )
 @click.option(
     "--points",
-    type=click.IntRange(min=5),
+    cls=flags.Heard,
+    type=flags.Number(5),
     default=2_000,
     show_default=True,
     help="At most so many images, chosen at random.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**32 - 1),
+    cls=flags.Heard,
+    type=flags.Number(0, 2**32 - 1),
     default=0,
     show_default=True,
     help="Fixes the choice and the layout.",
@@ -226,7 +236,14 @@ def confusion(canvas: Canvas) -> None:
 
 
 @plot.command()
-@click.option("--count", type=click.IntRange(1, 200), default=48, show_default=True, help="Images.")
+@click.option(
+    "--count",
+    cls=flags.Heard,
+    type=flags.Number(1, 200),
+    default=48,
+    show_default=True,
+    help="Images.",
+)
 @_drawing("errors", _SVM, _FEATURES, pictures=True)
 def errors(canvas: Canvas, *, count: int) -> None:
     """Draw the misclassified images, the surest mistakes first."""

@@ -51,7 +51,9 @@ _log = logging.getLogger("cnnfeat")
     show_default=True,
     help="Whether one bad picture ends the run or is left out (then exit code 6).",
 )
-@click.option("--top", type=click.IntRange(1), help="Show so many of the best classes.")
+@click.option(
+    "--top", cls=flags.Heard, type=flags.Number(1), help="Show so many of the best classes."
+)
 @click.option("--scores", is_flag=True, help="Show the decision values of all classes.")
 @flags.reading
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")

@@ -30,14 +30,16 @@ from cnnfeat.options import ReadOptions
 )
 @click.option(
     "--points",
-    type=click.IntRange(5, 20_000),
+    cls=flags.Heard,
+    type=flags.Number(5, 20_000),
     default=2_000,
     show_default=True,
     help="At most so many: all mistakes, and other images chosen at random.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**32 - 1),
+    cls=flags.Heard,
+    type=flags.Number(0, 2**32 - 1),
     default=0,
     show_default=True,
     help="Fixes the choice and the layout.",
