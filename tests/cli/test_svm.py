@@ -93,6 +93,14 @@ def test_an_output_that_exists_is_refused(cnnfeat, folder: Path):
     assert old.read_text() != "old"
 
 
+def test_a_file_that_is_not_there_is_said_before_outputs_that_are(cnnfeat, folder: Path):
+    (folder / "artifacts" / "svm.json").write_text("old")
+    done = cnnfeat(folder, "svm", "nope.h5", code=2)
+    assert "nope.h5" in done.stderr and "exists" not in done.stderr
+    cnnfeat(folder, "svm", "nope.h5", "-o", "elsewhere", code=2)
+    assert not (folder / "elsewhere").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

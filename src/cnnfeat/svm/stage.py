@@ -106,10 +106,10 @@ def svm_stage(
         On Ctrl-C; nothing was written.
     """
     options = options or SvmOptions()
-    for name in (*OUTPUTS, *extra_outputs):
-        check_output(out / name, overwrite=overwrite)
     try:
         with FeatureFile(features) as file:
+            for name in (*OUTPUTS, *extra_outputs):
+                check_output(out / name, overwrite=overwrite)
             layers = _asked_layers(file, options)
             division = divide(file, cross_validate=options.cv, seed=options.seed)
             if options.C == "auto" or options.cv:
