@@ -96,7 +96,7 @@ def test_dpi_and_ending_are_obeyed(cnnfeat, folder):
         (("plot", "activations", "--layer", "pixles"), 4, "did you mean 'pixels'?"),
         (("plot", "activations", "--layer", "pixels", "--image", "x"), 2, "no image 'x' in test"),
         (("plot", "top", "--layer", "flat", "--unit", "64"), 2, "--unit must be 0 to 63"),
-        (("plot", "embedding", "--layer", "flat", "--points", "2"), 2, "x>=5"),
+        (("plot", "embedding", "--layer", "flat", "--points", "2"), 2, "at least 5"),
         (("plot", "embedding"), 2, "2 layers: pixels, flat"),
         (("plot", "erors"), 2, "No such command"),
         (("report", "--layer", "flt", "--embedding", "pca"), 4, "did you mean 'flat'?"),
