@@ -89,6 +89,12 @@ def test_usage_is_the_division(tmp_path, pictures, labels, read_all, header):
             assert rows.labels.tolist() == labels[first::step]
 
 
+def test_whole_numbers_may_be_written_as_floats(tmp_path, read_all):
+    spec = write(tmp_path / "a.csv", "label,pixels", ["1,0.0 7.0 255 1e2"])
+    with open_source(spec) as source:
+        assert read_all(source, "all").images.ravel().tolist() == [0, 7, 255, 100]
+
+
 def test_labels_may_be_words(tmp_path, pictures):
     words = ["b", "a"] * 6
     spec = write(tmp_path / "a.csv", f"label,{names(25)}", wide(pictures, words))
