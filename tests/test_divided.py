@@ -321,3 +321,26 @@ def test_other_rows_to_test_on_are_another_division(tmp_path):
         assert first.parts("train").tolist() == other.parts("train").tolist()
         assert redivide(source, {**first.division, "seed": 1}) is None
         assert first.division["parts_sha256"] != other.division["parts_sha256"]
+
+
+def test_a_test_split_without_labels_is_no_test(tmp_path, caplog):
+    """As Kaggle hands them out: `test.csv` has no labels."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (50, 4, 4), np.uint8), np.arange(50) % 2
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x[:7] // 2)
+    with open_source(str(tmp_path / "a.npz")) as source:
+        rule = rule_for(source, test_fraction=0.2, validation=0.1, seed=0)
+        assert (rule.test_fraction, rule.validation) == (0.2, 0.1)
+        divided = divide_source(source, rule)
+        assert {name: info.n_samples for name, info in divided.splits.items()} == {
+            "train": 40,
+            "test": 10,
+            "unlabelled-test": 7,
+        }
+        assert np.bincount(divided.labels("test")).tolist() == [5, 5]
+        assert divided.labels("unlabelled-test") is None
+        assert set(divided.parts("unlabelled-test")) == {Part.UNSEEN}
+        (batch,) = divided.batches("unlabelled-test", batch_size=10)
+        np.testing.assert_array_equal(batch.images[..., 0], x[:7] // 2)
+        assert batch.ids[0] == "test/00000"
+    assert "its split test has no labels, and is called unlabelled-test here" in caplog.text

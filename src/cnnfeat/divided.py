@@ -186,11 +186,15 @@ def training_split(source: Source) -> str:
 
 
 def rule_for(source: Source, *, test_fraction: float, validation: float, seed: int) -> DivisionRule:
-    """Say how a source is divided for a training: its own splits are kept as they are."""
+    """Say how a source is divided for a training: its own splits are kept as they are.
+
+    A split without labels can neither test nor validate.
+    """
     group_by = source.options.get("group_by")
+    labelled = {name for name, info in source.splits.items() if info.has_labels}
     return DivisionRule(
-        test_fraction=None if TEST in source.splits else test_fraction,
-        validation=None if VALIDATION in source.splits else validation,
+        test_fraction=None if TEST in labelled else test_fraction,
+        validation=None if VALIDATION in labelled else validation,
         seed=seed,
         group_by=None if group_by is None else str(group_by),
         min_per_class=int(str(source.options.get("min_per_class", 1))),
@@ -201,7 +205,8 @@ def divide_source(source: Source, rule: DivisionRule) -> PickedSource:
     """Divide a source for a training; the same source and rule give the same rows.
 
     Rows to test on are taken out first, where the source has no such split: `test`. Of the others,
-    which are `train`, some validate, unless the source has a split for that.
+    which are `train`, some validate, unless the source has a split for that. A split that is called
+    so but has no labels gets another name.
 
     Parameters
     ----------
@@ -225,7 +230,7 @@ def divide_source(source: Source, rule: DivisionRule) -> PickedSource:
     groups = source.groups(base)
     _check_sizes(source, rule, labels=labels, groups=groups)
     picks = {
-        name: Pick(name, parts=_all(Part.VALIDATION if name == VALIDATION else Part.UNSEEN, info))
+        _name_beside(name, info, source): Pick(name, parts=_parts_of(name, info))
         for name, info in source.splits.items()
         if name != base
     }
@@ -250,8 +255,22 @@ def _place(split: str) -> int:
     return _ORDER.index(split) if split in _ORDER else len(_ORDER)
 
 
-def _all(part: Part, info: SplitInfo) -> Parts:
-    return np.full(info.n_samples, part, np.uint8)
+def _name_beside(split: str, info: SplitInfo, source: Source) -> str:
+    """Name a split of its own that stands beside what is trained on."""
+    if info.has_labels or split not in (VALIDATION, TEST):
+        return split
+    _log.warning(
+        "%s: its split %s has no labels, and is called unlabelled-%s here",
+        source.name,
+        split,
+        split,
+    )
+    return f"unlabelled-{split}"
+
+
+def _parts_of(split: str, info: SplitInfo) -> Parts:
+    validates = split == VALIDATION and info.has_labels
+    return np.full(info.n_samples, Part.VALIDATION if validates else Part.UNSEEN, np.uint8)
 
 
 def _held(

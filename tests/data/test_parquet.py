@@ -81,6 +81,24 @@ def test_shards_of_splits_are_what_went_in(tmp_path, pictures, labels, png, read
             assert some.ids[0] == f"train/{start:05d}"
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_any_rows_are_read_alone(tmp_path, pictures, labels, png, batch_size):
+    encoded = [png(picture) for picture in pictures]
+    save(tmp_path / "train-0.parquet", encoded[:30], label=labels[:30], rows=30)
+    save(tmp_path / "train-1.parquet", encoded[30:], label=labels[30:], rows=3)
+    rows = np.array([0, 1, 5, 6, 7, 28, 29, 30, 31, 40, 49])
+    with open_source(str(tmp_path)) as source:
+        for some in (rows, np.array([3]), np.arange(0, 50, 2), np.arange(50)):
+            found = list(source.batches("train", batch_size=batch_size, rows=some))
+            np.testing.assert_array_equal(
+                np.concatenate([batch.images for batch in found]), pictures[some]
+            )
+            assert (
+                np.concatenate([batch.labels for batch in found]).tolist() == labels[some].tolist()
+            )
+            assert found[-1].stop == len(some)
+
+
 def test_two_readers_at_a_time_do_not_mind_each_other(tmp_path, pictures, png):
     save(tmp_path / "a.parquet", [png(picture) for picture in pictures])
     with open_source(str(tmp_path / "a.parquet")) as source:

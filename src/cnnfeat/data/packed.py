@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, overload
 import numpy as np
 
 from cnnfeat.data.imagefiles import EncodedImage, ImageFileSource
-from cnnfeat.data.source import file_states
+from cnnfeat.data.source import RowRequest, file_states
 from cnnfeat.errors import DataError, ImageError
 
 if TYPE_CHECKING:
-    from cnnfeat.records import Array, Labels
+    from cnnfeat.records import Array, Batch, Labels, RowNumbers
 
 _READ_AT_ONCE = 16  # encoded pictures
 _log = logging.getLogger("cnnfeat")
@@ -73,7 +73,7 @@ class PackedImages(Sequence[EncodedImage]):
     shards : sequence of Shard
         The files, in order.
     labels : ndarray of shape (n_samples,), optional
-    rows : range, optional
+    rows : sequence of int, optional
         Which of them; None: all.
     """
 
@@ -83,7 +83,7 @@ class PackedImages(Sequence[EncodedImage]):
         shards: Sequence[Shard],
         labels: Labels | None,
         *,
-        rows: range | None = None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         self._split, self._shards, self._labels = split, shards, labels
         self._starts = (0, *itertools.accumulate(len(shard) for shard in shards))
@@ -101,11 +101,18 @@ class PackedImages(Sequence[EncodedImage]):
     def __getitem__(self, rows: int | slice) -> EncodedImage | Sequence[EncodedImage]:
         if isinstance(rows, int):
             return next(self._read(self._rows[rows], self._rows[rows] + 1))
-        return PackedImages(self._split, self._shards, self._labels, rows=self._rows[rows])
+        return self.some(self._rows[rows])
 
     def __iter__(self) -> Iterator[EncodedImage]:
-        for begin in self._rows[::_READ_AT_ONCE]:
-            yield from self._read(begin, min(begin + _READ_AT_ONCE, self._rows.stop))
+        for begin in range(0, len(self._rows), _READ_AT_ONCE):
+            rows = self._rows[begin : begin + _READ_AT_ONCE]
+            for _, run in itertools.groupby(enumerate(rows), lambda pair: pair[1] - pair[0]):
+                neighbours = [row for _, row in run]
+                yield from self._read(neighbours[0], neighbours[-1] + 1)
+
+    def some(self, rows: Sequence[int]) -> PackedImages:
+        """Pick pictures by their rows in the split."""
+        return PackedImages(self._split, self._shards, self._labels, rows=rows)
 
     def _read(self, start: int, stop: int) -> Iterator[PackedImage]:
         width = max(5, len(str(self._starts[-1] - 1)))
@@ -158,14 +165,15 @@ class PackedSource(ImageFileSource):
             if not any(map(len, of_split)):
                 raise DataError(f"{path}: the split {split} holds no pictures")
         self._known_labels = labels
+        self._packed = {
+            split: PackedImages(split, of_split, labels.get(split))
+            for split, of_split in shards.items()
+        }
         together = [shard for of_split in shards.values() for shard in of_split]
         super().__init__(
             str(path),
             kind,
-            images={
-                split: PackedImages(split, of_split, labels.get(split))
-                for split, of_split in shards.items()
-            },
+            images=self._packed,
             classes=classes,
             states=lambda: file_states({shard.path.name: shard.path for shard in together}),
             max_pixels=max_pixels,
@@ -175,6 +183,10 @@ class PackedSource(ImageFileSource):
 
     def _labels(self, split: str) -> Labels | None:
         return self._known_labels.get(split)
+
+    def _read_some(self, asked: RowRequest, rows: RowNumbers) -> Iterator[Batch]:
+        chosen = rows[asked.rows.start : asked.rows.stop].tolist()
+        return self._read_files(asked, self._packed[asked.split.name].some(chosen))
 
 
 def given_labels(labels: Array, *, name: str) -> Array | None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _MAGIC = b"PAR1"
 _BATCH = 16  # rows
+_NOWHERE = -(2**62)
+_GAP = 64  # rows that are rather passed over than sought anew
 _IMAGES = ("image", "img", "picture", "photo", "jpg", "png", "bytes")
 _LABELS = ("label", "labels", "fine_label", "class", "target", "coarse_label")
 
@@ -142,11 +144,13 @@ class ParquetShard:
         return self._starts[-1]
 
     def read(self, start: int, stop: int) -> Sequence[bytes | None]:
-        """Read the encoded pictures of some rows; rows that follow the last ones come at once."""
+        """Read the encoded pictures of some rows; those that follow the last ones come at once."""
         with self._lock, self._told():
-            if start != self._position:
-                self._ahead = self._pictures(start)
-            found = list(itertools.islice(self._ahead, stop - start))
+            ahead = start - self._position
+            if not 0 <= ahead <= _GAP:
+                self._ahead, ahead = self._pictures(start), 0
+            self._position = _NOWHERE  # unless all goes well
+            found = list(itertools.islice(self._ahead, ahead, ahead + stop - start))
             self._position = start + len(found)
         if len(found) < stop - start:
             raise DataError(f"{self.path}: ends before row {self._position} of {len(self)}")
