@@ -90,3 +90,14 @@ def test_a_card_keeps_the_division_and_reads_without_one(tmp_path: Path):
     (tmp_path / "model.json").write_text(json.dumps({**document, "division": "x"}), "utf-8")
     with pytest.raises(NetworkError, match="division must be a record or null, not 'x'"):
         read_card(tmp_path / "model.keras")
+
+
+def test_a_card_shows_how_it_went():
+    card = dataclasses.replace(CARD, test_accuracy=0.75, n_test=8, n_train=1_200, elapsed_s=61.4)
+    assert repr(card).splitlines() == [
+        "ModelCard of a network for 2 classes of images of 8×8×1",
+        "  trained on  digits: 1,200 images, 61 s",
+        "  validation  50.00% of 1 images, after epoch 1 of 1",
+        "  test        75.00% of 8 images",
+    ]
+    assert repr(CARD).splitlines()[3] == "  test        none of 0 images"

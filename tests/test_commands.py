@@ -148,6 +148,26 @@ def test_training_is_the_command_line_s(tmp_path: Path, digits, cnnfeat):
     assert card.epochs == 2
 
 
+def test_the_division_of_a_training_goes_on_to_the_features(tmp_path: Path, digits):
+    source = cnnfeat.open_arrays(*digits)
+    card = cnnfeat.train(
+        source,
+        TrainOptions(epochs=1),
+        out=tmp_path / "model.keras",
+        network=ArchitectureOptions(conv=(ConvOptions(filters=3),), dense=()),
+    )
+    np.savez(tmp_path / "digits.npz", images=digits[0], labels=digits[1])
+    options = ExtractOptions(layers="conv1")
+    cnnfeat.extract(tmp_path / "model.keras", source, options, out=tmp_path / "f.h5")
+    with h5py.File(tmp_path / "f.h5") as file:
+        parts = {split: np.bincount(file[split]["part"]) for split in ("train", "test")}
+        ids = [*file["train/id"].asstr(), *file["test/id"].asstr()]
+    assert parts["train"].tolist() == [0, card.n_train, card.n_validation]
+    assert parts["test"].tolist() == [card.n_test]
+    assert sorted(ids) == [f"all/{row:05d}" for row in range(240)]
+    assert source.splits.keys() == {"all"}  # it is what it was
+
+
 def test_a_machine_says_what_the_command_line_says(made: Path, cnnfeat):
     import cnnfeat as library
 

@@ -28,7 +28,7 @@ from cnnfeat.options import (
     RunOptions,
     TrainOptions,
 )
-from cnnfeat.pipeline import Stopping, open_images
+from cnnfeat.pipeline import Stopping, as_trained, open_images
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Array, OnError, SkippedSample, Source, some_of
 
@@ -203,7 +203,8 @@ def _open_source(
         with open_images(given, card, progress=progress) as source:
             yield source, given
     elif hasattr(given, "batches"):
-        yield given, dataclasses.replace(from_record(DataOptions, given.options), source=given.name)
+        how = dataclasses.replace(from_record(DataOptions, given.options), source=given.name)
+        yield given if card is None or given.division else as_trained(given, card), how
     else:
         raise UsageError(
             f"images come from a name, a path, DataOptions or an open source, not a "

@@ -29,6 +29,7 @@ from cnnfeat.records import (
     RowNumbers,
     Source,
     SplitInfo,
+    shown_source,
 )
 
 T = TypeVar("T", bound=np.generic)
@@ -127,6 +128,9 @@ class PickedSource:
             target=target,
             on_error=on_error,
         )
+
+    def __repr__(self) -> str:
+        return shown_source(self)
 
     def __enter__(self) -> PickedSource:
         return self

@@ -285,6 +285,18 @@ class ExtractResult:
         )
 
 
+def shown_source(source: Source) -> str:
+    """Say what a source is in three lines, for those who look at one."""
+    rows = [f"{info.n_samples:,} {split}" for split, info in source.splits.items()]
+    first = next(iter(source.splits.values()))
+    shape = "×".join(map(str, first.image_shape))
+    return (
+        f"Source {source.name} ({source.kind})\n"
+        f"  images   {some_of(rows)}; the first of {shape} {first.dtype}\n"
+        f"  classes  {some_of(source.classes) or 'none'}"
+    )
+
+
 def some_of(items: Sequence[str], *, most: int = 8) -> str:
     """List the first few, and say how many more there are."""
     more = len(items) - most

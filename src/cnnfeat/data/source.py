@@ -28,7 +28,7 @@ from cnnfeat.records import (
     OnError,
     SkippedSample,
     SplitInfo,
-    some_of,
+    shown_source,
 )
 
 if TYPE_CHECKING:
@@ -167,14 +167,7 @@ class OpenedSource(ABC):
         yield from self._read(asked) if rows is None else self._read_some(asked, rows)
 
     def __repr__(self) -> str:
-        rows = [f"{info.n_samples:,} {split}" for split, info in self.splits.items()]
-        first = next(iter(self.splits.values()))
-        shape = "×".join(map(str, first.image_shape))
-        return (
-            f"Source {self.name} ({self.kind})\n"
-            f"  images   {some_of(rows)}; the first of {shape} {first.dtype}\n"
-            f"  classes  {some_of(self.classes) or 'none'}"
-        )
+        return shown_source(self)
 
     def __enter__(self) -> Self:
         return self
