@@ -168,6 +168,20 @@ def test_numbers_outside_the_file_are_not_read(tmp_path, pictures):
         open_source(str(tmp_path / "a.mat"))
 
 
+@pytest.mark.parametrize("block", [0, 512])
+def test_hdf5_that_ends_in_mat_is_in_the_manner_of_matlab(
+    tmp_path, pictures, labels, read_all, block
+):
+    for name, rows in (("train", slice(0, 7)), ("test", slice(7, 11))):
+        with h5py.File(tmp_path / f"{name}_32x32.mat", "w", userblock_size=block) as file:
+            file["X"] = np.moveaxis(pictures[rows], 0, 3).T
+            file["y"] = labels[rows, np.newaxis].T
+    with open_source(str(tmp_path)) as source:
+        assert source.kind == "mat"
+        np.testing.assert_array_equal(read_all(source, "train").images, pictures[:7])
+        assert source.labels("test").tolist() == [7, 8, 9, 10]
+
+
 @pytest.mark.parametrize("keep", [0.01, 0.1, 0.5, 0.9])
 def test_a_cut_file_is_a_data_error(tmp_path, save, pictures, labels, keep):
     path = tmp_path / "a.mat"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cnnfeat.data.arrays import ArraySource, StackedRows, index_labels, make_split
 from cnnfeat.data.hdf5 import HDF5_MAGIC, Hdf5File
-from cnnfeat.data.matfile import MAT5_MAGIC, MAT73_MAGIC, Mat5File, Mat73File
+from cnnfeat.data.matfile import is_mat, open_mat
 from cnnfeat.data.npy import NPY_MAGIC, ZIP_MAGIC, NpyFile, NpzFile, StoredRows
 from cnnfeat.data.source import Rows, file_states, open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
@@ -48,8 +48,6 @@ _OPENERS: Mapping[bytes, Callable[[Path], ArrayFile]] = {
     NPY_MAGIC: NpyFile,
     ZIP_MAGIC: NpzFile,
     HDF5_MAGIC: Hdf5File,
-    MAT5_MAGIC: Mat5File,
-    MAT73_MAGIC: Mat73File,
 }
 
 
@@ -191,8 +189,10 @@ def _absolute(labels: str) -> str:
 
 
 def _opener(path: Path) -> Callable[[Path], ArrayFile] | None:
+    if is_mat(path):
+        return open_mat
     with open_regular(path) as file:
-        beginning = file.read(32)
+        beginning = file.read(8)
     return next((opener for magic, opener in _OPENERS.items() if beginning.startswith(magic)), None)
 
 

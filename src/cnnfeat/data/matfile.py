@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from cnnfeat.data.hdf5 import Hdf5File
+from cnnfeat.data.hdf5 import HDF5_MAGIC, Hdf5File
 from cnnfeat.data.npy import DEFLATE_LIMIT
 from cnnfeat.data.source import Rows, open_regular
 from cnnfeat.errors import DataError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAT5_MAGIC = b"MATLAB 5.0 MAT-file"
 MAT73_MAGIC = b"MATLAB 7.3 MAT-file"
+_USER_BLOCK = 512  # bytes before HDF5 begins
 _CHANNELS = (1, 3, 4)
 _CLASSES = {  # of MATLAB's that are numbers, and the bytes that one takes
     **{"logical": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4},
@@ -193,9 +194,23 @@ class Mat73File:
 
 
 def is_mat(path: Path) -> bool:
-    """Whether a file begins as MATLAB's do, from version 5 on."""
+    """Whether a file begins as MATLAB's do, from version 5 on; or is HDF5 and ends in `.mat`.
+
+    The latter is what other programs write in the manner of version 7.3, without its text.
+    """
     with open_regular(path) as file:
-        return file.read(len(MAT5_MAGIC)) in (MAT5_MAGIC, MAT73_MAGIC)
+        start = file.read(_USER_BLOCK + len(HDF5_MAGIC))
+    if start.startswith((MAT5_MAGIC, MAT73_MAGIC)):
+        return True
+    marks = (start[: len(HDF5_MAGIC)], start[_USER_BLOCK:])
+    return path.suffix.lower() == ".mat" and HDF5_MAGIC in marks
+
+
+def open_mat(path: Path) -> Mat5File | Mat73File:
+    """Open a file that is one of MATLAB's."""
+    with open_regular(path) as file:
+        version_5 = file.read(len(MAT5_MAGIC)) == MAT5_MAGIC
+    return Mat5File(path) if version_5 else Mat73File(path)
 
 
 def row_axes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
