@@ -29,6 +29,7 @@ SCORE = {
     "balanced_accuracy": 0.75,
     "elapsed_s": 1.5,
     "macro": {"precision": 0.83, "recall": 0.75, "f1": 0.73, "roc_auc": 0.875},
+    "compared_on": None,
 }
 TRIAL = {"C": 0.01, "gamma": None, "mean": 0.875, "standard_error": 0.125, "folds": [0.75, 1.0]}
 DOCUMENT = {
@@ -45,6 +46,8 @@ DOCUMENT = {
     "train_split": "train",
     "test_split": "test",
     "evaluation": "test split",
+    "caveat": "",
+    "note": "",
     "per_class": [
         {"class": "cat", "precision": 1.0, "recall": 0.5, "f1": 0.66, "support": 2},
         {"class": "dog", "precision": 0.66, "recall": 1.0, "f1": 0.8, "support": 2},
@@ -54,6 +57,8 @@ DOCUMENT = {
         "folds": 2,
         "seed": 0,
         "n_samples": 8,
+        "on": "2-fold cross-validation on 8 training rows",
+        "measure": "accuracy",
         "rule": "smallest C within one standard error of the best",
         "grid": [0.01, 0.1],
         "scores": [TRIAL, {**TRIAL, "C": 0.1}],
@@ -62,7 +67,10 @@ DOCUMENT = {
     },
     "features": {"path": "features.h5", "network": "model.keras", "precision": "float32"},
     "network_test_accuracy": 0.8,
-    "layers": [{**SCORE, "layer": "conv2"}, SCORE],
+    "layers": [
+        {**SCORE, "layer": "conv2", "compared_on": "6 rows"},
+        {**SCORE, "compared_on": "6 rows"},
+    ],
     "mcnemar": {"only_first_right": 1, "only_second_right": 0, "p_value": 1.0},
     "versions": {"cnnfeat": "0.1.0"},
 }
@@ -102,6 +110,53 @@ def test_a_document_without_optional_keys_is_read(tmp_path: Path):
     assert result.evaluation == "test split"
     assert result.selection is result.mcnemar is result.network_test_accuracy is None
     assert result.features == {}
+
+
+NEW = ("caveat", "note", "compared_on", "on", "measure")  # keys that older documents lack
+
+
+def _older(value: object) -> object:
+    if isinstance(value, list):
+        return [_older(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _older(item) for key, item in value.items() if key not in NEW}
+    return value
+
+
+def test_older_documents_are_read(tmp_path: Path):
+    result = SvmResult.from_json(_older(DOCUMENT), path=tmp_path)
+    assert result.selection == SvmResult.from_json(DOCUMENT, path=tmp_path).selection
+    assert (result.score_name, result.caveat) == ("accuracy", "")
+    assert result.compared_on == "4 test rows"  # what older ones compared layers on
+
+
+@pytest.mark.parametrize("evaluation", ["hold-out", "cross-validation"])
+def test_what_older_documents_could_not_know_is_said(tmp_path: Path, evaluation: str):
+    older = {**_older(DOCUMENT), "evaluation": evaluation}
+    result = SvmResult.from_json(older, path=tmp_path)
+    assert result.caveat == "it is not known which rows the network was fitted to"
+    assert result.score_name.endswith("score")
+    assert SvmResult.from_json({**older, "caveat": ""}, path=tmp_path).score_name == "accuracy"
+
+
+def test_one_sentence_says_a_score_and_what_belongs_beside_it(tmp_path: Path):
+    result = SvmResult.from_json(DOCUMENT, path=tmp_path)
+    assert result.score_words == "75.00% of 4 test rows (95% interval 30.00% to 95.00%)"
+    seen = {**DOCUMENT, "evaluation": "hold-out", "caveat": "seen before"}
+    result = SvmResult.from_json(seen, path=tmp_path)
+    assert result.score_name == "score"
+    assert result.score_words == (
+        "75.00% of 4 held-out rows (95% interval 30.00% to 95.00%); seen before"
+    )
+    assert result.scored_words == "4 held-out rows; seen before"
+
+
+def test_a_score_of_rows_apart_keeps_its_error(tmp_path: Path):
+    trial = {**TRIAL, "folds": [0.875], "standard_error": 0.03125}
+    selection = {**DOCUMENT["selection"], "folds": 1, "chosen": trial, "on": "8 validation rows"}
+    result = SvmResult.from_json({**DOCUMENT, "selection": selection}, path=tmp_path)
+    assert result.selection.chosen.error == 0.03125
+    assert result.to_json()["selection"]["chosen"] == trial
 
 
 @pytest.mark.parametrize("key", LEAST[2:])

@@ -251,7 +251,7 @@ def _svm_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]]
     return [
         ("layer", f"{best.layer} ({best.n_features} features)"),
         ("machine", f"{result.kernel} kernel, C = {best.C}, {result.n_train} training rows"),
-        ("accuracy", f"{_percent(best.accuracy)} of {result.n_test} test rows"),
+        (result.score_name, result.score_words),
         (
             "features",
             f"{features.get('path')}, from {features.get('source')} "

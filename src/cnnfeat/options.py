@@ -281,16 +281,18 @@ class SvmOptions:
         "linear", "nystroem: an approximation of rbf for many rows."
     )
     C: float | Literal["auto"] = option(
-        "auto", "The cost of errors; auto: by cross-validation.", flag="--C", above=0, high=1e9
+        "auto", "The cost of errors; auto: chosen on training rows.", flag="--C", above=0, high=1e9
     )
     gamma: float | Literal["auto"] = option(
-        "auto", "Of rbf and poly; auto: by cross-validation.", above=0, high=1e9
+        "auto", "Of rbf and poly; auto: chosen with C.", above=0, high=1e9
     )
     normalize: Literal["standard", "l2", "none"] = option(
         "standard", "Mean 0 and deviation 1 of features, length 1 of rows, or neither."
     )
     pca: int | None = option(None, "Keep so many principal components.", low=1)
-    folds: int = option(5, "Of the cross-validation.", low=2, high=100)
+    folds: int = option(
+        5, "Of a cross-validation; C is chosen by one without validation rows.", low=2, high=100
+    )
     grid: tuple[float, ...] | None = option(
         None,
         "Values of C to try.",
@@ -302,6 +304,10 @@ class SvmOptions:
     cv: bool = option(
         False, "Score each row by a machine that hasn't seen it, instead of on a test split."
     )
+    test_fraction: float = option(
+        0.2, "Share of the rows that is held out where there is no test split.", above=0, high=0.9
+    )
+    min_per_class: int = option(1, "Leave classes of fewer training rows out.", low=1)
     memory: int = option(
         2 * 2**30,
         "About how much may be used; features beyond it are read by blocks.",

@@ -62,8 +62,10 @@ class RunResult:
     folder: str
     source: str
     network_accuracy: float | None  # on the test split
-    svm_accuracy: float
+    svm_accuracy: float  # an accuracy on new pictures where there is no caveat
     svm_accuracy_interval: tuple[float, float]  # 95 %
+    svm_caveat: str  # what must stand beside it; "": nothing
+    svm_score: str  # it in words: its name, the rows, the interval, the caveat
     svm_layer: str
     stages: tuple[StageOutcome, ...]
     files: tuple[str, ...]
@@ -466,13 +468,19 @@ def fit_svm(
         extra_outputs=[name for name in svm_files(options) if name.endswith(".png")],
         progress=progress,
     )
-    title = f"SVM on {result.best.layer}"
-    plot_confusion(result.confusion, result.classes, folder / CONFUSION, title=title)
+    plot_confusion(
+        result.confusion,
+        result.classes,
+        folder / CONFUSION,
+        title=f"SVM on {result.best.layer}: {result.scored_rows}",
+        caveat=result.caveat,
+    )
     if LAYERS in svm_files(options):
         plot_layers(
             result.layers,
             folder / LAYERS,
             network_accuracy=result.network_test_accuracy,
+            on=result.compared_on,
             title="SVMs by layer",
         )
     return result
@@ -491,6 +499,8 @@ def _result(run: _Run, stages: tuple[StageOutcome, ...]) -> RunResult:
         network_accuracy=svm.network_test_accuracy,
         svm_accuracy=svm.accuracy,
         svm_accuracy_interval=svm.best.accuracy_interval,
+        svm_caveat=svm.caveat,
+        svm_score=f"{svm.score_name} {svm.score_words}",
         svm_layer=svm.best.layer,
         stages=stages,
         files=(run.model, *(str(run.folder / name) for name in names)),

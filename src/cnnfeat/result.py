@@ -22,24 +22,38 @@ from cnnfeat.records import Json, some_of
 SVM_FORMAT = "cnnfeat-svm"
 SVM_VERSION = 1
 RULE = "smallest C within one standard error of the best"
+# What must stand beside a score on rows that the network has seen, or may have seen.
+FITTED = "the network was fitted to these rows: this is no accuracy on new pictures"
+PICKED = "the best epoch was picked by these rows"
+UNKNOWN = "it is not known which rows the network was fitted to"
+# Rows that were scored, by `SvmResult.evaluation`.
+SCORED = {
+    "test split": "test",
+    "hold-out": "held-out",
+    "validation rows": "validation",
+    "cross-validation": "cross-validated",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One setting, tried on all folds."""
+    """One setting, tried on all folds, or on rows that stand apart."""
 
     C: float
-    scores: tuple[float, ...]  # accuracy on each fold held out
+    scores: tuple[float, ...]  # on each fold held out
     gamma: float | None = None
+    binomial_error: float | None = None  # of a score on rows that stand apart
 
     @property
     def mean(self) -> float:
-        """Mean accuracy."""
+        """Mean score."""
         return float(np.mean(self.scores))
 
     @property
     def error(self) -> float:
         """Standard error of the mean."""
+        if self.binomial_error is not None:
+            return self.binomial_error
         return float(np.std(self.scores, ddof=1) / np.sqrt(len(self.scores)))
 
 
@@ -50,9 +64,11 @@ class CostSearch:
     trials: tuple[Trial, ...]  # by growing C
     best: Trial  # of the highest mean
     chosen: Trial  # of the smallest C within one standard error of the best
-    folds: int
+    folds: int  # 1: rows that stand apart were scored once
     seed: int
-    n_samples: int  # rows used
+    n_samples: int  # rows used, scored ones among them
+    on: str  # which rows were scored, in words
+    measure: str  # "accuracy" or "balanced accuracy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +83,10 @@ class MacroScores:
 
 @dataclass(frozen=True, slots=True)
 class LayerScore:
-    """How well a machine does on one layer."""
+    """How well a machine does on one layer.
+
+    Of several layers, the scores are those they were compared by.
+    """
 
     layer: str
     tensor: str | None
@@ -77,13 +96,14 @@ class LayerScore:
     n_support: int | None  # of kernel machines
     objective: float | None
     newton_steps: int | None  # of linear machines
-    cv_accuracy: float | None
+    cv_accuracy: float | None  # None: not cross-validated
     cv_standard_error: float | None
     accuracy: float
     accuracy_interval: tuple[float, float]  # 95 %
     balanced_accuracy: float | None  # mean recall of the classes that occur
     elapsed_s: float | None
     macro: MacroScores | None = None  # None: written before there were any
+    compared_on: str | None = None  # which rows, in words; None: those the result is scored on
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,33 +140,62 @@ class SvmResult:
     n_test: int
     train_split: str | None  # splits of the feature file
     test_split: str | None
-    evaluation: str  # "test split", "hold-out" or "cross-validation"
+    evaluation: str  # "test split", "hold-out", "validation rows" or "cross-validation"
+    caveat: str  # what must stand beside the score; "": an accuracy on new pictures
+    note: str  # what else there is to know
     per_class: tuple[ClassScore, ...]
     confusion: NDArray[np.int64]  # (n_classes, n_classes), true classes down
     selection: CostSearch | None  # None: C was given
     features: Mapping[str, Json]  # the feature file's path and provenance
     network_test_accuracy: float | None
     layers: tuple[LayerScore, ...]  # all that were compared, in the feature file's order
-    mcnemar: McNemar | None  # of the two best layers
+    mcnemar: McNemar | None  # of the two best layers, on the rows they were compared on
     versions: Mapping[str, Json]
 
     @property
     def accuracy(self) -> float:
-        """Accuracy of the saved machine, 0 to 1."""
+        """Share of the scored rows that the saved machine gets right; see `caveat`."""
         return self.best.accuracy
 
     def __repr__(self) -> str:
         best = self.best
-        low, high = best.accuracy_interval
         cost = "" if best.C is None else f", C = {best.C:g}"
         others = [f"{one.layer} {one.accuracy:.2%}" for one in self.layers]
+        compared = f"\n  layers    {some_of(others)}, on {self.compared_on}" if others[1:] else ""
         return (
             f"SvmResult of a {self.kernel} machine on {best.layer}{cost}\n"
-            f"  accuracy  {best.accuracy:.2%} of {self.n_test:,} rows ({self.evaluation}), "
-            f"95 % interval {low:.2%} to {high:.2%}\n"
-            f"  trained   on {self.n_train:,} rows of {len(self.classes)} classes"
-            + (f"\n  layers    {some_of(others)}" if len(others) > 1 else "")
+            f"  {self.score_name}  {self.score_words}\n"
+            f"  trained   on {self.n_train:,} rows of {len(self.classes)} classes{compared}"
         )
+
+    @property
+    def score_name(self) -> str:
+        """What the share of right rows may be called."""
+        if not self.caveat:
+            return "accuracy"
+        return "cross-validated score" if self.evaluation == "cross-validation" else "score"
+
+    @property
+    def scored_rows(self) -> str:
+        """Which rows were scored, in words: `10,000 test rows`."""
+        return f"{self.n_test:,} {SCORED.get(self.evaluation, self.evaluation)} rows"
+
+    @property
+    def score_words(self) -> str:
+        """The score and all that belongs beside it: rows, interval, caveat."""
+        low, high = self.best.accuracy_interval
+        words = f"{self.accuracy:.2%} of {self.scored_rows} (95% interval {low:.2%} to {high:.2%})"
+        return f"{words}; {self.caveat}" if self.caveat else words
+
+    @property
+    def scored_words(self) -> str:
+        """Which rows were scored, and what must be said of a score on them."""
+        return f"{self.scored_rows}; {self.caveat}" if self.caveat else self.scored_rows
+
+    @property
+    def compared_on(self) -> str:
+        """Which rows the scores in `layers` are of, and what must be said of them."""
+        return self.layers[0].compared_on or self.scored_words
 
     def to_json(self) -> dict[str, Json]:
         """Make the document: the saved machine's scores stand at its top level."""
@@ -229,6 +278,8 @@ def _selection_json(selection: CostSearch) -> dict[str, Json]:
         "folds": selection.folds,
         "seed": selection.seed,
         "n_samples": selection.n_samples,
+        "on": selection.on,
+        "measure": selection.measure,
         "rule": RULE,
         "grid": sorted({trial.C for trial in selection.trials}),
         "scores": [_trial_json(trial) for trial in selection.trials],
@@ -267,6 +318,8 @@ def _parse(document: Mapping[str, object]) -> SvmResult:
         train_split=_text(document.get("train_split")),
         test_split=_text(document.get("test_split")),
         evaluation=str(document.get("evaluation") or "test split"),
+        caveat=_caveat(document),
+        note=str(document.get("note") or ""),
         per_class=tuple(
             _class_score(_mapping(item)) for item in _list(document.get("per_class") or [])
         ),
@@ -278,6 +331,13 @@ def _parse(document: Mapping[str, object]) -> SvmResult:
         mcnemar=None if mcnemar is None else _mcnemar(_mapping(mcnemar)),
         versions=cast("Mapping[str, Json]", _mapping(document.get("versions") or {})),
     )
+
+
+def _caveat(document: Mapping[str, object]) -> str:
+    """Read the caveat; older documents had none, whatever rows they were of."""
+    if document.get("evaluation") in ("hold-out", "cross-validation"):
+        return str(document.get("caveat", UNKNOWN))
+    return str(document.get("caveat") or "")
 
 
 def _layer_score(item: Mapping[str, object]) -> LayerScore:
@@ -298,6 +358,7 @@ def _layer_score(item: Mapping[str, object]) -> LayerScore:
         balanced_accuracy=_number(item.get("balanced_accuracy")),
         elapsed_s=_number(item.get("elapsed_s")),
         macro=_macro(item.get("macro")),
+        compared_on=_text(item.get("compared_on")),
     )
 
 
@@ -315,19 +376,24 @@ def _class_score(item: Mapping[str, object]) -> ClassScore:
 
 
 def _selection(item: Mapping[str, object]) -> CostSearch:
+    folds, n_samples = _whole(item["folds"]), _whole(item["n_samples"])
+    said = f"{folds}-fold cross-validation on {n_samples:,} training rows"  # by older ones, always
     return CostSearch(
         trials=tuple(_trial(_mapping(trial)) for trial in _list(item["scores"])),
         best=_trial(_mapping(item["best"])),
         chosen=_trial(_mapping(item["chosen"])),
-        folds=_whole(item["folds"]),
+        folds=folds,
         seed=_whole(item["seed"]),
-        n_samples=_whole(item["n_samples"]),
+        n_samples=n_samples,
+        on=str(item.get("on") or said),
+        measure=str(item.get("measure") or "accuracy"),
     )
 
 
 def _trial(item: Mapping[str, object]) -> Trial:
     scores = tuple(_real(score) for score in _list(item["folds"]))
-    return Trial(_real(item["C"]), scores, _number(item.get("gamma")))
+    error = _real(item["standard_error"]) if len(scores) == 1 else None
+    return Trial(_real(item["C"]), scores, _number(item.get("gamma")), error)
 
 
 def _mcnemar(item: Mapping[str, object]) -> McNemar:

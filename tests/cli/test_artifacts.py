@@ -132,7 +132,7 @@ def test_info_of_an_svm_and_its_result(run):
         code, out, _ = run("info", name)
         assert code == 0
         assert f"{name}: {kind}" in out
-        assert "conv2 (1764 features)" in out and "99.25% of 10000 test rows" in out
+        assert "conv2 (1764 features)" in out and "99.25% of 10,000 test rows" in out
 
 
 def test_info_of_damaged_records(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,9 @@ def test_a_file_that_is_not_there_is_said_before_outputs_that_are(cnnfeat, folde
             "--C must be a number (more than 0 and at most 1e+09) or 'auto', not 'much'",
         ),
         (["--folds", "1"], "--folds must be at least 2"),
+        (["--test-fraction", "0"], "--test-fraction must be more than 0"),
+        (["--test-fraction", "1"], "at most 0.9, not 1"),
+        (["--min-per-class", "0"], "--min-per-class must be at least 1"),
         (["--kernel", "sigmoid"], "'linear'"),
         (["--gamma", "0"], "--gamma must be more than 0"),
         (["--pca", "0"], "--pca must be at least 1"),
@@ -129,6 +133,37 @@ def test_options_out_of_range_say_what_is_allowed(
     done = cnnfeat(folder, "svm", *args, code=code)
     assert words in done.stderr
     assert sorted(path.name for path in (folder / "artifacts").iterdir()) == ["features.h5"]
+
+
+def seen_rows(folder: Path, *, n_odd: int = 40) -> Path:
+    """Rows of two classes, all of them fitted to."""
+    X = np.random.default_rng(0).standard_normal((80, 3)).astype(np.float32)
+    y = np.where(np.arange(80) < n_odd, 1, 0)
+    write_arrays(
+        folder / "seen.h5",
+        {"train": {"a": X}},
+        labels={"train": y},
+        parts={"train": np.ones(80, np.uint8)},
+        classes=["cat", "dog"],
+    )
+    return folder / "seen.h5"
+
+
+def test_a_score_of_seen_rows_is_called_none_but_a_score(cnnfeat, folder: Path):
+    words = "the network was fitted to these rows: this is no accuracy on new pictures"
+    done = cnnfeat(folder, "svm", str(seen_rows(folder)), "--C", "1", "-o", "out")
+    assert "held-out rows (95% interval" in done.stdout
+    assert words in " ".join(done.stdout.split())
+    assert not re.search(r"^(balanced )?accuracy", done.stdout, re.MULTILINE)
+    assert json.loads((folder / "out" / "svm.json").read_text("utf-8"))["caveat"] == words
+    done = cnnfeat(folder, "svm", "seen.h5", "--C", "1", "--cv", "-o", "cv")
+    assert "cross-validated score" in done.stdout
+    assert words in " ".join(done.stdout.split())
+
+
+def test_a_class_of_one_picture_exits_with_three_and_a_way_on(cnnfeat, folder: Path):
+    done = cnnfeat(folder, "svm", str(seen_rows(folder, n_odd=1)), "--C", "1", "-o", "out", code=3)
+    assert "class 'dog' has 1" in done.stderr
 
 
 def test_bad_features_exit_with_three(cnnfeat, folder: Path):

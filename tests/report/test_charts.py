@@ -38,6 +38,11 @@ def test_cells_show_the_counts_and_title_the_accuracy(tmp_path):
     assert "151 of 162 right (93.21%)" in " ".join(texts)
 
 
+def test_what_must_stand_beside_a_share_does(tmp_path):
+    plot_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "c.svg", title="t", caveat="seen before")
+    assert "seen before" in svg_texts(tmp_path / "c.svg")
+
+
 def test_names_are_drawn_literally(tmp_path):
     out = tmp_path / "confusion.svg"
     plot_confusion([[1, 0], [0, 1]], [r"$\frac$", "a\nb"], out, title="$x$ & <script>")

@@ -257,7 +257,8 @@ def test_layers_show_every_accuracy_and_the_network(run, tmp_path):
     accuracy = 100 * (run.labels == run.predicted).mean()
     assert f"{accuracy:.2f}" in said
     assert "conv2" in said
-    assert "the network itself: 75.00%" in said
+    assert "the network itself: 75.00% of test images" in said
+    assert f"right, % of {len(run.labels):,} test rows" in said
 
 
 def test_training_shows_loss_and_accuracy(run, tmp_path):

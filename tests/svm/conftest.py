@@ -45,6 +45,8 @@ def make_file(tmp_path: Path) -> MakeFile:
         *,
         classes: tuple[str, ...] = tuple("0123456789"),
         name: str = "features.h5",
+        parts: Mapping[str, np.ndarray] | None = None,
+        groups: Mapping[str, np.ndarray] | None = None,
         **attributes: str | float,
     ) -> Path:
         path = tmp_path / name
@@ -52,8 +54,11 @@ def make_file(tmp_path: Path) -> MakeFile:
             path,
             splits,
             labels=labels,
+            parts=parts,
+            groups=groups,
             classes=classes,
             attributes={**PROVENANCE, **attributes},
+            overwrite=True,
         )
         return path
 

@@ -14,17 +14,7 @@ from sklearn.metrics import (
 )
 from sklearn.preprocessing import label_binarize
 
-from cnnfeat.errors import DataError
-from cnnfeat.result import Trial
-from cnnfeat.svm.evaluation import (
-    choose,
-    margins,
-    mcnemar,
-    roc_auc,
-    score,
-    stratified_folds,
-    wilson_interval,
-)
+from cnnfeat.svm.evaluation import margins, mcnemar, roc_auc, score, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -113,37 +103,3 @@ def test_margins_of_two_classes_are_distances():
     predicted, margin = margins(np.array([-1.5, 0.25]))
     assert predicted.tolist() == [0, 1]
     assert margin.tolist() == [1.5, 0.25]
-
-
-def test_folds_are_stratified_and_reproducible(rng):
-    codes = rng.integers(0, 4, 203)
-    folds = stratified_folds(codes, 5, seed=1)
-    for k in range(4):
-        counts = np.bincount(folds[codes == k], minlength=5)
-        assert counts.max() - counts.min() <= 1
-    assert np.ptp(np.bincount(folds)) <= 4
-    np.testing.assert_array_equal(folds, stratified_folds(codes, 5, seed=1))
-    assert (folds != stratified_folds(codes, 5, seed=2)).any()
-
-
-def test_the_seed_after_the_largest_deals_folds_too(rng):
-    assert set(stratified_folds(rng.integers(0, 2, 30), 3, seed=2**32)) == {0, 1, 2}
-
-
-def test_small_classes_are_refused():
-    with pytest.raises(DataError, match="class 1 has 2") as caught:
-        stratified_folds(np.array([0] * 9 + [1] * 2), 3, seed=0)
-    assert caught.value.hint == "--folds 2, or a fixed --C"
-
-
-def test_one_standard_error_rule():
-    trials = [
-        Trial(0.01, (0.80, 0.80, 0.80)),
-        Trial(0.1, (0.88, 0.90, 0.92)),
-        Trial(1.0, (0.89, 0.91, 0.93)),
-        Trial(10.0, (0.90, 0.91, 0.92)),
-    ]
-    selection = choose(trials, folds=3, seed=0, n_samples=99)
-    assert selection.best.C == 1.0  # the first of equals
-    assert selection.best.error == pytest.approx(0.02 / np.sqrt(3))
-    assert selection.chosen.C == 0.1  # 0.90 >= 0.91 - 0.0115

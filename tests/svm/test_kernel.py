@@ -19,6 +19,7 @@ from sklearn.svm import SVC
 from cnnfeat.options import SvmOptions
 from cnnfeat.svm import kernel
 from cnnfeat.svm.kernel import accelerated_svc
+from cnnfeat.svm.trials import apart, in_turn
 
 
 @pytest.fixture
@@ -108,11 +109,25 @@ def test_polynomial_and_gamma_equal_scikit_learn(pixels):
 def test_selection_tries_every_pair_on_a_stated_number_of_rows(pixels, monkeypatch):
     monkeypatch.setattr(kernel, "SELECTION_ROWS", 200)
     X, y = pixels[0].reshape(-1, 64)[:600], pixels[1][:600]
-    found = kernel.select_kernel(X, y, SvmOptions(kernel="rbf", grid=(1.0, 10.0), folds=3))
+    plan = in_turn(y, 3, seed=0, rows="rows")
+    options = SvmOptions(kernel="rbf", grid=(1.0, 10.0))
+    tried = kernel.select_kernel(X, y, plan, options)
+    found = tried.selection
+    assert np.mean(tried.predicted == y[tried.rows]) == pytest.approx(found.chosen.mean, abs=0.01)
     assert len(found.trials) == 6
     assert 190 <= found.n_samples <= 210
     assert {trial.C for trial in found.trials} == {1.0, 10.0}
     assert found.best.mean > 0.85
+
+
+def test_rows_apart_are_predicted_by_a_machine_of_all_others(pixels):
+    X, y = pixels[0].reshape(-1, 64)[:400], pixels[1][:400]
+    plan = apart(np.arange(400) >= 300, y, seed=0, rows="rows")
+    tried = kernel.select_kernel(X, y, plan, SvmOptions(kernel="rbf", C=2.0, gamma=0.001))
+    theirs = SVC(C=2.0, gamma=0.001).fit(X[:300], y[:300]).predict(X[300:])
+    assert tried.rows.tolist() == list(range(300, 400))
+    np.testing.assert_array_equal(tried.predicted, theirs)
+    assert tried.selection.chosen.scores == (np.mean(theirs == y[300:]),)
 
 
 def test_a_large_exact_machine_says_its_cost(caplog):
@@ -129,14 +144,6 @@ def test_nystroem_equals_scikit_learn(pixels):
     ours = kernel.fit_nystroem(X, gamma=0.1, n_components=50, seed=7)
     theirs = Nystroem(gamma=0.1, n_components=50, random_state=7).fit(X)
     np.testing.assert_allclose(ours.transform(X), theirs.transform(X))
-
-
-def test_a_subsample_keeps_every_class():
-    codes = np.array([0] * 1000 + [1] * 3)
-    rows = kernel.subsample(codes, 100, seed=0)
-    assert 95 <= len(rows) <= 105
-    assert (codes[rows] == 1).sum() >= 2
-    assert (np.diff(rows) > 0).all()
 
 
 def test_waiting_can_be_interrupted_and_errors_come_through():

@@ -18,7 +18,7 @@ from cnnfeat.cli.session import (
     stop_on_signals,
 )
 from cnnfeat.errors import SKIPPED_EXIT_CODE
-from cnnfeat.options import DataOptions, TrainOptions, load_config
+from cnnfeat.options import DataOptions, SvmOptions, TrainOptions, load_config
 
 if TYPE_CHECKING:
     from cnnfeat.pipeline import RunResult
@@ -74,6 +74,7 @@ def run(
         options,
         data=flags.over(options.data, data, "data"),
         train=flags.over(options.train, train, "train"),
+        svm=flags.over(options.svm, SvmOptions(test_fraction=train.test_fraction), "train"),
     )
     result = run_pipeline(
         options,
@@ -93,16 +94,11 @@ def run(
 
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:
-    low, high = result.svm_accuracy_interval
     known = result.network_accuracy
     network = "test accuracy unknown" if known is None else f"{known:.2%} test accuracy"
     return [
         ("data", result.source),
         ("network", network),
-        (
-            "SVM",
-            f"{result.svm_accuracy:.2%} test accuracy on {result.svm_layer} "
-            f"(95 % interval {low:.2%} to {high:.2%})",
-        ),
+        ("SVM", f"on {result.svm_layer}: {result.svm_score}"),
         ("files", ", ".join(result.files)),
     ]

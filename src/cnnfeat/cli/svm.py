@@ -49,8 +49,8 @@ def svm(
 ) -> None:
     """Train a support vector machine on the features of FEATURES.
 
-    C is chosen on the training rows; the test rows are read once, at the end. With several
-    layers, each gets its machine, and the best in cross-validation is saved.
+    C is chosen on rows that the network wasn't fitted to, else by cross-validation. Several layers
+    are compared by the same rows; the test rows are scored once, for the best layer.
     """
     from cnnfeat.pipeline import fit_svm, svm_files
 
@@ -73,20 +73,15 @@ def _show(result: SvmResult) -> None:
     best = result.best
     if len(result.layers) > 1:
         _show_layers(result)
-    low, high = best.accuracy_interval
-    where = {"test split": "test", "hold-out": "held-out", "cross-validation": "cross-validated"}
     facts = [
         ("layer", f"{best.layer}: {best.n_features:,} features"),
-        (
-            "accuracy",
-            f"{best.accuracy:.2%} of {result.n_test:,} {where[result.evaluation]} rows "
-            f"(95% interval {low:.2%} to {high:.2%})",
-        ),
-        ("balanced accuracy", f"{best.balanced_accuracy:.2%}"),
+        (result.score_name, result.score_words),
+        (f"balanced {result.score_name}", f"{best.balanced_accuracy:.2%}"),
     ]
     if result.network_test_accuracy is not None:
         facts.append(("the network itself", f"{result.network_test_accuracy:.2%}"))
-    facts.append(("time", f"{sum(score.elapsed_s or 0.0 for score in result.layers):.1f} s"))
+    others = [score.elapsed_s or 0.0 for score in result.layers if score.layer != best.layer]
+    facts.append(("time", f"{sum(others, best.elapsed_s or 0.0):.1f} s"))
     console.show_facts(facts)
     console.show_table(
         ("class", "precision", "recall", "F1", "rows"),
@@ -117,17 +112,18 @@ def _show_layers(result: SvmResult) -> None:
                 score.layer,
                 f"{score.n_features:,}",
                 f"{score.C:g}",
-                "" if score.cv_accuracy is None else f"{score.cv_accuracy:.2%}",
                 f"{score.accuracy:.2%}",
+                f"{score.balanced_accuracy:.2%}",
                 f"{low:.2%} to {high:.2%}",
                 f"{score.elapsed_s:.1f} s",
             )
         )
-    columns = ("layer", "features", "C", "cross-validated", "accuracy", "95% interval", "time")
+    columns = ("layer", "features", "C", "right", "balanced", "95% interval", "time")
+    console.show(f"layers compared on {result.compared_on}:")
     console.show_table(columns, rows, numeric=columns[1:])
     test = result.mcnemar
     if test is not None:
         console.show(
-            f"the two best layers: {test.only_first_right} rows only the first gets right, "
+            f"the two best layers there: {test.only_first_right} rows only the first gets right, "
             f"{test.only_second_right} only the second; McNemar's p = {test.p_value:.2g}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -28,6 +29,7 @@ def plot_confusion(
     out: Path,
     *,
     title: str,
+    caveat: str = "",
     dpi: float = 150,
 ) -> None:
     """Draw a confusion matrix: true classes down, predicted ones across, counts in the cells.
@@ -44,6 +46,8 @@ def plot_confusion(
         A `.png` or `.svg` file, replaced where it exists.
     title : str
         What is shown; the share of right predictions is added below it.
+    caveat : str
+        What must stand beside that share.
     dpi : float
         Dots per inch of a PNG.
 
@@ -62,7 +66,8 @@ def plot_confusion(
         bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
         bar.set_ticks([0, 0.01, 0.1, 0.5, 1.0], labels=["0", "1 %", "10 %", "50 %", "100 %"])
         _name_axes(axes, classes)
-        axes.set_title(f"{title}\n{_summary(counts)}")
+        lines = [title, _summary(counts), *wrap(caveat, 60)]
+        axes.set_title("\n".join(lines))
         axes.spines[:].set_visible(False)
         if n_classes <= _NUMBERED:
             _write_counts(axes, counts, share)
@@ -116,11 +121,12 @@ def plot_layers(
     out: Path,
     *,
     network_accuracy: float | None,
+    on: str,
     title: str = "",
     dpi: float = 150,
     dark: bool = False,
 ) -> None:
-    """Draw each layer's SVM accuracy with its 95 % interval, beside the network's own.
+    """Draw each layer's share of right rows with its 95 % interval, beside the network's own.
 
     Parameters
     ----------
@@ -129,7 +135,9 @@ def plot_layers(
     out : Path
         A `.png` or `.svg` file, replaced where it exists.
     network_accuracy : float or None
-        The network's own, 0 to 1, drawn as a line where it is known.
+        The network's own on test images, 0 to 1, drawn as a line where it is known.
+    on : str
+        Which rows the scores are of, and what must be said of them.
     title : str
         What is shown.
     dpi : float
@@ -166,11 +174,11 @@ def plot_layers(
                 100 * network_accuracy,
                 color="C1",
                 linestyle="--",
-                label=f"the network itself: {network_accuracy:.2%}",
+                label=f"the network itself: {network_accuracy:.2%} of test images",
             )
         axes.set_yticks(places, [short(score.layer, limit=32) for score in scores])
         axes.set_ylim(len(scores) - 0.4, -0.7)
-        axes.set_xlabel("test accuracy, %")
+        axes.set_xlabel(fill(f"right, % of {on}", 80))
         axes.set_title(title)
         figure.legend(loc="outside lower center", ncols=2)
 

@@ -291,6 +291,10 @@ def _find_rows(
     ids: Sequence[str], file: FeatureFile, path: Path, *, first: str
 ) -> tuple[str, NDArray[np.int64]]:
     """Find the split that has all of these ids, and their rows in it."""
+    if " and " in first and first not in file.splits:
+        raise FeatureFileError(
+            f"{path} has predictions for rows of {first}, and single ones are shown of one split"
+        )
     for split in sorted(file.splits, key=lambda name: name != first):
         place = {name: row for row, name in enumerate(file.ids(split))}
         if all(name in place for name in ids):

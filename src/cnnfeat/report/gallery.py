@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -201,7 +202,7 @@ def plot_errors(
             axes.set_axis_off()
         figure.suptitle(
             f"SVM on {result.best.layer}: {len(shown)} of {len(wrong):,} mistakes, "
-            f"surest first ({len(predictions.rows):,} images)"
+            f"surest first\n" + "\n".join(wrap(result.scored_words, 80))
         )
 
 

@@ -248,7 +248,9 @@ def render(page: Contents) -> str:
     network_accuracy = page.network_accuracy
     by_layer = by_epoch = None
     if svm:
-        by_layer = page_figure(partial(plot_layers, svm.layers, network_accuracy=network_accuracy))
+        by_layer = page_figure(
+            partial(plot_layers, svm.layers, network_accuracy=network_accuracy, on=svm.compared_on)
+        )
     if card and card.history:
         by_epoch = page_figure(partial(plot_training, card.history, best_epoch=card.best_epoch))
     environment = Environment(
@@ -370,7 +372,9 @@ def _svm_facts(evidence: Evidence) -> list[tuple[str, str]]:
     svm = evidence.svm
     if svm is None:
         return []
-    facts = [("SVM", f"{svm.kernel}, {svm.n_train:,} training rows, {svm.n_test:,} test rows")]
+    facts = [("SVM", f"{svm.kernel}, {svm.n_train:,} training rows, {svm.scored_rows}")]
+    said = {"caveat": svm.caveat, "note": svm.note}
+    facts += [(f"SVM: {name}", words) for name, words in said.items() if words]
     settings = {
         "C": svm.best.C,
         "gamma": svm.best.gamma,

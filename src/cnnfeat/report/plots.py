@@ -181,12 +181,13 @@ def draw_embedding(
 def draw_confusion(canvas: Canvas) -> None:
     """Draw the confusion matrix of `svm.json`."""
     result = read_result(canvas.artifacts.svm)
-    title = f"{result.kernel} SVM on {result.best.layer}"
+    title = f"{result.kernel} SVM on {result.best.layer}: {result.scored_rows}"
     plot_confusion(
         result.confusion,
         result.classes,
         canvas.out,
         title=title[:1].upper() + title[1:],
+        caveat=result.caveat,
         dpi=canvas.dpi,
     )
 
@@ -218,14 +219,14 @@ def draw_errors(canvas: Canvas, *, n_images: int) -> None:
 
 
 def draw_layers(canvas: Canvas) -> None:
-    """Draw the accuracies of all layers that `svm.json` compares."""
+    """Draw the scores of all layers that `svm.json` compares."""
     result = read_result(canvas.artifacts.svm)
-    rows = f"{result.n_test:,} images ({result.evaluation})"
     plot_layers(
         result.layers,
         canvas.out,
         network_accuracy=result.network_test_accuracy,
-        title=f"Accuracy of a {result.kernel} SVM by layer, {rows}",
+        on=result.compared_on,
+        title=f"A {result.kernel} SVM by layer",
         dpi=canvas.dpi,
     )
 

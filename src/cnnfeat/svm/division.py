@@ -1,22 +1,35 @@
-"""What the SVM stage reads from a feature file: the rows to train on, and those to score on."""
+"""Which rows of a feature file machines are fitted to, which choose, and which are scored.
+
+Where the file says what the network has seen of each row, a machine is fitted to the rows that the
+weights were fitted to, C and layers are chosen on rows that they weren't fitted to, and what is
+scored the network has never seen. Where that can't be had, the result says so: see `Division`.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import DataError, FeatureFileError
 from cnnfeat.features import FeatureFile
-from cnnfeat.svm.evaluation import stratified_folds
-from cnnfeat.svm.matrix import FEW, Floats, Indices, Moments, RowBlocks, SubsetRows
+from cnnfeat.options import SvmOptions
+from cnnfeat.parts import Part, hold_out
+from cnnfeat.records import Groups, Labels, Parts
+from cnnfeat.result import FITTED, PICKED, UNKNOWN
+from cnnfeat.svm.matrix import FEW, ChainedRows, Floats, Indices, Moments, RowBlocks, SubsetRows
+from cnnfeat.svm.trials import TrialPlan, apart, check_classes, in_turn, list_classes
 
-HOLD_OUT_FOLDS = 5  # one of them is held out where the source has no test split
+ENOUGH_TO_CHOOSE = 30  # rows; on fewer, C would be chosen by chance
+VALIDATION_SPLITS = ("validation", "val", "valid", "dev")
 
 _LOG = logging.getLogger("cnnfeat")
+Mask: TypeAlias = NDArray[np.bool_]
+T = TypeVar("T")
 
 
 class FeatureRows:
@@ -68,7 +81,6 @@ class SplitRows:
     split: str
     rows: NDArray[np.intp]  # of the split, ascending
     n_split: int
-    codes: NDArray[np.intp]  # class of each row: a place in the division's classes
 
     def features(self, file: FeatureFile, layer: str) -> RowBlocks:
         """Make these rows readable by blocks."""
@@ -81,64 +93,312 @@ class SplitRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Division:
-    """The rows to train on, those to score on, and the classes both hold."""
+class RowSet:
+    """Rows of one split or of several, one below the other."""
 
-    train: SplitRows
-    test: SplitRows | None  # None: scored by cross-validation
+    pieces: tuple[SplitRows, ...]
+    codes: NDArray[np.intp]  # (n_samples,) class of each row: a place in the division's classes
+    groups: Groups | None  # (n_samples,) rows of one number stay together
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def splits(self) -> str:
+        """Where they stand, in words."""
+        return " and ".join(piece.split for piece in self.pieces)
+
+    def features(self, file: FeatureFile, layer: str) -> RowBlocks:
+        """Make these rows readable by blocks."""
+        parts = [piece.features(file, layer) for piece in self.pieces]
+        return parts[0] if len(parts) == 1 else ChainedRows(parts)
+
+    def in_turn(self, options: SvmOptions, kept: Mask) -> TrialPlan:
+        """Plan to score some of the rows in turn, however few a class has."""
+        groups = None if self.groups is None else self.groups[kept]
+        return in_turn(
+            self.codes[kept], options.folds, seed=options.seed, rows="rows", groups=groups
+        )
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Find the split of a row, and its number there."""
+        for piece in self.pieces:
+            if row < len(piece.rows):
+                return piece.split, int(piece.rows[row])
+            row -= len(piece.rows)
+        raise IndexError(row)
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """What each row is for, and what must be said of the score."""
+
+    train: RowSet  # what the saved machine is fitted to in the end
+    chooses: Mask | None  # (n_train,) rows C and layers are chosen on; None: by cross-validation
+    rows: str  # those that C and layers are chosen on, in words
+    test: RowSet | None  # None: scored by cross-validation
     classes: tuple[str, ...]  # names
     labels: tuple[int, ...]  # the file's label of each class
-    how: str  # "test split", "hold-out" or "cross-validation"
+    totals: NDArray[np.intp]  # (n_classes,) rows before the division
+    how: str  # "test split", "hold-out", "validation rows" or "cross-validation"
+    caveat: str = ""  # what must stand beside the score; "": it is an accuracy on new pictures
+    note: str = ""  # what else there is to know
+
+    @property
+    def scored(self) -> RowSet:
+        """The rows that are scored."""
+        return self.test or self.train
+
+    def plan(self, options: SvmOptions, *, may_fix_C: bool) -> TrialPlan:
+        """Say how settings are tried on the training rows.
+
+        Raises
+        ------
+        DataError
+            If a class has too few rows for it; the hint says what to do.
+        """
+        if self.chooses is not None:
+            return apart(self.chooses, self.train.codes, seed=options.seed, rows=self.rows)
+        ways = ["a fixed --C"] if may_fix_C and not options.cv else []
+        return self.in_turn(options, seed=options.seed, ways=ways)
+
+    def in_turn(self, options: SvmOptions, *, seed: int, ways: Sequence[str] = ()) -> TrialPlan:
+        """Plan to score all training rows, each by a machine that hasn't seen it.
+
+        Raises
+        ------
+        DataError
+            If a class has too few rows for it; the hint says what to do, `ways` among it.
+        """
+        train, folds = self.train, options.folds
+        check_classes(
+            train.codes,
+            folds,
+            need=f"{folds} folds need {folds} training",
+            names=self.classes,
+            totals=self.totals,
+            groups=train.groups,
+            ways=ways,
+            folds=True,
+        )
+        return in_turn(train.codes, folds, seed=seed, rows=self.rows, groups=train.groups)
 
 
-def divide(file: FeatureFile, *, cross_validate: bool, seed: int) -> Division:
-    """Decide what is trained and scored on.
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """All rows that have labels, one below the other, and what is known of them."""
+
+    file: FeatureFile
+    splits: tuple[str, ...]
+    split: NDArray[np.intp]  # (n_samples,) place in `splits`
+    row: NDArray[np.intp]
+    labels: Labels
+    parts: Parts | None  # None: unknown
+    groups: Groups | None
+
+    def of(self, *names: str) -> Mask:
+        """Mark the rows of splits."""
+        return np.isin(self.split, [k for k, name in enumerate(self.splits) if name in names])
+
+    def name(self, label: int) -> str:
+        """Name a label."""
+        return class_name(label, self.file.classes)
+
+    def row_set(self, mask: Mask, labels: Labels) -> RowSet:
+        """Make a set of the rows marked; `labels` are its classes, ascending."""
+        pieces = [
+            SplitRows(name, self.row[mask & (self.split == k)], self.file.n_rows(name))
+            for k, name in enumerate(self.splits)
+            if (mask & (self.split == k)).any()
+        ]
+        codes = np.searchsorted(labels, self.labels[mask])
+        return RowSet(tuple(pieces), codes, None if self.groups is None else self.groups[mask])
+
+
+def divide(file: FeatureFile, options: SvmOptions) -> Division:
+    """Decide what machines are fitted to, what chooses, and what is scored.
 
     Raises
     ------
     DataError
-        If a split has no labels or no rows, if there is one class, or one that stands in the
-        training or the test rows alone.
+        If a split has no labels or no rows, if there is one class, one that stands in the
+        training or the test rows alone, or one of too few rows.
     """
-    train_split = "train" if "train" in file.splits else file.splits[0]
-    labels = _labels(file, train_split)
-    names = file.classes
-    if "test" in file.splits and train_split != "test" and not cross_validate:
-        test_labels = _labels(file, "test")
-        present = _classes(labels, names)
-        _check_same_classes(labels, test_labels, names)
-        return _division(
-            file,
-            present,
-            train=(train_split, np.arange(len(labels)), labels),
-            test=("test", np.arange(len(test_labels)), test_labels),
-            how="test split",
-        )
-    present = _classes(labels, names)
-    everything = np.arange(len(labels))
-    if cross_validate:
-        train = (train_split, everything, labels)
-        return _division(file, present, train=train, test=None, how="cross-validation")
-    folds = stratified_folds(np.searchsorted(present, labels), HOLD_OUT_FOLDS, seed=seed)
-    held, kept = np.flatnonzero(folds == 0), np.flatnonzero(folds != 0)
-    _LOG.info(
-        "no test split: trained on %s rows of %r, scored on %s held out (stratified, seed %d); "
-        "--cv scores on all of them in turn",
-        f"{len(kept):,}",
-        train_split,
-        f"{len(held):,}",
-        seed,
-    )
-    return _division(
+    train, validation, test = _roles(file)
+    splits = file.splits if options.cv else (train, *validation, *test)
+    sheet = _read_sheet(file, splits, needed=train)
+    pool = sheet.of(train, *validation)
+    if options.cv:
+        pool = sheet.of(train) if sheet.parts is None else _unfitted(sheet.parts)
+    pool, kept = _leave_small_out(sheet, pool, options.min_per_class)
+    if options.cv:
+        division = _scored_in_turn(sheet, pool)
+    elif (tested := kept & sheet.of(*test)).any():
+        division = _scored_on_test(sheet, pool, tested, chooses=sheet.of(*validation))
+    else:
+        division = _scored_apart(sheet, pool, sheet.of(*validation), options)
+    if division.caveat:
+        _LOG.warning("%s", division.caveat)
+    if division.note:
+        _LOG.info("%s", division.note)
+    return division
+
+
+def _roles(file: FeatureFile) -> tuple[str, list[str], list[str]]:
+    """Say what the splits are for: the training's, those of validation, those of testing."""
+    others = [name for name in file.splits if name not in ("test", *VALIDATION_SPLITS)]
+    train = "train" if "train" in file.splits else (others or file.splits)[0]
+    validation = [name for name in file.splits if name in VALIDATION_SPLITS and name != train]
+    test = [name for name in file.splits if name == "test" and name != train]
+    return train, validation, test
+
+
+def _read_sheet(file: FeatureFile, splits: Sequence[str], *, needed: str) -> _Sheet:
+    labels = {split: _labels(file, split, needed=split == needed) for split in splits}
+    known = {split: found for split, found in labels.items() if found is not None}
+    counts = [len(found) for found in known.values()]
+    parts = _all_known([file.parts(split) for split in known])
+    groups = _all_known([file.groups(split) for split in known])
+    return _Sheet(
         file,
-        present,
-        train=(train_split, kept, labels[kept]),
-        test=(train_split, held, labels[held]),
-        how="hold-out",
+        tuple(known),
+        np.repeat(np.arange(len(known)), counts),
+        np.concatenate([np.arange(count) for count in counts]),
+        np.concatenate(list(known.values())),
+        None if parts is None else np.concatenate(parts),
+        None if groups is None else np.concatenate(groups),
     )
 
 
-def check_finite(file: FeatureFile, layer: str, part: SplitRows, seen: Moments) -> None:
+def _all_known(arrays: Sequence[T | None]) -> list[T] | None:
+    """Hand on what every split has; None where one lacks it."""
+    known = [array for array in arrays if array is not None]
+    return known if len(known) == len(arrays) else None
+
+
+def _unfitted(parts: Parts) -> Mask:
+    """Mark the rows that the network wasn't fitted to; all, where there are none."""
+    unfitted: Mask = parts != Part.FITTED
+    return unfitted if unfitted.any() else np.ones(len(parts), np.bool_)
+
+
+def _leave_small_out(sheet: _Sheet, pool: Mask, min_per_class: int) -> tuple[Mask, Mask]:
+    """Take classes of few rows in the pool out of it, and out of all rows."""
+    everything = np.ones(len(pool), np.bool_)
+    if min_per_class == 1:
+        return pool, everything
+    labels, codes = np.unique(sheet.labels, return_inverse=True)
+    counts = np.bincount(codes[pool], minlength=len(labels))
+    small = counts < min_per_class
+    if small.any():
+        _LOG.warning(
+            "left out, with fewer than %d rows: %s",
+            min_per_class,
+            list_classes(np.flatnonzero(small), counts, [sheet.name(int(k)) for k in labels]),
+        )
+    kept = ~small[codes]
+    return pool & kept, kept
+
+
+def _scored_on_test(sheet: _Sheet, pool: Mask, test: Mask, *, chooses: Mask) -> Division:
+    """Score the test split."""
+    _check_same_classes(sheet, pool, test)
+    division = _division(sheet, pool, pool=pool, test=test, how="test split")
+    if sheet.parts is not None:
+        chooses = sheet.parts != Part.FITTED
+        division = replace(division, caveat=_caveat(sheet.parts[test]))
+    return _with_choice(division, sheet, pool, chooses[pool])
+
+
+def _with_choice(division: Division, sheet: _Sheet, pool: Mask, chooses: Mask) -> Division:
+    """Let rows that the network wasn't fitted to choose, where there are enough of them."""
+    codes, n_classes = division.train.codes, len(division.classes)
+    complete = all(len(np.unique(codes[side])) == n_classes for side in (chooses, ~chooses))
+    if complete and np.count_nonzero(chooses) >= ENOUGH_TO_CHOOSE:
+        picked = sheet.parts is not None and (sheet.parts[pool][chooses] == Part.VALIDATION).any()
+        rows = (
+            "validation rows, by which the best epoch was picked" if picked else "validation rows"
+        )
+        return replace(division, chooses=chooses, rows=rows)
+    if sheet.parts is not None and chooses.any() and not chooses.all():
+        _LOG.info(
+            "%s validation rows are too few to choose by: all training rows choose in turn",
+            f"{np.count_nonzero(chooses):,}",
+        )
+    return division
+
+
+def _scored_apart(sheet: _Sheet, pool: Mask, validation: Mask, options: SvmOptions) -> Division:
+    """Without a test split, score rows that the network wasn't fitted to, or hold some out."""
+    parts = sheet.parts
+    apart_rows = pool & (validation if parts is None else parts != Part.FITTED)
+    how = "validation rows"
+    if not apart_rows.any() or apart_rows[pool].all():
+        apart_rows, how = _held_out(sheet, pool, options), "hold-out"
+    train = pool & ~apart_rows
+    _check_same_classes(sheet, train, apart_rows, both=False)
+    division = _division(sheet, train, pool=pool, test=apart_rows, how=how)
+    if parts is not None:
+        division = replace(division, caveat=_caveat(parts[apart_rows]))
+    _LOG.info(
+        "no test split: trained on %s rows of %s, scored on %s %s; --cv scores all of them in turn",
+        f"{len(division.train):,}",
+        division.train.splits,
+        f"{len(division.scored):,}",
+        f"held out (stratified, seed {options.seed})" if how == "hold-out" else how,
+    )
+    return division
+
+
+def _held_out(sheet: _Sheet, pool: Mask, options: SvmOptions) -> Mask:
+    """Mark the rows that are held out."""
+    labels = _classes(sheet, pool)
+    rows = sheet.row_set(pool, labels)
+    names = [sheet.name(int(k)) for k in labels]
+    check_classes(
+        rows.codes,
+        2,
+        need="holding rows out for the score needs 2",
+        names=names,
+        totals=np.bincount(rows.codes),
+        groups=rows.groups,
+    )
+    held = np.zeros(len(pool), np.bool_)
+    held[pool] = hold_out(
+        rows.codes.astype(np.int64),
+        options.test_fraction,
+        seed=options.seed,
+        classes=names,
+        groups=rows.groups,
+    )
+    return held
+
+
+def _scored_in_turn(sheet: _Sheet, pool: Mask) -> Division:
+    """Score all rows of the pool by cross-validation."""
+    division = _division(sheet, pool, pool=pool, test=None, how="cross-validation")
+    if sheet.parts is None:
+        return replace(division, caveat=UNKNOWN, note="")
+    without = np.setdiff1d(sheet.labels, sheet.labels[pool])
+    if len(without):
+        _LOG.warning(
+            "left out, as the network was fitted to all their rows: %s",
+            ", ".join(repr(sheet.name(int(k))) for k in without[:10]),
+        )
+    picked = np.count_nonzero(sheet.parts[pool] == Part.VALIDATION)
+    caveat = _caveat(sheet.parts[pool])
+    note = "" if caveat or not picked else f"the best epoch was picked by {picked:,} of these rows"
+    return replace(division, caveat=caveat, note=note)
+
+
+def _caveat(parts: Parts) -> str:
+    """Say what must stand beside a score on rows of these parts."""
+    if (parts == Part.FITTED).any():
+        return FITTED
+    return PICKED if len(parts) and (parts == Part.VALIDATION).all() else ""
+
+
+def check_finite(file: FeatureFile, layer: str, rows: RowSet, seen: Moments) -> None:
     """Refuse NaN and infinite features.
 
     Raises
@@ -147,11 +407,11 @@ def check_finite(file: FeatureFile, layer: str, part: SplitRows, seen: Moments) 
         With the layer, the first such row and their number.
     """
     if seen.bad_rows:
-        row = int(part.rows[seen.first_bad_row])
+        split, row = rows.place(seen.first_bad_row)
         raise FeatureFileError(
-            f"{file.path}: {part.split}/{layer} has NaN or infinite features in "
-            f"{seen.bad_rows:,} of {len(part.rows):,} rows; the first is row {row} "
-            f"({file.ids(part.split, start=row, stop=row + 1)[0]})",
+            f"{file.path}: {split}/{layer} has NaN or infinite features in "
+            f"{seen.bad_rows:,} of {len(rows):,} rows; the first is row {row} "
+            f"({file.ids(split, start=row, stop=row + 1)[0]})",
             hint="look at the network and its weights; extract again with cnnfeat extract",
         )
 
@@ -161,61 +421,72 @@ def class_name(label: int, names: Sequence[str]) -> str:
     return names[label] if 0 <= label < len(names) else str(label)
 
 
-def _labels(file: FeatureFile, split: str) -> NDArray[np.int64]:
+def _labels(file: FeatureFile, split: str, *, needed: bool) -> Labels | None:
+    """Read a split's labels; None where they are none and the split can do without."""
     labels = file.labels(split)
+    if labels is not None and len(labels):
+        return labels
+    if not needed:
+        _LOG.warning("split %r has no labels, and is not used", split)
+        return None
     if labels is None:
         raise DataError(
             f"{file.path}: split {split!r} has no labels, and an SVM needs one for each row",
-            hint="extract from a source with labels: a folder for each class, or --labels FILE",
+            hint="cnnfeat extract with a folder for each class, or with --labels FILE, has labels",
         )
-    if not len(labels):
-        raise DataError(f"{file.path}: split {split!r} has no rows")
-    return labels
+    raise DataError(f"{file.path}: split {split!r} has no rows")
 
 
-def _classes(labels: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.int64]:
-    present, counts = np.unique(labels, return_counts=True)
+def _classes(sheet: _Sheet, mask: Mask) -> Labels:
+    present, counts = np.unique(sheet.labels[mask], return_counts=True)
     if len(present) < 2:
+        one = (
+            f"one class: {sheet.name(int(present[0]))!r} ({counts[0]:,} rows)"
+            if len(present)
+            else "no class"
+        )
         raise DataError(
-            f"the training rows hold one class: {class_name(int(present[0]), names)!r} "
-            f"({counts[0]:,} rows); an SVM needs at least two",
-            hint="extract more of the source (--limit takes the first rows)",
+            f"the training rows hold {one}; an SVM needs at least two",
+            hint="extract more of the source: cnnfeat extract --limit takes its first rows alone",
         )
     return present
 
 
-def _check_same_classes(
-    train: NDArray[np.int64], test: NDArray[np.int64], names: Sequence[str]
-) -> None:
-    for here, there, words in ((train, test, "training"), (test, train, "test")):
-        missing = np.setdiff1d(there, here)
+def _check_same_classes(sheet: _Sheet, train: Mask, test: Mask, *, both: bool = True) -> None:
+    sides = [(train, test, "training", "test"), (test, train, "test", "training")]
+    for here, there, words, other in sides if both else sides[:1]:
+        missing = np.setdiff1d(sheet.labels[there], sheet.labels[here])
         if len(missing):
-            rows = int(np.isin(there, missing).sum())
-            listed = ", ".join(repr(class_name(int(k), names)) for k in missing[:10])
-            other = "test" if words == "training" else "training"
+            ways = [
+                "extract more of the source: cnnfeat extract --limit takes its first rows alone",
+                "use --cv",
+            ]
+            ways += ["--min-per-class 2, which leaves them out"] if words == "training" else []
+            rows = int(np.isin(sheet.labels[there], missing).sum())
+            listed = ", ".join(repr(sheet.name(int(k))) for k in missing[:10])
+            n_classes = len(np.union1d(sheet.labels[here], sheet.labels[there]))
             raise DataError(
-                f"{len(missing)} of {len(np.union1d(here, there))} classes have no {words} row, "
+                f"{len(missing)} of {n_classes} classes have no {words} row, "
                 f"but {rows:,} {other} rows: {listed}",
-                hint="extract more of the source (--limit takes the first rows), or use --cv",
+                hint=", or ".join(ways),
             )
 
 
-def _division(
-    file: FeatureFile,
-    present: NDArray[np.int64],
-    *,
-    train: tuple[str, NDArray[np.intp], NDArray[np.int64]],
-    test: tuple[str, NDArray[np.intp], NDArray[np.int64]] | None,
-    how: str,
-) -> Division:
-    def part(given: tuple[str, NDArray[np.intp], NDArray[np.int64]]) -> SplitRows:
-        split, rows, labels = given
-        return SplitRows(split, rows, file.n_rows(split), np.searchsorted(present, labels))
-
+def _division(sheet: _Sheet, train: Mask, *, pool: Mask, test: Mask | None, how: str) -> Division:
+    """Make the record, with a cross-validated choice and what is to be said of it."""
+    labels = _classes(sheet, train)
+    fitted = sheet.parts is not None and (sheet.parts[train] == Part.FITTED).any()
+    totals = np.searchsorted(labels, sheet.labels[pool])
     return Division(
-        train=part(train),
-        test=None if test is None else part(test),
-        classes=tuple(class_name(int(k), file.classes) for k in present),
-        labels=tuple(int(k) for k in present),
+        train=sheet.row_set(train, labels),
+        chooses=None,
+        rows="rows that the network was fitted to, which is too good"
+        if fitted
+        else "training rows",
+        test=None if test is None else sheet.row_set(test, labels),
+        classes=tuple(sheet.name(int(k)) for k in labels),
+        labels=tuple(int(k) for k in labels),
+        totals=np.bincount(totals, minlength=len(labels)),
         how=how,
+        note=UNKNOWN if sheet.parts is None else "",
     )

@@ -1,4 +1,4 @@
-"""How good a machine is: counts, intervals, folds, and which of several is better."""
+"""How good a machine is: counts, intervals, and which of two is better."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
 
-from cnnfeat.errors import DataError
-from cnnfeat.result import ClassScore, CostSearch, MacroScores, McNemar, Trial
+from cnnfeat.result import ClassScore, MacroScores, McNemar
 
 Codes = NDArray[np.integer]
 
@@ -133,44 +131,3 @@ def margins(values: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.
     predicted = values.argmax(axis=1)
     top = np.partition(values, -2, axis=1)[:, -2:]
     return predicted, np.abs(top[:, 1] - top[:, 0]).astype(np.float64)
-
-
-def stratified_folds(codes: NDArray[np.intp], n_folds: int, *, seed: int) -> NDArray[np.intp]:
-    """Deal the rows of each class out to folds, shuffled.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,)
-        The fold of each row.
-
-    Raises
-    ------
-    DataError
-        If a class has fewer rows than there are folds.
-    """
-    counts = np.bincount(codes)
-    present = np.flatnonzero(counts)
-    least = present[counts[present].argmin()]
-    if counts[least] < n_folds:
-        raise DataError(
-            f"{n_folds} folds need {n_folds} training rows of each class; "
-            f"class {least} has {counts[least]}",
-            hint=f"--folds {max(2, counts[least])}, or a fixed --C",
-        )
-    # The stage asks for the seed after the largest, too.
-    dealer = StratifiedKFold(n_folds, shuffle=True, random_state=seed % 2**32)
-    folds = np.empty(len(codes), np.intp)
-    for fold, (_, held) in enumerate(dealer.split(codes, codes)):
-        folds[held] = fold
-    return folds
-
-
-def choose(trials: Sequence[Trial], *, folds: int, seed: int, n_samples: int) -> CostSearch:
-    """Apply the one-standard-error rule.
-
-    L. Breiman, J. Friedman, R. Olshen and C. Stone, "Classification and Regression Trees" (1984).
-    """
-    best = max(trials, key=lambda trial: trial.mean)
-    enough = [trial for trial in trials if trial.mean >= best.mean - best.error]
-    chosen = min(enough, key=lambda trial: (trial.C, -trial.mean))
-    return CostSearch(tuple(trials), best, chosen, folds, seed, n_samples)

@@ -22,14 +22,15 @@ from sklearn.svm import SVC
 
 from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.result import CostSearch, Trial
-from cnnfeat.svm.evaluation import choose, stratified_folds
 from cnnfeat.svm.matrix import Floats
+from cnnfeat.svm.trials import TrialPlan, Tried
 
 T = TypeVar("T")
 
 ROWS_LIMIT = 20_000  # above it, the cost is said before it is spent
-SELECTION_ROWS = 6_000  # rows that C and gamma are chosen on
+SELECTION_ROWS = 6_000  # rows that C and gamma are chosen on; twice as many, where some stand apart
+NYSTROEM_ROWS = 6_000  # rows that the components are taken from
+EXACT_KERNELS = ("rbf", "poly")
 KERNEL_GRID = (1.0, 10.0, 100.0)
 GAMMA_FACTORS = (0.25, 1.0, 4.0)
 NYSTROEM_COMPONENTS = 1_000
@@ -143,32 +144,55 @@ def _copy(fast: object, machine: SVC, X: Floats) -> bool:
 def select_kernel(
     X: Floats,
     codes: NDArray[np.intp],
+    plan: TrialPlan,
     options: SvmOptions,
     *,
     progress: Progress = SILENT,
-) -> CostSearch:
-    """Choose C and gamma by cross-validation, on a stratified subsample above 6,000 rows."""
-    C, gamma, folds, seed = options.C, options.gamma, options.folds, options.seed
-    kernel = cast("Literal['rbf', 'poly']", options.kernel)
-    rows = subsample(codes, SELECTION_ROWS, seed=seed)
-    X, codes = X[rows], codes[rows]
-    division = stratified_folds(codes, folds, seed=seed)
-    Cs = [C] if C != "auto" else list(options.grid or KERNEL_GRID)
+) -> Tried:
+    """Try settings of C and gamma, on a stratified subsample where rows are many."""
+    rows = plan.sample(codes, SELECTION_ROWS * (2 if plan.n_folds == 1 else 1))
+    X, codes, plan = X[rows], codes[rows], plan.of(rows)
+    settings = _settings(X, options)
+    trials, said = [], []
+    with progress.task("choosing C and gamma", total=len(settings), unit="settings") as t:
+        for C, gamma in settings:
+            predicted = _left_out(X, codes, plan, C=C, gamma=gamma, options=options)
+            said.append(predicted[plan.scored])
+            trials.append(plan.trial(codes, predicted, C=C, gamma=gamma))
+            t.advance(note=f"C {C:.3g}, gamma {gamma:.3g}: {trials[-1].mean:.2%}")
+    selection = plan.choose(trials)
+    return Tried(selection, rows[plan.scored], said[trials.index(selection.chosen)])
+
+
+def _settings(X: Floats, options: SvmOptions) -> list[tuple[float, float]]:
+    """List the values of C and gamma to try; of a given C, one gamma."""
     base = scale_gamma(X)
-    gammas = [gamma] if gamma != "auto" else [factor * base for factor in GAMMA_FACTORS]
-    trials = []
-    with progress.task("choosing C and gamma", total=len(Cs) * len(gammas), unit="settings") as t:
-        for c in sorted(Cs):
-            for g in gammas:
-                scores = []
-                for fold in range(folds):
-                    held = division == fold
-                    machine = fit_svc(X[~held], codes[~held], kernel=kernel, C=c, gamma=g)
-                    predicted = predict_svc(machine, X[held])
-                    scores.append(float(np.mean(predicted == codes[held])))
-                trials.append(Trial(c, tuple(scores), gamma=g))
-                t.advance(note=f"C {c:.3g}, gamma {g:.3g}: {trials[-1].mean:.2%}")
-    return choose(trials, folds=folds, seed=seed, n_samples=len(rows))
+    if options.C != "auto":
+        return [(options.C, base if options.gamma == "auto" else options.gamma)]
+    gammas = [options.gamma] if options.gamma != "auto" else [f * base for f in GAMMA_FACTORS]
+    return [(C, gamma) for C in sorted(options.grid or KERNEL_GRID) for gamma in gammas]
+
+
+def _left_out(
+    X: Floats,
+    codes: NDArray[np.intp],
+    plan: TrialPlan,
+    *,
+    C: float,
+    gamma: float,
+    options: SvmOptions,
+) -> NDArray[np.intp]:
+    """Predict each row by a machine that left it out; rows that none did stay 0."""
+    predicted = np.zeros(len(codes), np.intp)
+    for fold in range(plan.n_folds):
+        held = plan.fold == fold
+        if len(np.unique(codes[~held])) < 2:  # of very few rows
+            predicted[held] = codes[~held][:1]
+        elif held.any():
+            kernel = cast("Literal['rbf', 'poly']", options.kernel)
+            machine = fit_svc(X[~held], codes[~held], kernel=kernel, C=C, gamma=gamma)
+            predicted[held] = predict_svc(machine, X[held])
+    return predicted
 
 
 def decide_svc(machine: SVC, X: Floats) -> NDArray[np.float64]:
@@ -259,20 +283,6 @@ def fit_nystroem(
     value = scale_gamma(X) if gamma == "auto" else gamma
     components = min(n_components, len(X))
     return Nystroem(gamma=value, n_components=components, random_state=seed).fit(X)
-
-
-def subsample(codes: NDArray[np.intp], limit: int, *, seed: int) -> NDArray[np.intp]:
-    """Pick at most about `limit` rows, the same share of each class, ascending."""
-    if len(codes) <= limit:
-        return np.arange(len(codes))
-    random = np.random.default_rng(seed)
-    share = limit / len(codes)
-    picked = []
-    for k in np.unique(codes):
-        rows = np.flatnonzero(codes == k)
-        count = max(min(len(rows), 2), round(share * len(rows)))
-        picked.append(random.permutation(rows)[:count])
-    return np.sort(np.concatenate(picked))
 
 
 def interruptible(work: Callable[[], T]) -> T:

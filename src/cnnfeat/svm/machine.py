@@ -1,11 +1,10 @@
-"""Fits one machine on one layer's rows: preparation, choice of C, training, the plain pipeline."""
+"""One layer's machine: preparation, choice of C, training, the plain pipeline."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,28 +18,57 @@ from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import CostSearch
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.kernel import (
+    EXACT_KERNELS,
     NYSTROEM_COMPONENTS,
-    SELECTION_ROWS,
+    NYSTROEM_ROWS,
     decide_svc,
     fit_nystroem,
     fit_svc,
     scale_gamma,
     select_kernel,
-    subsample,
     warn_of_cost,
 )
 from cnnfeat.svm.matrix import Doubles, Floats, MappedRows, Moments, RowBlocks, SubsetRows, read_all
 from cnnfeat.svm.preparation import Preparation, prepare
 from cnnfeat.svm.selection import check_grid, default_grid, select_cost
 from cnnfeat.svm.solver import Design, State, Targets, one_against_rest, solve
+from cnnfeat.svm.trials import TrialPlan, Tried, subsample
 
 TOLERANCE = 1e-6
 SELECTION_VALUES = 50_000_000  # features times rows that C is chosen on
+APART_VALUES = 200_000_000  # where one machine is fitted for each C, rather than one a fold
 MAX_STEPS = 500
 SCORING_VALUES = 2**22  # features converted to decision values at a time
 DECISION_BYTES = 2**30  # of decision values kept, to be ranked and calibrated by
 
 _LOG = logging.getLogger("cnnfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One layer's training rows, made ready, and what was found out by trying."""
+
+    rows: RowBlocks  # as they were extracted
+    codes: NDArray[np.intp]  # (n_samples,) class of each row, 0 to n_classes - 1
+    n_classes: int
+    prepared: Preparation
+    mapping: Nystroem | None  # of kernel nystroem
+    options: SvmOptions
+    tried: Tried | None  # None: C was given, and nothing to compare
+
+    @property
+    def cost(self) -> float:
+        """The cost of errors, given or chosen."""
+        if self.options.C != "auto":
+            return self.options.C
+        if self.tried is None:
+            raise ValueError("C is to be chosen, and nothing was tried")
+        return self.tried.selection.chosen.C
+
+    @property
+    def selection(self) -> CostSearch | None:
+        """How C was chosen; None where it was given."""
+        return None if self.tried is None or self.options.C != "auto" else self.tried.selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +78,22 @@ class Machine:
     pipeline: Pipeline  # plain scikit-learn; its classes are 0, 1 ...
     C: float
     gamma: float | None
-    selection: CostSearch | None  # None: C was given
     n_support: int | None  # of kernel machines
     steps: int | None  # of Newton, for linear machines
     objective: float | None
 
 
-def fit_machine(
+def make_candidate(
     rows: RowBlocks,
     codes: NDArray[np.intp],
     *,
     seen: Moments,
+    plan: TrialPlan | None,
     n_classes: int,
     options: SvmOptions,
     progress: Progress = SILENT,
-) -> Machine:
-    """Fit one machine on training rows.
+) -> Candidate:
+    """Prepare training rows and try settings on them.
 
     Parameters
     ----------
@@ -75,23 +103,39 @@ def fit_machine(
         Class of each row, 0 to `n_classes` - 1.
     seen : Moments
         Of the rows.
+    plan : TrialPlan, optional
+        Which rows C is chosen on. None: it is given.
     n_classes : int
         How many classes there are.
     options : SvmOptions
-        What machine, how its C is chosen, and the memory allowed.
+        What machine, which C are tried, and the memory allowed.
     progress : Progress
-        Told of the search and the training.
+        Told of the search.
     """
     prepared = prepare(rows, seen, normalize=options.normalize, pca=options.pca, seed=options.seed)
-    fit = _fit_kernel if options.kernel in ("rbf", "poly") else _fit_linear
-    return fit(
-        rows,
-        codes,
-        prepared=prepared,
-        n_classes=n_classes,
-        options=options,
-        progress=progress,
-    )
+    mapping = None
+    if options.kernel == "nystroem":
+        some = prepared.apply(rows.take(subsample(codes, NYSTROEM_ROWS, seed=options.seed)))
+        mapping = fit_nystroem(
+            some, gamma=options.gamma, n_components=NYSTROEM_COMPONENTS, seed=options.seed
+        )
+    candidate = Candidate(rows, codes, n_classes, prepared, mapping, options, None)
+    if plan is None:
+        return candidate
+    if options.kernel in EXACT_KERNELS:
+        if options.grid is not None:
+            check_grid(options.grid)
+        X = read_all(prepared.rows(rows))
+        tried = select_kernel(X, codes, plan, options, progress=progress)
+    else:
+        tried = _try_costs(candidate, plan, progress)
+    return replace(candidate, tried=tried)
+
+
+def fit_machine(candidate: Candidate, *, progress: Progress = SILENT) -> Machine:
+    """Fit the machine to all rows of a candidate, with the C that was given or chosen."""
+    fit = _fit_kernel if candidate.options.kernel in EXACT_KERNELS else _fit_linear
+    return fit(candidate, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,56 +182,32 @@ def decision_values(pipeline: Pipeline, block: Floats) -> Floats:
     return cast("Floats", pipeline.decision_function(block))
 
 
-def _fit_linear(
-    rows: RowBlocks,
-    codes: NDArray[np.intp],
-    *,
-    prepared: Preparation,
-    n_classes: int,
-    options: SvmOptions,
-    progress: Progress,
-) -> Machine:
-    steps = prepared.steps()
-    mapping = None
-    if options.kernel == "nystroem":
-        some = prepared.apply(rows.take(subsample(codes, SELECTION_ROWS, seed=options.seed)))
-        mapping = fit_nystroem(
-            some, gamma=options.gamma, n_components=NYSTROEM_COMPONENTS, seed=options.seed
-        )
-        steps.append(("nystroem", mapping))
-    C, selection, weights = options.C, None, None
-    if C == "auto":
-        selection, weights = _choose_cost(
-            rows,
-            codes,
-            prepared=prepared,
-            mapping=mapping,
-            n_classes=n_classes,
-            options=options,
-            progress=progress,
-        )
-        C = selection.chosen.C
-    design = _design(rows, prepared, mapping).hold(room_bytes=options.memory // 2)
-    start = None if weights is None else State(weights, design.product(weights))
+def _fit_linear(candidate: Candidate, progress: Progress) -> Machine:
+    options, mapping, tried = candidate.options, candidate.mapping, candidate.tried
+    design = _design(candidate.rows, candidate.prepared, mapping)
+    design.hold(room_bytes=options.memory // 2)
+    weights = None if tried is None else tried.weights
     with progress.task("training", total=1, unit="machines") as task:
         state = solve(
             design,
-            Targets(codes),
-            one_against_rest(n_classes, C=C),
+            Targets(candidate.codes),
+            one_against_rest(candidate.n_classes, C=candidate.cost),
             tol=TOLERANCE,
             max_iter=MAX_STEPS,
             memory_bytes=options.memory // (2 if design.held else 1),
-            start=start,
+            start=None if weights is None else State(weights, design.product(weights)),
         )
         task.advance()
     if not state.converged:
         _LOG.warning("the machine had not converged after %d steps", state.steps)
-    linear = plain_linear(state, C=C, n_features=design.n_weights - 1, n_classes=n_classes)
+    linear = plain_linear(
+        state, C=candidate.cost, n_features=design.n_weights - 1, n_classes=candidate.n_classes
+    )
+    mapped = [] if mapping is None else [("nystroem", mapping)]
     return Machine(
-        pipeline=_pipeline([*steps, ("svm", linear)]),
-        C=C,
+        pipeline=_pipeline([*candidate.prepared.steps(), *mapped, ("svm", linear)]),
+        C=candidate.cost,
         gamma=None if mapping is None else float(mapping.gamma),
-        selection=selection,
         n_support=None,
         steps=state.steps,
         objective=float(state.objective.sum()),
@@ -202,93 +222,52 @@ def _design(rows: RowBlocks, prepared: Preparation, mapping: Nystroem | None) ->
     return Design(MappedRows(prepared.rows(rows), mapping.transform, n_features=width))
 
 
-def _choose_cost(
-    rows: RowBlocks,
-    codes: NDArray[np.intp],
-    *,
-    prepared: Preparation,
-    mapping: Nystroem | None,
-    n_classes: int,
-    options: SvmOptions,
-    progress: Progress,
-) -> tuple[CostSearch, NDArray[np.float64]]:
-    """Choose C on the training rows, or on a sample of them where they are large."""
+def _try_costs(candidate: Candidate, plan: TrialPlan, progress: Progress) -> Tried:
+    """Try values of C on the training rows, or on a sample of them where they are large."""
+    options, rows, codes = candidate.options, candidate.rows, candidate.codes
+    mapping, prepared = candidate.mapping, candidate.prepared
     width = prepared.n_outputs if mapping is None else len(mapping.components_)
-    room = min(SELECTION_VALUES, options.memory // (4 * rows.dtype.itemsize))
-    chosen = subsample(codes, max(1, room // width), seed=options.seed)
+    most = SELECTION_VALUES if plan.n_folds > 1 else APART_VALUES
+    room = min(most, options.memory // (4 * rows.dtype.itemsize))
+    chosen = plan.sample(codes, max(1, room // width))
     if len(chosen) < rows.n_samples:
         keep = np.zeros(rows.n_samples, np.bool_)
         keep[chosen] = True
-        rows, codes = SubsetRows(rows, keep), codes[chosen]
+        rows, codes, plan = SubsetRows(rows, keep), codes[chosen], plan.of(chosen)
     design = _design(rows, prepared, mapping).hold(room_bytes=options.memory // 2)
-    grid = check_grid(options.grid or default_grid(design.square_norm()))
-    selection, start = select_cost(
+    if options.C != "auto":
+        grid: tuple[float, ...] = (options.C,)
+    else:
+        grid = check_grid(options.grid or default_grid(design.square_norm()))
+    tried = select_cost(
         design,
         codes,
-        options,
-        n_classes=n_classes,
+        plan,
+        n_classes=candidate.n_classes,
         grid=grid,
         memory_bytes=options.memory // (2 if design.held else 1),
         stop_early=options.grid is None,
         progress=progress,
     )
-    _say_choice(selection, grid)
-    return selection, start.weights
+    return replace(tried, rows=chosen[tried.rows])
 
 
-def _say_choice(selection: CostSearch, grid: Sequence[float]) -> None:
-    best, chosen = selection.best, selection.chosen
-    _LOG.info(
-        "C = %g: %.2f%% in %d-fold cross-validation on %s rows; the best is C = %g with "
-        "%.2f%% ± %.2f, and the smallest within one standard error is taken",
-        chosen.C,
-        100 * chosen.mean,
-        selection.folds,
-        f"{selection.n_samples:,}",
-        best.C,
-        100 * best.mean,
-        100 * best.error,
-    )
-    if grid[-1] == best.C and len(grid) > 1:
-        _LOG.warning("the best C is the grid's largest: a wider --grid may find a better one")
-
-
-def _fit_kernel(
-    rows: RowBlocks,
-    codes: NDArray[np.intp],
-    *,
-    prepared: Preparation,
-    n_classes: int,  # noqa: ARG001 - one signature for both
-    options: SvmOptions,
-    progress: Progress,
-) -> Machine:
-    kernel = options.kernel
-    warn_of_cost(rows.n_samples, prepared.n_outputs, kernel=kernel)
-    X = read_all(prepared.rows(rows))
-    selection = None
-    C = 10.0 if options.C == "auto" else options.C
-    gamma = scale_gamma(X) if options.gamma == "auto" else options.gamma
-    if options.C == "auto":
-        if options.grid is not None:
-            check_grid(options.grid)
-        selection = select_kernel(X, codes, options, progress=progress)
-        C, gamma = selection.chosen.C, cast("float", selection.chosen.gamma)
-        _LOG.info(
-            "C = %g, gamma = %.3g: %.2f%% in %d-fold cross-validation on %s rows",
-            C,
-            gamma,
-            100 * selection.chosen.mean,
-            selection.folds,
-            f"{selection.n_samples:,}",
-        )
+def _fit_kernel(candidate: Candidate, progress: Progress) -> Machine:
+    kernel = cast("Literal['rbf', 'poly']", candidate.options.kernel)
+    warn_of_cost(candidate.rows.n_samples, candidate.prepared.n_outputs, kernel=kernel)
+    X = read_all(candidate.prepared.rows(candidate.rows))
+    gamma = candidate.options.gamma
+    if candidate.tried is not None:
+        gamma = cast("float", candidate.tried.selection.chosen.gamma)
+    elif gamma == "auto":
+        gamma = scale_gamma(X)
     with progress.task(f"training ({kernel})", total=1, unit="machines") as task:
-        machine = fit_svc(X, codes, kernel=kernel, C=C, gamma=gamma)  # type: ignore[arg-type]
+        machine = fit_svc(X, candidate.codes, kernel=kernel, C=candidate.cost, gamma=gamma)
         task.advance()
     return Machine(
-        pipeline=_pipeline([*prepared.steps(), ("svm", machine)]),
-        C=C,
+        pipeline=_pipeline([*candidate.prepared.steps(), ("svm", machine)]),
+        C=candidate.cost,
         gamma=gamma,
-        selection=selection,
         n_support=int(machine.n_support_.sum()),
         steps=None,
         objective=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +88,41 @@ class SubsetRows:
     def take(self, rows: Indices) -> Floats:
         """Copy some of the rows kept."""
         return self._rows.take(self._places[rows])
+
+
+class ChainedRows:
+    """Matrices of the same width, one below the other.
+
+    Parameters
+    ----------
+    parts : sequence of RowBlocks
+        One at least.
+    """
+
+    def __init__(self, parts: Sequence[RowBlocks]) -> None:
+        self._parts = tuple(parts)
+        self.n_samples = sum(part.n_samples for part in parts)
+        self.n_features, self.dtype = parts[0].n_features, parts[0].dtype
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Read one after the other."""
+        before = 0
+        for part in self._parts:
+            for start, block in part.blocks():
+                yield before + start, block
+            before += part.n_samples
+
+    def take(self, rows: Indices) -> Floats:
+        """Copy some rows."""
+        taken = np.empty((len(rows), self.n_features), self.dtype)
+        before = done = 0
+        for part in self._parts:
+            before, first = before + part.n_samples, before
+            stop = int(np.searchsorted(rows, before))
+            if stop > done:
+                taken[done:stop] = part.take(rows[done:stop] - first)
+            done = stop
+        return taken
 
 
 class MappedRows:

@@ -1,4 +1,4 @@
-"""Choosing C by cross-validation on training rows: all folds and classes in one solver."""
+"""Trying values of C on rows left out: all folds and classes in one solver."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.result import CostSearch, Trial
-from cnnfeat.svm.evaluation import choose, stratified_folds
+from cnnfeat.result import Trial
 from cnnfeat.svm.solver import Columns, Design, State, Targets, one_against_rest, solve
+from cnnfeat.svm.trials import TrialPlan, Tried
 
 _LOG = logging.getLogger("cnnfeat")
 GRID_SIZE = 9
@@ -54,29 +53,46 @@ def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
 def select_cost(
     design: Design,
     codes: NDArray[np.intp],
-    options: SvmOptions,
+    plan: TrialPlan,
     *,
     n_classes: int,
     grid: Sequence[float],
     memory_bytes: int,
     stop_early: bool = False,
     progress: Progress = SILENT,
-) -> tuple[CostSearch, State]:
-    """Cross-validate a linear machine along a path of C, by the options' folds and seed.
+) -> Tried:
+    """Try a linear machine along a path of C.
 
     All folds are columns of one problem, so a pass over the rows serves all of them, and the
     solution for one C is where the next starts. With `stop_early`, values of C beyond three that
     score lower than the best by more than its standard error are not tried.
 
+    Parameters
+    ----------
+    design : Design
+        The rows.
+    codes : ndarray of shape (n_samples,)
+        Class of each row.
+    plan : TrialPlan
+        Which machine leaves which of the rows out.
+    n_classes : int
+        How many classes there are.
+    grid : sequence of float
+        Values of C, ascending.
+    memory_bytes : int
+        For the solver.
+    stop_early : bool
+        Whether values that can but lose are left out.
+    progress : Progress
+        Told of each value.
+
     Returns
     -------
-    selection : CostSearch
-    start : State
-        The mean of the folds' solutions for the chosen C, to start the final fit from.
+    Tried
+        Its weights are the mean of the folds' solutions for the chosen C.
     """
-    folds, seed = options.folds, options.seed
-    division = stratified_folds(codes, folds, seed=seed)
-    targets = Targets(codes, folds=division)
+    folds = plan.n_folds
+    targets = Targets(codes, folds=plan.fold)
     single = one_against_rest(n_classes, C=1.0)
     columns = Columns(
         positive=np.tile(single.positive, folds),
@@ -86,7 +102,7 @@ def select_cost(
     )
     state: State | None = None
     trials: list[Trial] = []
-    starts: list[NDArray[np.float64]] = []
+    found: list[tuple[NDArray[np.intp], NDArray[np.float64]]] = []
     with progress.task("choosing C", total=len(grid), unit="values") as task:
         for C in grid:
             state = solve(
@@ -100,14 +116,16 @@ def select_cost(
             )
             if not state.converged:
                 _LOG.warning("C = %.3g: not converged within %d steps", C, MAX_STEPS)
-            trials.append(Trial(C, _fold_scores(state, columns, targets, folds)))
-            starts.append(state.weights.reshape(-1, folds, len(single)).mean(axis=1))
+            predicted = _left_out(state, columns, plan)
+            trials.append(plan.trial(codes, predicted, C=C))
+            weights = state.weights.reshape(-1, folds, len(single)).mean(axis=1)
+            found.append((predicted[plan.scored], weights))
             task.advance(note=f"C {C:.3g}: {trials[-1].mean:.2%}")
             if stop_early and _past_the_best(trials):
                 break
-    selection = choose(trials, folds=folds, seed=seed, n_samples=len(codes))
-    weights = starts[trials.index(selection.chosen)]
-    return selection, State(weights=weights, decision=design.product(weights))
+    selection = plan.choose(trials)
+    said, weights = found[trials.index(selection.chosen)]
+    return Tried(selection, plan.scored, said, weights)
 
 
 def _past_the_best(trials: Sequence[Trial]) -> bool:
@@ -117,14 +135,15 @@ def _past_the_best(trials: Sequence[Trial]) -> bool:
     )
 
 
-def _fold_scores(state: State, columns: Columns, targets: Targets, folds: int) -> tuple[float, ...]:
-    scores = []
-    for fold in range(folds):
-        rows = np.flatnonzero(targets.folds == fold)
-        values = state.decision[columns.held_out == fold][:, rows]
+def _left_out(state: State, columns: Columns, plan: TrialPlan) -> NDArray[np.intp]:
+    """Predict each row by the machine that left it out; rows that none did stay 0."""
+    predicted = np.zeros(len(plan.fold), np.intp)
+    for fold in range(plan.n_folds):
+        rows = np.flatnonzero(plan.fold == fold)
+        own = columns.held_out == fold
+        values = state.decision[own][:, rows]
         if len(values) == 1:
-            predicted = (values[0] > 0).astype(np.intp)
+            predicted[rows] = values[0] > 0
         else:
-            predicted = columns.positive[columns.held_out == fold][values.argmax(axis=0)]
-        scores.append(float(np.mean(predicted == targets.codes[rows])))
-    return tuple(scores)
+            predicted[rows] = columns.positive[own][values.argmax(axis=0)]
+    return predicted

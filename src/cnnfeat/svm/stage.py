@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -24,12 +23,13 @@ from cnnfeat.files import check_output, csv_lines, replacing
 from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
-from cnnfeat.result import LayerScore, SvmResult, write_result
-from cnnfeat.svm.division import Division, SplitRows, check_finite, divide
-from cnnfeat.svm.evaluation import Scores, mcnemar, score, stratified_folds
-from cnnfeat.svm.machine import Machine, decide, fit_machine
+from cnnfeat.result import CostSearch, LayerScore, McNemar, SvmResult, write_result
+from cnnfeat.svm.division import Division, check_finite, divide
+from cnnfeat.svm.evaluation import Scores, mcnemar, score
+from cnnfeat.svm.machine import Candidate, Machine, decide, fit_machine, make_candidate
 from cnnfeat.svm.matrix import SubsetRows, moments
 from cnnfeat.svm.persistence import save_svm
+from cnnfeat.svm.trials import TrialPlan
 
 OUTPUTS = ("svm.skops", "svm.json", "predictions.csv")
 
@@ -51,16 +51,33 @@ _LOG = logging.getLogger("cnnfeat")
 
 
 @dataclass(frozen=True, slots=True)
-class _LayerRun:
-    """One layer's machine and its answers."""
+class _Work:
+    """What all layers of one run share."""
+
+    file: FeatureFile
+    division: Division
+    options: SvmOptions
+    plan: TrialPlan | None  # None: C is given, and there is nothing to compare
+    turns: TrialPlan | None  # how rows are scored by cross-validation; None: they are not
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class _Contender:
+    """One layer, and what it is worth on the rows that choose."""
 
     layer: str
-    machine: Machine
-    scores: Scores
-    predicted: NDArray[np.intp]  # codes of the scored rows
-    margin: NDArray[np.float64]
-    n_features: int
+    candidate: Candidate
+    compared: Scores | None  # None: nothing was tried
     elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What was said of the scored rows."""
+
+    predicted: NDArray[np.intp]  # codes
+    margin: NDArray[np.float64]
 
 
 def svm_stage(
@@ -72,7 +89,7 @@ def svm_stage(
     extra_outputs: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> SvmResult:
-    """Train a support vector machine on each asked layer and save the best one.
+    """Choose a layer of those asked for, train a support vector machine on it, score and save it.
 
     Parameters
     ----------
@@ -88,7 +105,7 @@ def svm_stage(
     extra_outputs : sequence of str
         Names of files the caller will write beside these: refused likewise where they exist.
     progress : Progress
-        Told of each layer's search and training.
+        Told of each layer's search, and of the training.
 
     Returns
     -------
@@ -111,12 +128,13 @@ def svm_stage(
             for name in (*OUTPUTS, *extra_outputs):
                 check_output(out / name, overwrite=overwrite)
             layers = _asked_layers(file, options)
-            division = divide(file, cross_validate=options.cv, seed=options.seed)
-            if options.C == "auto" or options.cv:
-                stratified_folds(division.train.codes, options.folds, seed=options.seed)
-            work = _Work(file, division, options, progress)
-            runs = [_run_layer(work, layer) for layer in layers]
-            return _finish(file, out, division, runs, options)
+            division = divide(file, options)
+            tries = options.C == "auto" or len(layers) > 1
+            turns = division.in_turn(options, seed=options.seed + 1) if options.cv else None
+            plan = division.plan(options, may_fix_C=len(layers) == 1) if tries else None
+            work = _Work(file, division, options, plan, turns, progress)
+            contenders = [_try_layer(work, layer) for layer in layers]
+            return _finish(work, out, contenders)
     except KeyboardInterrupt as error:
         raise Interrupted(
             "stopped: nothing was written, and an SVM can't be resumed; "
@@ -133,17 +151,7 @@ def _asked_layers(file: FeatureFile, options: SvmOptions) -> list[str]:
     return list(dict.fromkeys(file.find_layer(name) for name in options.layer))
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What all layers of one run share."""
-
-    file: FeatureFile
-    division: Division
-    options: SvmOptions
-    progress: Progress
-
-
-def _run_layer(work: _Work, layer: str) -> _LayerRun:
+def _try_layer(work: _Work, layer: str) -> _Contender:
     file, division = work.file, work.division
     started = time.monotonic()
     rows = division.train.features(file, layer)
@@ -152,101 +160,141 @@ def _run_layer(work: _Work, layer: str) -> _LayerRun:
     check_finite(file, layer, division.train, seen)
     if division.test is not None:
         check_finite(file, layer, division.test, moments(division.test.features(file, layer)))
-    machine = fit_machine(
+    codes = division.train.codes
+    candidate = make_candidate(
         rows,
-        division.train.codes,
+        codes,
         seen=seen,
+        plan=work.plan,
         n_classes=len(division.classes),
         options=work.options,
         progress=work.progress,
     )
-    scored = division.test or division.train
-    if division.test is not None:
-        predicted, margin = decide(machine.pipeline, division.test.features(file, layer))
-    else:
-        predicted, margin = _cross_validated(work, layer, machine)
-    return _LayerRun(
-        layer=layer,
-        machine=machine,
-        scores=score(scored.codes, predicted, classes=division.classes),
-        predicted=predicted,
-        margin=margin,
-        n_features=rows.n_features,
-        elapsed_s=time.monotonic() - started,
-    )
-
-
-def _cross_validated(
-    work: _Work, layer: str, machine: Machine
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Predict each row with a machine that has not seen it, all with the same C."""
-    part, options = work.division.train, work.options
-    rows = part.features(work.file, layer)
-    folds = stratified_folds(part.codes, options.folds, seed=options.seed + 1)
-    fixed = dataclasses.replace(options, C=machine.C, gamma=machine.gamma or "auto")
-    predicted, margin = np.empty(len(folds), np.intp), np.empty(len(folds))
-    for fold in range(options.folds):
-        kept, held = SubsetRows(rows, folds != fold), SubsetRows(rows, folds == fold)
-        fitted = fit_machine(
-            kept,
-            part.codes[folds != fold],
-            seen=moments(kept),
-            n_classes=len(work.division.classes),
-            options=fixed,
+    compared = None
+    if candidate.tried is not None:
+        _say_choice(candidate.tried.selection)
+        compared = score(
+            codes[candidate.tried.rows], candidate.tried.predicted, classes=division.classes
         )
-        predicted[folds == fold], margin[folds == fold] = decide(fitted.pipeline, held)
-    return predicted, margin
+    return _Contender(layer, candidate, compared, time.monotonic() - started)
 
 
-def _finish(
-    file: FeatureFile, out: Path, division: Division, runs: list[_LayerRun], options: SvmOptions
-) -> SvmResult:
-    """Write everything; the record comes last."""
-    ranked = sorted(runs, key=_quality, reverse=True)
-    result = _result(file, division, ranked=ranked, runs=runs, options=options)
-    best = ranked[0]
-    save_svm(
-        best.machine.pipeline,
-        out / "svm.skops",
-        metadata=machine_metadata(file, division, layer=best.layer, n_features=best.n_features),
+def _say_choice(selection: CostSearch) -> None:
+    best, chosen = selection.best, selection.chosen
+    gamma = "" if chosen.gamma is None else f", gamma = {chosen.gamma:.3g}"
+    share = "" if selection.measure == "accuracy" else f" {selection.measure}"
+    rule = ""
+    if len(selection.trials) > 1:
+        rule = (
+            f"; the best is C = {best.C:g} with {best.mean:.2%} ± {100 * best.error:.2f}, and the "
+            "smallest within one standard error is taken"
+        )
+    where = f"{'on' if selection.folds == 1 else 'in'} {selection.on}"
+    _LOG.info("C = %g%s: %.2f%%%s %s%s", chosen.C, gamma, 100 * chosen.mean, share, where, rule)
+    if best.gamma is None and rule and best == selection.trials[-1]:
+        _LOG.warning("the best C is the grid's largest: a wider --grid may find a better one")
+
+
+def _scored_in_turn(work: _Work, turns: TrialPlan, layers: Sequence[str]) -> _Answers:
+    """Predict each row by a machine that has not seen it, chosen and fitted without it.
+
+    C and the layer are chosen anew without each fold, so the score is that of the whole way of
+    making a machine; S. Varma and R. Simon, "Bias in error estimation when using cross-validation
+    for model selection", BMC Bioinformatics 7 (2006) 91.
+    """
+    train, options = work.division.train, work.options
+    answers = _Answers(np.empty(len(train), np.intp), np.empty(len(train)))
+    with work.progress.task("scoring in turn", total=turns.n_folds, unit="folds") as task:
+        for fold in range(turns.n_folds):
+            held = turns.fold == fold
+            plan = None if work.plan is None else train.in_turn(options, ~held)
+            candidates = {layer: _without(work, layer, held, plan) for layer in layers}
+            layer, best = max(candidates.items(), key=lambda item: _rank(item[1]))
+            rows = SubsetRows(train.features(work.file, layer), held)
+            answers.predicted[held], answers.margin[held] = decide(fit_machine(best).pipeline, rows)
+            task.advance()
+    return answers
+
+
+def _without(work: _Work, layer: str, held: NDArray[np.bool_], plan: TrialPlan | None) -> Candidate:
+    """Try one layer on the rows that are not held out."""
+    train = work.division.train
+    kept = SubsetRows(train.features(work.file, layer), ~held)
+    return make_candidate(
+        kept,
+        train.codes[~held],
+        seen=moments(kept),
+        plan=plan,
+        n_classes=len(work.division.classes),
+        options=work.options,
     )
-    scored = division.test or division.train
-    _write_predictions(out / "predictions.csv", file, scored, best, division.classes)
+
+
+def _rank(candidate: Candidate) -> float:
+    """What layers are chosen by: never a score of the rows that the result is scored on."""
+    return 0.0 if candidate.tried is None else candidate.tried.selection.chosen.mean
+
+
+def _finish(work: _Work, out: Path, contenders: Sequence[_Contender]) -> SvmResult:
+    """Fit the best layer's machine, score it, write everything; the record comes last."""
+    started = time.monotonic()
+    file, division = work.file, work.division
+    best = max(contenders, key=lambda contender: _rank(contender.candidate))
+    machine = fit_machine(best.candidate, progress=work.progress)
+    if work.turns is not None:
+        answers = _scored_in_turn(work, work.turns, [item.layer for item in contenders])
+    else:
+        rows = division.scored.features(file, best.layer)
+        answers = _Answers(*decide(machine.pipeline, rows))
+    best = replace(best, elapsed_s=best.elapsed_s + time.monotonic() - started)
+    result = _result(work, contenders, best=best, machine=machine, answers=answers)
+    n_features = best.candidate.rows.n_features
+    save_svm(
+        machine.pipeline,
+        out / "svm.skops",
+        metadata=machine_metadata(file, division, layer=best.layer, n_features=n_features),
+    )
+    _write_predictions(out / "predictions.csv", file, division, answers)
     write_result(result, out / "svm.json")
     return result
 
 
 def _result(
-    file: FeatureFile,
-    division: Division,
+    work: _Work,
+    contenders: Sequence[_Contender],
     *,
-    ranked: list[_LayerRun],
-    runs: list[_LayerRun],
-    options: SvmOptions,
+    best: _Contender,
+    machine: Machine,
+    answers: _Answers,
 ) -> SvmResult:
-    """Fill the record; `ranked` has the best run first, `runs` is in the file's order."""
-    scored = division.test or division.train
-    right = [run.predicted == scored.codes for run in ranked[:2]]
-    best = ranked[0]
+    """Fill the record; the contenders are in the order they were asked for."""
+    division, options, file = work.division, work.options, work.file
+    scores = score(division.scored.codes, answers.predicted, classes=division.classes)
+    saved = _layer_score(work, best, scores, machine)
+    compared = [
+        _layer_score(work, item, item.compared or scores, compared=True) for item in contenders
+    ]
     return SvmResult(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        best=_layer_score(file, division, best),
+        best=saved,
         kernel=options.kernel,
         normalize=options.normalize,
         pca=options.pca,
         classes=division.classes,
-        n_train=len(division.train.rows),
-        n_test=len(scored.rows),
-        train_split=division.train.split,
-        test_split=scored.split,
+        n_train=len(division.train),
+        n_test=len(division.scored),
+        train_split=division.train.splits,
+        test_split=division.scored.splits,
         evaluation=division.how,
-        per_class=best.scores.per_class,
-        confusion=best.scores.confusion,
-        selection=best.machine.selection,
+        caveat=division.caveat,
+        note=division.note,
+        per_class=scores.per_class,
+        confusion=scores.confusion,
+        selection=best.candidate.selection,
         features={"path": str(file.path), **_provenance(file)},
         network_test_accuracy=_network_accuracy(file),
-        layers=tuple(_layer_score(file, division, run) for run in runs),
-        mcnemar=mcnemar(right[0], right[1]) if len(right) == 2 else None,
+        layers=tuple(compared) if len(contenders) > 1 else (saved,),
+        mcnemar=_compared_best(work, contenders) if len(contenders) > 1 else None,
         versions={
             "cnnfeat": __version__,
             "numpy": np.__version__,
@@ -257,32 +305,56 @@ def _result(
     )
 
 
-def _layer_score(file: FeatureFile, division: Division, run: _LayerRun) -> LayerScore:
-    machine, scores = run.machine, run.scores
-    chosen = None if machine.selection is None else machine.selection.chosen
+def _layer_score(
+    work: _Work,
+    contender: _Contender,
+    scores: Scores,
+    machine: Machine | None = None,
+    *,
+    compared: bool = False,
+) -> LayerScore:
+    """Say what is known of a layer; only the saved one has a machine."""
+    candidate, layer = contender.candidate, contender.layer
+    tried, selection = candidate.tried, candidate.selection
+    crossed = None if selection is None or selection.folds == 1 else selection.chosen
+    gamma = None if tried is None else tried.selection.chosen.gamma
     return LayerScore(
-        layer=run.layer,
-        tensor=file.layer(division.train.split, run.layer).tensor,
-        n_features=run.n_features,
-        C=machine.C,
-        gamma=machine.gamma,
-        n_support=machine.n_support,
-        objective=machine.objective,
-        newton_steps=machine.steps,
-        cv_accuracy=None if chosen is None else chosen.mean,
-        cv_standard_error=None if chosen is None else chosen.error,
+        layer=layer,
+        tensor=work.file.layer(work.division.train.pieces[0].split, layer).tensor,
+        n_features=candidate.rows.n_features,
+        C=candidate.cost,
+        gamma=gamma if machine is None else machine.gamma,
+        n_support=None if machine is None else machine.n_support,
+        objective=None if machine is None else machine.objective,
+        newton_steps=None if machine is None else machine.steps,
+        cv_accuracy=None if crossed is None else crossed.mean,
+        cv_standard_error=None if crossed is None else crossed.error,
         accuracy=scores.accuracy,
         accuracy_interval=scores.interval,
         balanced_accuracy=scores.balanced_accuracy,
-        elapsed_s=run.elapsed_s,
+        elapsed_s=contender.elapsed_s,
+        compared_on=tried.selection.on if compared and tried is not None else None,
     )
+
+
+def _compared_best(work: _Work, contenders: Sequence[_Contender]) -> McNemar | None:
+    """Hold the two best layers against each other, on the rows that both were tried on."""
+    ranked = sorted(contenders, key=lambda item: _rank(item.candidate), reverse=True)
+    first, second = (item.candidate.tried for item in ranked[:2])
+    if first is None or second is None:
+        return None
+    rows, here, there = np.intersect1d(
+        first.rows, second.rows, assume_unique=True, return_indices=True
+    )
+    codes = work.division.train.codes[rows]
+    return mcnemar(first.predicted[here] == codes, second.predicted[there] == codes)
 
 
 def machine_metadata(
     file: FeatureFile, division: Division, *, layer: str, n_features: int
 ) -> dict[str, Json]:
     """What a saved machine says of itself: enough to refuse pictures it wasn't made for."""
-    stored = file.layer(division.train.split, layer)
+    stored = file.layer(division.train.pieces[0].split, layer)
     return {
         "layer": layer,
         "layer_name": stored.layer,
@@ -316,14 +388,8 @@ def _network_accuracy(file: FeatureFile) -> float | None:
     return float(cast("float", value))
 
 
-def _quality(run: _LayerRun) -> float:
-    """What layers are ranked by: cross-validation where there was one, so not the test rows."""
-    chosen = run.machine.selection
-    return chosen.chosen.mean if chosen is not None else run.scores.accuracy
-
-
 def _write_predictions(
-    path: Path, file: FeatureFile, part: SplitRows, run: _LayerRun, classes: Sequence[str]
+    path: Path, file: FeatureFile, division: Division, answers: _Answers
 ) -> None:
     """Write a line for each scored row."""
     with (
@@ -331,21 +397,25 @@ def _write_predictions(
         temporary.open("w", encoding="utf-8", newline="") as lines,
     ):
         lines.writelines(csv_lines([("id", "label", "predicted", "margin")]))
-        lines.writelines(csv_lines(_prediction_rows(file, part, run, classes)))
+        lines.writelines(csv_lines(_prediction_rows(file, division, answers)))
 
 
 def _prediction_rows(
-    file: FeatureFile, part: SplitRows, run: _LayerRun, classes: Sequence[str], step: int = 10_000
+    file: FeatureFile, division: Division, answers: _Answers, step: int = 10_000
 ) -> Iterator[tuple[str, str, str, str]]:
     """Read ids a part at a time, and put each beside what was said of its row."""
-    for start in range(0, len(part.rows), step):
-        rows = part.rows[start : start + step]
-        first = int(rows[0])
-        ids = file.ids(part.split, start=first, stop=int(rows[-1]) + 1)
-        for place, row in enumerate(rows, start=start):
-            yield (
-                ids[int(row) - first],
-                classes[part.codes[place]],
-                classes[run.predicted[place]],
-                f"{run.margin[place]:.6g}",
-            )
+    codes, classes = division.scored.codes, division.classes
+    place = 0
+    for piece in division.scored.pieces:
+        for start in range(0, len(piece.rows), step):
+            rows = piece.rows[start : start + step]
+            first = int(rows[0])
+            ids = file.ids(piece.split, start=first, stop=int(rows[-1]) + 1)
+            for row in rows.tolist():
+                yield (
+                    ids[row - first],
+                    classes[codes[place]],
+                    classes[answers.predicted[place]],
+                    f"{answers.margin[place]:.6g}",
+                )
+                place += 1
