@@ -140,7 +140,7 @@ def expected_of(tutorial, digits: np.ndarray) -> dict[str, np.ndarray]:
 def test_a_graph_and_its_session(tutorial, digits, agree):
     wanted = expected_of(tutorial, digits)
     network = load_network(tutorial.graph, session=tutorial.session, feeds=KEEP_ALL)
-    same = load_network(tutorial.graph, session=tutorial.session, feeds=KEEP_ALL)
+    same = load_network(tutorial.session, feeds=KEEP_ALL)
     with tutorial.graph.as_default():
         for variable in v1.global_variables():
             variable.load(np.full(variable.shape, 0.5, np.float32), tutorial.session)
@@ -324,3 +324,14 @@ def test_a_network_shows_what_it_is(seed_file: Path):
     assert shown[0].startswith(f"Network {seed_file} (keras, SHA-256 ")
     assert shown[1] == "  images  image (28, 28, 1) uint8, scaled 'raw'"
     assert "conv1 (n, 14, 14, 4), conv2 (n, 7, 7, 6)" in shown[2]
+
+
+def test_a_network_without_names_shows_its_blocks(tf1):
+    def build() -> None:
+        x = v1.placeholder(tf.float32, [None, 8, 8, 1])
+        for filters in (2, 3):
+            w = tf.random.normal([3, 3, x.shape[3], filters])
+            x = tf.nn.relu(tf.nn.conv2d(x, v1.Variable(w), 2, "SAME"))
+
+    shown = repr(load_network(tf1(build).session)).splitlines()
+    assert shown[2] == "  blocks  conv1 (n, 4, 4, 2), conv2 (n, 2, 2, 3)"

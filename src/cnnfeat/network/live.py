@@ -34,6 +34,7 @@ from cnnfeat.network.weights import (
 from cnnfeat.options import LIVE, ReadOptions
 
 _GRAPHS = (tf.Graph, tf.compat.v1.GraphDef)
+_SESSIONS = (tf.compat.v1.Session, tf.compat.v1.InteractiveSession)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ def freeze(given: object, options: ReadOptions, *, values: Values) -> Frozen:
 
     Parameters
     ----------
-    given : keras.Model, tf_keras.Model, tf.Graph or GraphDef
-        What the program has.
+    given : keras.Model, tf_keras.Model, tf.Graph, GraphDef or session
+        What the program has; a session stands for its graph too.
     options : ReadOptions
         An input, or a tensor inside a graph to feed instead.
     values : Values
@@ -78,6 +79,8 @@ def freeze(given: object, options: ReadOptions, *, values: Values) -> Frozen:
     for name in ("signature", "weights"):
         if getattr(options, name) is not None:
             raise UsageError(f"{name} goes with files only; a network that is open has its own")
+    if isinstance(given, _SESSIONS) and not values:
+        given, values = given.graph, Values(given)
     if isinstance(given, _GRAPHS):
         return _freeze_graph(given, options, values)
     if values:

@@ -49,9 +49,10 @@ def load_network(
 
     Parameters
     ----------
-    spec : str, Path, keras.Model, tf.Graph or GraphDef
+    spec : str, Path, keras.Model, tf.Graph, GraphDef or session
         A file, a folder, or `keras:NAME` for a model of `keras.applications`; a built model of
-        Keras 3 or `tf-keras`; a graph of TensorFlow 1. A `Network` is given back as it is.
+        Keras 3 or `tf-keras`; a graph of TensorFlow 1, or the session of one. A `Network` is given
+        back as it is.
     session : tf.compat.v1.Session, optional
         Of a graph: what holds the values of its variables; by default the session it stands in.
     variables : mapping of str to array-like, optional
@@ -82,7 +83,7 @@ def load_network(
     --------
     >>> load_network("model.keras")
     >>> load_network(model)  # a keras.Model
-    >>> load_network(session.graph, session=session, feeds={"keep_prob": 1.0})
+    >>> load_network(graph, session=session, feeds={"keep_prob": 1.0})
     """
     options = ReadOptions(
         signature=signature,

@@ -343,11 +343,13 @@ class Network:
         )
 
     def __repr__(self) -> str:
-        top = [f"{one.name} {one.tensor.shape_text}" for one in self.layers if not one.path]
+        top = [one for one in self.layers if not one.path]
+        ends = [block.layer for block in self.blocks]  # of a network whose layers have no names
+        shapes = [f"{one.name} {one.tensor.shape_text}" for one in ends or top]
         return (
             f"Network {self.path} ({self.format}, SHA-256 {self.sha256[:12]} ...)\n"
             f"  images  {self.input.name} {self.input}, scaled {self.default_scale!r}\n"
-            f"  layers  {some_of(top)}"
+            f"  {'blocks' if ends else 'layers'}  {some_of(shapes)}"
         )
 
     def _wanted(self, layers: Sequence[LayerInfo], options: ProbeOptions) -> Wanted:
