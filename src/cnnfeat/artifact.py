@@ -234,6 +234,7 @@ def _card_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]
     source = card.source
     return [
         ("trained on", f"{card.source_name} ({source.get('kind')}), {card.n_train} images"),
+        ("divided", _division_text(card)),
         ("source SHA-256", f"{source.get('fingerprint')}, of {source.get('fingerprint_method')}"),
         (
             "accuracy",
@@ -243,6 +244,19 @@ def _card_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]
         ("created", f"{card.created} by cnnfeat {card.cnnfeat}, TensorFlow {card.tensorflow}"),
         ("model SHA-256", card.model_sha256),
     ]
+
+
+def _division_text(card: ModelCard) -> str:
+    """Say which rows the network has seen: "240 fitted to, 24 picked the epoch, 60 never seen"."""
+    division = card.division or {}
+    fraction, seed = division.get("test_fraction"), division.get("seed")
+    rows = (
+        f"{card.n_train:,} images fitted to, {card.n_validation:,} picked the epoch, "
+        f"{card.n_test:,} never seen"
+    )
+    if fraction is None:
+        return rows
+    return f"{rows} (--test-fraction {fraction}, --seed {seed})"
 
 
 def _svm_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]]:

@@ -122,6 +122,7 @@ def test_info_of_a_network_and_its_card(run):
         code, out, _ = run("info", name)
         assert code == 0
         assert "mnist (mnist), 54000 images" in out
+        assert "54,000 images fitted to, 6,000 picked the epoch, 10,000 never seen" in out
         assert "validation 99.12%, test 99.31%" in out and "2, best 2" in out
 
 

@@ -136,10 +136,10 @@ class Job:
             "model": self.network.sha256,
             "data": self.source.name,
             "data fingerprint": fingerprint.digest,
-            "division": json.dumps(self.source.division, sort_keys=True),
             **resume_settings(self.source.options),
             **resume_settings(result_options(self.network.read_as)),
             **resume_settings(result_options(self.options), **came_to),
+            **resume_settings({}, division=self.source.division),
             "preprocessing": json.dumps(done, sort_keys=True),
             "TensorFlow version": version("tensorflow"),
         }
