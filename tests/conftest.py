@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import click
 import numpy as np
 import pytest
 
@@ -43,9 +46,40 @@ class Done(NamedTuple):
     stderr: str
 
 
+def _options(words: list[str]) -> set[str]:
+    """All options of a typed command."""
+    from cnnfeat.cli import COMMANDS
+
+    module, attribute = COMMANDS[words[0]][0].split(":")
+    command = getattr(import_module(f"cnnfeat.cli.{module}"), attribute)
+    if isinstance(command, click.Group):
+        command = command.commands[words[1]]
+    return {word for item in command.params for word in (*item.opts, *item.secondary_opts)}
+
+
+@pytest.fixture
+def check_hint() -> Callable[[str, list[str]], None]:
+    """Check that options in a hint are those of the typed command, or of one named before them."""
+    option = re.compile(r"(?<![\w/-])(?:--[A-Za-z][\w-]*|-o)(?!\w)")
+
+    def check(hint: str, words: list[str]) -> None:
+        for way in hint.split("; "):
+            before, *named = re.split(r"\bcnnfeat ", way)
+            for text, typed in (
+                (before, words),
+                *((one, re.findall(r"[a-z]+", one)) for one in named),
+            ):
+                found = option.findall(text)
+                assert not found or set(found) <= _options(typed), (
+                    f"{found} of {typed[:2]} in {hint!r}"
+                )
+
+    return check
+
+
 @pytest.fixture
 def cnnfeat(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, check_hint: Callable
 ) -> Callable[..., Done]:
     """Type a command. It runs in this process, so that TensorFlow starts once and not for each."""
     from cnnfeat.cli import main
@@ -59,7 +93,10 @@ def cnnfeat(
             monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as stopped:
             main(words)
-        return Done(int(stopped.value.code or 0), *capfd.readouterr())
+        done = Done(int(stopped.value.code or 0), *capfd.readouterr())
+        for hint in re.findall(r"^hint: (.*)$", done.stderr, re.MULTILINE):
+            check_hint(hint, words)
+        return done
 
     return run
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import cnnfeat.cli
 from cnnfeat import LayerFeatures, options, origin
-from cnnfeat.errors import FeatureFileError, Interrupted, UntrustedModelError
+from cnnfeat.errors import FeatureFileError, Interrupted, NetworkError, UntrustedModelError
 from cnnfeat.extraction import extract
 from cnnfeat.knobs import option, result_options
 from cnnfeat.network import open_network
@@ -294,3 +294,51 @@ def test_a_machine_that_points_elsewhere_is_not_followed(cli, images, tmp_path):
 def _set_metadata(path: Path, **changes: object) -> None:
     saved = load_svm(path)
     save_svm(saved.pipeline, path, metadata={**saved.metadata, **changes})
+
+
+def test_a_network_that_has_moved_is_looked_for_and_asked_for(cli, images, tmp_path):
+    assert cli("extract", *fed(tmp_path), "--data", "images.npz")[0] == 0
+    assert cli("svm", "--C", "0.1")[0] == 0
+    before = cli("predict", "images.npz", "--csv")[1]
+    (tmp_path / "away").mkdir()
+    (tmp_path / "fed.pb").rename(tmp_path / "away" / "net.pb")
+    places = f"looked for {tmp_path / 'fed.pb'} and {tmp_path / 'artifacts' / 'fed.pb'}"
+    for words in (("predict", "images.npz"), ("plot", "filters", "--layer", "out")):
+        code, _, err = cli(*words)
+        assert code == 4
+        assert f"can't be found: {places}" in err
+        assert "hint: --model FILE says where it is now" in err
+        assert "cnnfeat train" not in err
+    with pytest.raises(NetworkError, match="can't be found"):
+        LayerFeatures.from_features("artifacts/features.h5", layer="out")
+    code, out, err = cli("report", "--embedding", "pca", "--json")
+    assert code == 0, err
+    assert "there is no model fed.pb" in " ".join(json.loads(out)["missing"])
+    code, out, err = cli("predict", "images.npz", "--csv", "--model", "away/net.pb")
+    assert (code, out) == (0, before), err
+
+
+def test_a_machine_that_has_moved_away_from_its_network(cli, images, tmp_path, monkeypatch):
+    assert cli("extract", *fed(tmp_path), "--data", "images.npz")[0] == 0
+    assert cli("svm", "--C", "0.1")[0] == 0
+    (tmp_path / "there").mkdir()
+    for name in ("artifacts/svm.skops", "images.npz"):
+        (tmp_path / name).rename(tmp_path / "there" / Path(name).name)
+    monkeypatch.chdir(tmp_path / "there")
+    code, _, err = cli("predict", "images.npz", "--svm", "svm.skops")
+    assert code == 4
+    assert f"the network of svm.skops can't be found: looked for {Path.cwd() / 'fed.pb'}\n" in err
+    assert "cnnfeat train" not in err
+    code, _, err = cli("predict", "images.npz", "--svm", "svm.skops", "--model", "../fed.pb")
+    assert code == 0, err
+
+
+def test_weights_that_have_moved_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = {"options": '{"model": {"weights": "own.h5"}}'}
+    with pytest.raises(NetworkError, match=r"the weights of features\.h5 .*own\.h5") as caught:
+        recorded_reading(facts, beside=HERE)
+    assert caught.value.hint == "--weights FILE says where it is now"
+    assert caught.value.exit_code == 4
+    (tmp_path / "own.h5").touch()
+    assert recorded_reading(facts, beside=HERE).weights == "own.h5"

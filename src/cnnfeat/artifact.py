@@ -47,7 +47,8 @@ def describe_file(path: Path) -> Artifact:
     """
     if not path.exists():
         raise MissingInputError(
-            f"no file {path}", hint="train, extract and svm make files: see cnnfeat --help"
+            f"no file {path}",
+            hint="`cnnfeat train`, `cnnfeat extract` and `cnnfeat svm` make files",
         )
     if not path.is_file():
         raise DataError(f"{path} is no regular file", hint="name a file that cnnfeat has made")

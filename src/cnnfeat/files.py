@@ -101,7 +101,7 @@ def check_space(
     StorageError
         With both numbers.
     """
-    less = f", or store less: {smaller}" if smaller else ""
+    less = f"; or store less: {smaller}" if smaller else ""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and needed_bytes > limit:
         raise StorageError(
@@ -114,7 +114,7 @@ def check_space(
         raise StorageError(
             f"{path} needs {needed_bytes - present_bytes:,} bytes, "
             f"and {path.parent} has {free_bytes:,} free",
-            hint=f"free some space, {'' if less else 'or '}write elsewhere with -o{less}",
+            hint=f"free some space, or write elsewhere with -o{less}",
         )
 
 

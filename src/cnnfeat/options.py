@@ -116,7 +116,15 @@ class DataOptions:
         env="CNNFEAT_DATA_DIR",
         changes_result=False,
     )
-    labels: str | None = option(None, "Where labels lie, for a source that doesn't say.")
+    labels: str | None = option(
+        None, "Where labels lie: an array (y.npy, :/y), or a CSV for a folder of pictures."
+    )
+    id_column: str | None = option(
+        None, "The CSV's column of pictures' names.", metavar="NAME", shown="guessed"
+    )
+    label_column: str | None = option(
+        None, "The CSV's column of labels.", metavar="NAME", shown="guessed"
+    )
     max_pixels: int | None = option(None, "Refuse larger images.", low=1)
     group_by: str | None = option(
         None,

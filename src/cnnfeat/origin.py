@@ -8,6 +8,7 @@ current folder, and nowhere else unless the user names the path too. Trust is ne
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,12 +51,17 @@ def recorded_reading(
     ------
     UntrustedModelError
         If it names a file of weights that lies where the user has not pointed.
+    NetworkError
+        If there are no such weights any more.
     """
     recorded = _options(ReadOptions, facts, "model")
     whole = recorded if read is None else read.over(recorded)
     if whole.weights in (None, *_WORDS) or (read and read.weights):
         return whole
-    return dataclasses.replace(whole, weights=_followed(str(whole.weights), beside, "--weights"))
+    weights = _followed(str(whole.weights), beside, "--weights")
+    if not Path(weights).exists():
+        raise _gone("weights", weights, beside, "--weights")
+    return dataclasses.replace(whole, weights=weights)
 
 
 def recorded_probe(facts: Mapping[str, object], *, pool: str = "none") -> ProbeOptions:
@@ -123,6 +129,30 @@ def network_spec(facts: Mapping[str, object], *, beside: Path) -> str:
     return recorded if recorded.startswith(APPLICATION) else _followed(recorded, beside, "--model")
 
 
+def recorded_network(facts: Mapping[str, object], *, beside: Path) -> str:
+    """Find the network that a file names, as `network_spec` does; it must be there.
+
+    Raises
+    ------
+    UntrustedModelError
+        If the path leads to where the user has not pointed.
+    NetworkError
+        If there is none any more; with where it was looked for.
+    """
+    spec = network_spec(facts, beside=beside)
+    if not network_exists(spec):
+        raise _gone("network", spec, beside, "--model")
+    return spec
+
+
+def network_exists(spec: str) -> bool:
+    """Whether there is such a network: a file, a folder, files of a checkpoint, or keras:NAME."""
+    path = Path(spec)
+    if spec.startswith(APPLICATION) or path.exists():
+        return True
+    return any(path.parent.glob(f"{glob.escape(path.name)}.*"))
+
+
 def open_recorded(
     facts: Mapping[str, object],
     *,
@@ -158,7 +188,7 @@ def open_recorded(
     if isinstance(model, Network):
         return model
     how = recorded_reading(facts, beside=beside, read=read)
-    spec = network_spec(facts, beside=beside) if model in (None, "") else model
+    spec = recorded_network(facts, beside=beside) if model in (None, "") else model
     return open_network(spec, how, trust=trust)
 
 
@@ -176,6 +206,16 @@ def _followed(recorded: str, beside: Path, flag: str) -> str:
             hint=f"if you know where {beside.name} comes from: {flag} {recorded}",
         )
     return str(beside.parent / own.name)
+
+
+def _gone(what: str, recorded: str, beside: Path, flag: str) -> NetworkError:
+    """Make the error for a file that has moved since."""
+    places = (Path.cwd() / recorded, beside.absolute().parent / Path(recorded).name)
+    looked = " and ".join(dict.fromkeys(str(place) for place in places))
+    return NetworkError(
+        f"the {what} of {beside} can't be found: looked for {looked}",
+        hint=f"{flag} FILE says where it is now",
+    )
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -38,9 +38,7 @@ CONFUSION, LAYERS = "confusion.png", "layers.png"
 REPORT = "report.html"
 
 # What runs where no configuration says otherwise.
-DEFAULT_RUN = RunOptions(
-    extract=ExtractOptions(layer=("conv2", "fc1")), svm=SvmOptions(layer=("fc1",))
-)
+DEFAULT_RUN = RunOptions(extract=ExtractOptions(layer=("conv2", "fc1")))
 
 
 _DEFAULT_SVM = SvmOptions()
@@ -145,6 +143,8 @@ def _trained_on(card: ModelCard, options: DataOptions) -> DataOptions:
         source=card.source_name,
         dir=options.dir or known.dir,
         labels=options.labels or known.labels,
+        id_column=options.id_column or known.id_column,
+        label_column=options.label_column or known.label_column,
         max_pixels=options.max_pixels or known.max_pixels,
     )
 
@@ -229,7 +229,7 @@ def run_pipeline(
     CnnfeatError
         What the stages raise.
     """
-    options = _complete(options)
+    _check(options)
     check_output(folder / "run.json", overwrite=True)
     with open_images(options.data, _card(options), progress=progress) as source:
         run = _Run(
@@ -255,19 +255,30 @@ def _card(options: RunOptions) -> ModelCard | None:
     return read_card(path, sha256=file_sha256(path)) if path.is_file() else None
 
 
-def _complete(options: RunOptions) -> RunOptions:
-    """Say which layer the machine is for, where the file doesn't."""
-    if options.model.path and options.train != RunOptions().train:
-        logger.warning("[model] path names a network, so nothing is trained: [train] is not used")
-    if not options.model.path and options.model != ModelOptions():
+def _check(options: RunOptions) -> None:
+    """Refuse a reading of no network; say which tables are not used."""
+    plain = RunOptions()
+    # How much is held out to test on holds for the machine too.
+    untrained = dataclasses.replace(plain.train, test_fraction=options.train.test_fraction)
+    if not options.model.path and options.model != plain.model:
         raise UsageError(
             "[model] says how a network that exists is read, and names none: path is missing",
-            hint="a network that is trained here needs no [model]",
+            hint="--model or [model] path names one; a network that is trained here needs no more",
         )
-    if options.svm.layer:
-        return options
-    svm = dataclasses.replace(options.svm, layer=options.extract.layer[-1:])
-    return dataclasses.replace(options, svm=svm)
+    tables = [
+        f"[{name}] is"
+        for name, plainly in (
+            ("network", options.network == plain.network),
+            ("train", options.train == untrained),
+        )
+        if not plainly
+    ]
+    if options.model.path and tables:
+        logger.warning(
+            "%s is given, so nothing is trained: %s not used",
+            options.model.path,
+            " and ".join(tables),
+        )
 
 
 def _stage(
@@ -387,14 +398,25 @@ def _svm(run: _Run) -> StageOutcome:
         fit_svm(
             run.folder / FEATURES,
             run.folder,
-            options=run.options.svm,
+            options=options,
             overwrite=True,
             progress=run.progress,
         )
 
-    inputs = {"extract": run.book.state("extract"), "svm": result_options(run.options.svm)}
-    outputs = tuple(run.folder / name for name in svm_files(run.options.svm))
+    options = _of_last_layer(run.options.svm, run.folder / FEATURES)
+    inputs = {"extract": run.book.state("extract"), "svm": result_options(options)}
+    outputs = tuple(run.folder / name for name in svm_files(options))
     return _stage(run, "svm", inputs=inputs, outputs=outputs, make=make)
+
+
+def _of_last_layer(options: SvmOptions, features: Path) -> SvmOptions:
+    """Where no layer is named for the machine, it is for the last one extracted."""
+    from cnnfeat.features import FeatureFile
+
+    if options.layer:
+        return options
+    with FeatureFile(features) as file:
+        return dataclasses.replace(options, layer=file.layers[-1:])
 
 
 def _report(run: _Run) -> StageOutcome:

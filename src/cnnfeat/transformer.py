@@ -26,7 +26,7 @@ from cnnfeat.options import (
     Scale,
     Size,
 )
-from cnnfeat.origin import network_spec, recorded_probe, recorded_reading
+from cnnfeat.origin import recorded_network, recorded_probe, recorded_reading
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -154,6 +154,8 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         UntrustedModelError
             If the file names a network that lies neither beside it nor in the current folder, and
             `model` is not given.
+        NetworkError
+            If the network has moved, and `model` is not given.
         """
         with FeatureFile(Path(path)) as file:
             stored = file.layer(file.splits[0], file.find_layer(layer))
@@ -161,7 +163,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             how = recorded_probe(facts, pool=stored.pooling)
             is_open = hasattr(model, "read_options")  # a Network, read already
             return cls(
-                network_spec(facts, beside=file.path) if model is None else model,
+                recorded_network(facts, beside=file.path) if model is None else model,
                 layer=stored.tensor,
                 pool=how.pool,
                 scale=how.scale,

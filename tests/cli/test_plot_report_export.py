@@ -90,7 +90,7 @@ def test_dpi_and_ending_are_obeyed(cnnfeat, folder):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("plot", "filters", "--layer", "conv1"), 2, "model.keras"),
+        (("plot", "filters", "--layer", "conv1"), 4, "model.keras"),
         (("plot", "training"), 2, "cnnfeat train writes it"),
         (("plot", "activations", "--layer", "flat"), 3, "flat has no activation maps"),
         (("plot", "activations", "--layer", "pixles"), 4, "did you mean 'pixels'?"),

@@ -223,9 +223,9 @@ def test_counts_that_disagree_are_told(tmp_path, x, y):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.full(23, np.nan), "not fractions or NaN"),
-        (np.full(23, 0.5), "not fractions or NaN"),
-        (np.eye(23), r"labels of shape \(23, 23\); \(n,\) is needed"),
+        (np.full(23, np.nan), "23 of 23 labels are NaN"),
+        (np.full(23, 0.5), "continuous targets"),
+        (np.full((23, 3), 2), r"labels of shape \(23, 3\); \(n,\) is needed"),
         (np.full(23, 1j), "labels of dtype complex128"),
     ],
 )

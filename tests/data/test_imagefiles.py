@@ -15,7 +15,7 @@ from PIL import Image
 
 from cnnfeat.data import open_data, open_source
 from cnnfeat.data import source as source_module
-from cnnfeat.data.imagefiles import natural_key
+from cnnfeat.data.folders import natural_key
 from cnnfeat.errors import DataError, ImageError, UsageError
 from cnnfeat.options import DataOptions
 from cnnfeat.records import ImageTarget
@@ -459,9 +459,9 @@ def test_leaving_early_leaves_no_thread_behind(tmp_path):
     assert not [t for t in threading.enumerate() if t.name.startswith("cnnfeat-decode")]
 
 
-def test_labels_cannot_be_named_for_a_folder(tmp_path):
+def test_arrays_of_labels_cannot_be_named_for_a_folder(tmp_path):
     put(tmp_path / "1.png")
-    with pytest.raises(UsageError, match="labels can be named for files of arrays only"):
+    with pytest.raises(DataError, match=":/y: an array of labels doesn't say which picture"):
         open_source(str(tmp_path), labels=":/y")
 
 

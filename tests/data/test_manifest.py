@@ -79,13 +79,16 @@ def test_quotes_and_a_missing_column_of_labels(folder):
     ("text", "message"),
     [
         ("path,label\n", "lists no pictures"),
-        ("path,label\na.png,x\nb.png,\n", "1 of 2 lines have no label; the first is line 3"),
+        ("path,label\na.png,x\nb.png,\n", "1 of 2 lines have no label: lines 3"),
         ("path,label\na.png,\n", "the column of labels is empty"),
         ("path,label\na.png,x\nb.png\n", "line 3: 1 columns, 2 are needed"),
         ("path,label\n,x\n", "line 2: no path"),
         ("path,label,split\na.png,x,odd\n", "line 2: split 'odd'; train, test, val, valid"),
         ("path,label\na.png," + "x" * 200_000 + "\n", "line 2: field larger than field limit"),
         ("path,label\nimages/99.png,x\n", r"none of the 1 pictures .*99\.png"),
+        ("path,label\nimages/1.png,0.5\nimages/2.png,1\n", "continuous targets, 2 different"),
+        ("path,label\nimages/1.png,a|b\nimages/2.png,a\n", "multi-label, 1 of 2 different labels"),
+        ("path,x,y\nimages/1.png,1,1\nimages/2.png,0,1\n", r"x, y: multi-label, .* \(lines 2\)"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(folder, text, message):
@@ -158,3 +161,33 @@ def test_groups_that_are_not_there_are_refused(folder, text, error, message, hin
         open_data(DataOptions(write(folder, text), group_by="patint"))
     assert hint in caught.value.hint
     assert caught.value.exit_code in (2, 3)
+
+
+def test_names_are_labels(folder):
+    spec = write(folder, "path,label\nimages/4.png,Border Collie\nimages/0.png,affenpinscher\n")
+    with open_source(spec) as source:
+        assert source.classes == ("Border Collie", "affenpinscher")
+        assert source.labels("all").tolist() == [0, 1]
+
+
+def test_columns_can_be_named(folder):
+    text = "photo,breed,fold\nimages/4.png,pug,1\nimages/0.png,boxer,2\n"
+    with open_source(write(folder, text), id_column="photo", label_column="Breed") as source:
+        assert source.classes == ("boxer", "pug")
+        assert pixels(source, "all") == [4, 0]
+    with open_source(write(folder, text.replace("photo", "file")), label_column="fold") as source:
+        assert source.classes == ("1", "2")
+    with pytest.raises(DataError, match="no column 'kind'; line 1 names 'photo', 'breed', 'fold'"):
+        open_source(write(folder, text), id_column="photo", label_column="kind")
+    with pytest.raises(DataError, match="no column of pictures' paths") as caught:
+        open_source(write(folder, text), label_column="breed")
+    assert "--id-column" in caught.value.hint
+
+
+def test_one_hot_columns_are_one_class_each(folder):
+    text = "path,split,cat,dog\nimages/4.png,train,0,1\nimages/0.png,test,1.0,0\n"
+    with open_source(write(folder, text)) as source:
+        assert source.classes == ("cat", "dog")
+        assert (source.labels("train").tolist(), source.labels("test").tolist()) == ([1], [0])
+    with open_source(write(folder, "path,width\nimages/4.png,1\n")) as source:
+        assert source.classes == ()

@@ -50,8 +50,20 @@ def test_a_family_lists_and_extracts(name: str, mobilenet: Network, agree) -> No
     agree(network, images, {inner: wanted_inner, last: wanted_last}, scale="raw")
 
 
-def test_random_weights_are_the_same_each_time(mobilenet: Network) -> None:
-    assert load_network("keras:mobilenetv2", weights="none").sha256 == mobilenet.sha256
+def test_a_network_is_the_same_each_time(mobilenet: Network) -> None:
+    """Layers without a name of their own among it, which Keras numbers through a thread."""
+    keras.layers.GlobalAveragePooling2D()
+    again = load_network("keras:mobilenetv2", weights="none")
+    assert again.sha256 == mobilenet.sha256
+    assert "global_average_pooling2d" in {layer.name for layer in again.layers}
+    assert again.layers == mobilenet.layers
+
+
+@pytest.mark.slow
+def test_weights_of_numbered_layers_do_not_change_the_digest() -> None:
+    """`normalization` has weights, and no name of its own."""
+    first, second = (load_network("keras:EfficientNetB0", weights="none") for _ in range(2))
+    assert first.sha256 == second.sha256
 
 
 def test_the_listed_shapes_are_those_of_the_trained_size(mobilenet: Network) -> None:

@@ -244,10 +244,11 @@ def test_the_same_file_has_the_same_digest(seed_network: Network, seed_file: Pat
     assert seed_network.sha256 == hashlib.sha256(seed_file.read_bytes()).hexdigest()
 
 
-def test_no_file_names_the_command_that_makes_one(tmp_path: Path) -> None:
+def test_no_file_names_what_models_are(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="there is no model") as caught:
         load_network(str(tmp_path / "model.keras"))
-    assert "cnnfeat train" in caught.value.hint
+    assert "cnnfeat train" not in caught.value.hint  # any file, not the one that it makes
+    assert "models are a .keras file" in caught.value.hint
 
 
 def test_a_truncated_file_is_refused(seed_file: Path, tmp_path: Path) -> None:

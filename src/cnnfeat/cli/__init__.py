@@ -103,9 +103,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     settings = Settings()
     atexit.register(gc.freeze)  # else TensorFlow's objects are all walked once more, for 1 s
     signal.signal(signal.SIGTERM, _raise_terminated)
+    words = list(sys.argv[1:] if args is None else args)
     code = 0
     try:
-        _invoke(list(sys.argv[1:] if args is None else args), settings)
+        _invoke(words, settings)
         sys.stdout.flush()
     except click.exceptions.Exit as request:
         code = request.exit_code
@@ -123,7 +124,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except CnnfeatError as error:
         if settings.debug:
             raise
-        _show(error)
+        _show(error, words)
         code = error.exit_code
     sys.exit(code)
 
@@ -147,11 +148,14 @@ def _blame(error: click.ClickException) -> None:
         error.param_hint = said_in(error.ctx, error.param)
 
 
-def _show(error: CnnfeatError) -> None:
+def _show(error: CnnfeatError, words: Sequence[str]) -> None:
+    from cnnfeat.cli.hints import fit_hint, known_options
+
+    hint = fit_hint(error.hint, known_options(cli, words)) if error.hint else ""
     label = "interrupted" if isinstance(error, Interrupted) else "error"
     click.echo(f"{label}: {error}", err=True)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
 
 
 def _raise_terminated(signal_number: int, _frame: object) -> NoReturn:

@@ -17,7 +17,7 @@ from cnnfeat.cli import console, flags
 from cnnfeat.cli.session import (
     Settings,
     StopRequest,
-    artifact,
+    own_model,
     pass_settings,
     start_tensorflow,
     stop_on_signals,
@@ -62,9 +62,10 @@ def extract(
     from cnnfeat.features import FeatureWriter
 
     FeatureWriter.check(out, overwrite=overwrite, resume=resume)  # before TensorFlow takes seconds
+    model = options.model.path or own_model("--model names another")
     start_tensorflow(settings, n_calls=IN_FLIGHT)
     result = extract_features(
-        options.model.path or str(artifact("model.keras")),
+        model,
         options.data,
         options.extract,
         out=out,

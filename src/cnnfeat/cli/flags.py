@@ -18,10 +18,9 @@ from click.core import ParameterSource
 from cnnfeat import knobs
 from cnnfeat.cli.session import Settings, artifact
 from cnnfeat.errors import UsageError
-from cnnfeat.options import DataOptions, ReadOptions, RunOptions, parse_config, read_toml
+from cnnfeat.options import DataOptions, ReadOptions, RunOptions, load_config
 
 F = TypeVar("F", bound=Callable[..., object])
-R = TypeVar("R")
 
 
 _COMMON: tuple[tuple[tuple[str, ...], str, object, str], ...] = (
@@ -181,8 +180,8 @@ def record(
     kind: type,
     name: str,
     *,
+    only: Collection[str] | None = None,
     shown: Mapping[str, str] | None = None,
-    only: Collection[str] = (),
 ) -> Callable[[F], F]:
     """Add a flag for each field of an options record; the command gets the record as `name`.
 
@@ -192,12 +191,12 @@ def record(
         The record.
     name : str
         The command's parameter.
+    only : collection of str, optional
+        The fields that get flags here; the others are at their defaults.
     shown : mapping, optional
         What help says of a field's default, where this command has another one.
-    only : collection of str
-        These fields alone; by default all that have a flag.
     """
-    fields = [field for field in _flagged(kind) if not only or field in only]
+    fields = _flagged(kind) if only is None else list(only)
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
@@ -213,57 +212,72 @@ def record(
     return decorate
 
 
-def tables(*names: str, shown: Mapping[str, str] | None = None) -> Callable[[F], F]:
-    """Add the flags of some of a run's tables, and --config, whose keys become their defaults.
+def tables(
+    *names: str,
+    only: Mapping[str, Collection[str]] | None = None,
+    shown: Mapping[str, str] | None = None,
+    whole: Callable[[], RunOptions] | None = None,
+) -> Callable[[F], F]:
+    """Add the flags of some of a run's tables, and a file whose keys become their defaults.
 
-    The command gets all as `options`, a `RunOptions`: a table without flags as the file has it.
+    The command gets all as `options`, a `RunOptions`: what has no flag is as the file says. A flag
+    that several tables have is one flag, and sets the field in all of them.
+
+    Parameters
+    ----------
+    names : str
+        The tables.
+    only : mapping of str to collection of str, optional
+        The fields of a table that get flags here; of a table that isn't named there, all.
+    shown : mapping, optional
+        What help says of a field's default, where this command has another one.
+    whole : callable, optional
+        Makes the run that there is where no file is given. With it the file is the command's
+        argument CONFIG, not the value of --config.
     """
     kinds = {item.name: type(item.default) for item in dataclasses.fields(RunOptions)}
+    fields = {
+        name: [f for f in _flagged(kinds[name]) if f in (only or {}).get(name, (f,))]
+        for name in names
+    }
+    makers: dict[str, tuple[str, str]] = {}  # flag: the first table and field that has it
+    for name in names:
+        for field in fields[name]:
+            makers.setdefault(flag_word(kinds[name], field), (name, field))
 
     def decorate(command: F) -> F:
         @click.pass_context
-        def whole(ctx: click.Context, /, *args: object, **values: object) -> object:
+        def merged(ctx: click.Context, /, *args: object, **values: object) -> object:
             base = ctx.ensure_object(Settings).config or RunOptions()
             given = {name: values.pop(f"{name}_options") for name in names}
-            # A field that has no flag is as the file says.
-            merged = {
+
+            def value(name: str, field: str) -> object:
+                maker = table, source = makers[flag_word(kinds[name], field)]
+                if maker == (name, field) or _is_said(ctx, _parameter(f"{table}_options", source)):
+                    return getattr(given[table], source)
+                return getattr(getattr(base, name), field)
+
+            said = {
                 name: dataclasses.replace(
-                    getattr(base, name),
-                    **{f: getattr(given[name], f) for f in _flagged(kinds[name])},
+                    getattr(base, name), **{field: value(name, field) for field in fields[name]}
                 )
                 for name in names
             }
-            options = dataclasses.replace(base, **merged)
-            return ctx.invoke(command, *args, options=options, **values)
+            return ctx.invoke(command, *args, options=dataclasses.replace(base, **said), **values)
 
-        wrapped: Callable[..., object] = update_wrapper(whole, command)
+        wrapped: Callable[..., object] = update_wrapper(merged, command)
         for name in reversed(names):
-            wrapped = record(kinds[name], f"{name}_options", shown=shown)(wrapped)
-        return typing.cast("F", _config_file(names)(wrapped))
+            own = [field for field in fields[name] if (name, field) in makers.values()]
+            wrapped = record(kinds[name], f"{name}_options", only=own, shown=shown)(wrapped)
+        return typing.cast("F", _config_file(fields, whole)(wrapped))
 
     return decorate
 
 
-def over(base: R, given: R, name: str) -> R:
-    """Put what the command line or the environment says above what a file does.
-
-    Parameters
-    ----------
-    base : dataclass
-        What the file says.
-    given : dataclass
-        What the command got.
-    name : str
-        As which parameter.
-    """
-    ctx = click.get_current_context()
-    spoken = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    said = {
-        field: getattr(given, field)
-        for field in _flagged(type(given))
-        if ctx.get_parameter_source(_parameter(name, field)) in spoken
-    }
-    return dataclasses.replace(base, **said)  # type: ignore[type-var]
+def _is_said(ctx: click.Context, parameter: str) -> bool:
+    """Whether a parameter's value is from the command line or the environment."""
+    said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return ctx.get_parameter_source(parameter) in said
 
 
 def reading(command: F) -> F:
@@ -280,6 +294,11 @@ def _flagged(kind: type) -> list[str]:
 
 def _parameter(name: str, field: str) -> str:
     return f"{name}__{field}"
+
+
+def flag_word(kind: type, field: str) -> str:
+    """A field's flag, as it is typed."""
+    return knobs.knob_of(knobs.fields_of(kind)[field]).flag or "--" + field.replace("_", "-")
 
 
 class _Flag(Heard):
@@ -302,7 +321,7 @@ def _flag(kind: type, name: str, field: str, *, shown: str | None) -> Callable[[
     item = knobs.fields_of(kind)[field]
     knob = knobs.knob_of(item)
     hint = typing.get_type_hints(kind)[field]
-    flag = knob.flag or "--" + field.replace("_", "-")
+    flag = flag_word(kind, field)
 
     def convert(ctx: click.Context, param: click.Parameter, value: object) -> object:
         if value is None or value is item.default:
@@ -345,25 +364,36 @@ def _metavar(hint: object) -> str:
     return f"[{text}]" if "|" in text else text
 
 
-def _config_file(names: Collection[str]) -> Callable[[F], F]:
-    """`--config FILE`: the keys of these tables become the defaults of their flags."""
+def _config_file(
+    fields: Mapping[str, Collection[str]], whole: Callable[[], RunOptions] | None
+) -> Callable[[F], F]:
+    """Read a file whose values of these fields, by table, become the defaults of their flags."""
 
     def read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
-        if path is None:
+        if path is not None:
+            config = load_config(path)
+        elif whole is not None:
+            config = whole()
+        else:
             return
-        document = read_toml(path)
-        config = parse_config(document, where=str(path))
         ctx.ensure_object(Settings).config = config
         defaults: dict[str, object] = dict(ctx.default_map or {})
-        for name in names:
-            table, kept = document.get(name, {}), getattr(config, name)
-            for key in table if isinstance(table, Mapping) else ():
-                defaults[_parameter(f"{name}_options", str(key))] = getattr(kept, str(key))
+        for name, chosen in fields.items():
+            table = getattr(config, name)
+            for field in chosen:
+                value = getattr(table, field)
+                if value != knobs.fields_of(table)[field].default:
+                    defaults[_parameter(f"{name}_options", field)] = value
         ctx.default_map = defaults
 
+    kind = click.Path(path_type=Path)
+    if whole is not None:
+        return click.argument(
+            "config", type=kind, required=False, is_eager=True, expose_value=False, callback=read
+        )
     return click.option(
         "--config",
-        type=click.Path(path_type=Path),
+        type=kind,
         is_eager=True,
         expose_value=False,
         callback=read,

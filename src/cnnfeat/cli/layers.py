@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cnnfeat.cli import console, flags
-from cnnfeat.cli.session import Settings, artifact, pass_settings, start_tensorflow
+from cnnfeat.cli.session import Settings, own_model, pass_settings, start_tensorflow
 from cnnfeat.errors import LayerLookupError
 from cnnfeat.options import ReadOptions
 
@@ -21,7 +21,7 @@ _BYTES = 4  # of a float32
 
 
 @click.command()
-@click.argument("model", required=False, default=lambda: str(artifact("model.keras")))
+@click.argument("model", required=False)
 @click.option("--all", "every", is_flag=True, help="Every tensor that depends on the images.")
 @click.option("--match", metavar="GLOB", help="Layers whose name matches, such as 'conv2_*'.")
 @click.option("--kind", help="Layers of a kind, such as conv, pool or dense.")
@@ -32,7 +32,7 @@ _BYTES = 4  # of a float32
 def layers(
     settings: Settings,
     *,
-    model: str,
+    model: str | None,
     every: bool,
     match: str | None,
     kind: str | None,
@@ -47,6 +47,7 @@ def layers(
     every path goes through. --match '**' shows all layers, --all every tensor. Any of the names
     goes with cnnfeat extract --layer.
     """
+    model = model or own_model("`cnnfeat layers MODEL` lists those of another")
     start_tensorflow(settings)
     from cnnfeat.network import open_network
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import click
 
 from cnnfeat.cli import console, flags
-from cnnfeat.cli.session import Settings, artifact
+from cnnfeat.cli.session import Settings, artifact, own_model
 from cnnfeat.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
     features = path("features", "features.h5") if "features" in values else None
     model = values.pop("model", None)
     if model is None and features is None and not artifact("features.h5").exists():
-        model = artifact("model.keras")
+        model = own_model("--model names another")
     artifacts = Artifacts(
         model=None if model is None else str(model),
         features=features or artifact("features.h5"),

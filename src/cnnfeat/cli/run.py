@@ -18,20 +18,37 @@ from cnnfeat.cli.session import (
     stop_on_signals,
 )
 from cnnfeat.errors import SKIPPED_EXIT_CODE
-from cnnfeat.options import DataOptions, SvmOptions, TrainOptions, load_config
+from cnnfeat.options import RunOptions
 
 if TYPE_CHECKING:
     from cnnfeat.pipeline import RunResult
 
 
+def _default_run() -> RunOptions:
+    from cnnfeat.pipeline import DEFAULT_RUN
+
+    return DEFAULT_RUN
+
+
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path), required=False)
-@flags.record(DataOptions, "data", shown={"source": "the file's, else auto"})
-@flags.record(
-    TrainOptions,
+@flags.tables(
+    "data",
+    "model",
+    "extract",
     "train",
-    only=("test_fraction",),
-    shown={"test_fraction": "the file's, else 0.2"},
+    "svm",
+    only={
+        "extract": ("layer", "scale"),
+        "train": ("test_fraction",),
+        "svm": ("test_fraction",),
+    },
+    shown={
+        "source": "the file's, else auto",
+        "path": "one that is trained here",
+        "layer": "the file's, else conv2 and fc1",
+        "test_fraction": "the file's, else 0.2",
+    },
+    whole=_default_run,
 )
 @flags.trust
 @click.option(
@@ -51,9 +68,7 @@ if TYPE_CHECKING:
 def run(
     settings: Settings,
     *,
-    config: Path | None,
-    data: DataOptions,
-    train: TrainOptions,
+    options: RunOptions,
     trust_model: bool,
     folder: Path,
     overwrite: bool,
@@ -62,22 +77,20 @@ def run(
     """Train, extract, fit and report: the whole of CONFIG, a TOML file.
 
     Stages whose inputs have not changed are not done again. Without CONFIG: the seed network on
-    MNIST, its conv2 and fc1, a linear SVM on fc1. See configs/ for whole runs. With [model] path
-    in CONFIG, nothing is trained.
+    MNIST, its conv2 and fc1, a linear SVM on fc1. See configs/ for whole runs; flags go before what
+    CONFIG says. With --model, or [model] path in CONFIG, nothing is trained:
+
+    \b
+    cnnfeat run --model keras:MobileNetV2 --data photos/ --layer global_average_pooling2d
+
+    Of several layers asked for by --layer, the machine is for the last one.
     """
     from cnnfeat.extraction import IN_FLIGHT
-    from cnnfeat.pipeline import DEFAULT_RUN, run_pipeline
+    from cnnfeat.pipeline import run_pipeline
 
-    options = DEFAULT_RUN if config is None else load_config(config)
     n_calls = 1 if options.model.path is None else IN_FLIGHT  # a training has one
-    options = dataclasses.replace(
-        options,
-        data=flags.over(options.data, data, "data"),
-        train=flags.over(options.train, train, "train"),
-        svm=flags.over(options.svm, SvmOptions(test_fraction=train.test_fraction), "train"),
-    )
     result = run_pipeline(
-        options,
+        _for_layers(options, settings.config or RunOptions()),
         folder=folder,
         overwrite=overwrite,
         trust=trust_model,
@@ -91,6 +104,14 @@ def run(
         console.show_facts(_facts(result))
     if result.n_skipped:
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
+
+
+def _for_layers(options: RunOptions, config: RunOptions) -> RunOptions:
+    """Forget the layer that the file's machine is for, where other layers are extracted."""
+    asked = options.extract.layer
+    if asked == config.extract.layer or set(options.svm.layer) <= {"all", *asked}:
+        return options
+    return dataclasses.replace(options, svm=dataclasses.replace(options.svm, layer=()))
 
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cnnfeat.errors import MissingInputError
+
 if TYPE_CHECKING:
     from cnnfeat.options import RunOptions
 
@@ -36,6 +38,22 @@ pass_settings = click.make_pass_decorator(Settings, ensure=True)
 def artifact(name: str) -> Path:
     """Where an artifact lies by default: `$CNNFEAT_DIR/name`, or `artifacts/name`."""
     return Path(os.environ.get(ARTIFACTS_VARIABLE) or "artifacts") / name
+
+
+def own_model(otherwise: str) -> str:
+    """Find the network that `cnnfeat train` makes.
+
+    Raises
+    ------
+    MissingInputError
+        If it isn't there; the hint ends in `otherwise`, which says how another is named.
+    """
+    path = artifact("model.keras")
+    if not path.exists():
+        raise MissingInputError(
+            f"there is no model {path}", hint=f"`cnnfeat train` makes one; {otherwise}"
+        )
+    return str(path)
 
 
 def start_tensorflow(settings: Settings, *, n_calls: int = 1) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cnnfeat.data.fitting import fit_to_target
+from cnnfeat.data.labels import check_numbers, check_texts, one_hot
 from cnnfeat.data.source import FileStates, OpenedSource, RowRequest, Rows, array_states
 from cnnfeat.errors import DataError
 from cnnfeat.records import Batch, SplitInfo
@@ -269,7 +270,7 @@ def index_labels(
     Raises
     ------
     DataError
-        If they are not one value an image, or fractions, or there are fewer classes.
+        If they are not one value an image, or no classes, or there are fewer classes.
     """
     flat = {split: _flat_labels(array, name=f"{name}, {split}") for split, array in arrays.items()}
     if not flat:
@@ -292,23 +293,34 @@ def index_labels(
     indices = {
         split: np.searchsorted(values, labels).astype(np.int64) for split, labels in flat.items()
     }
-    return indices, tuple(
+    classes = tuple(
         value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         for value in values.tolist()
     )
+    if values.dtype.kind in "SU":
+        check_texts(classes, name=name)
+    return indices, classes
 
 
 def _flat_labels(array: Array, *, name: str) -> Array:
     if array.ndim > 1 and array.size == array.shape[0]:
         array = array.reshape(-1)  # (n, 1, 1) are n labels too
+    if (
+        array.ndim == 2
+        and array.size
+        and array.dtype.kind in "biuf"
+        and np.isin(array, (0, 1)).all()
+    ):
+        array = one_hot(array, name=f"{name}, labels of shape {array.shape}")
     if array.ndim != 1 or array.size == 0:
-        hint = "one-hot labels: take y.argmax(axis=1)" if array.ndim == 2 else ""
         raise DataError(
-            f"{name}: labels of shape {array.shape}; (n,) is needed, one for each image", hint=hint
+            f"{name}: labels of shape {array.shape}; (n,) is needed, one for each image",
+            hint="of scores, y.argmax(axis=1) is the class of the highest"
+            if array.ndim == 2
+            else "",
         )
     if array.dtype.kind == "f":
-        if not np.all(np.abs(array) < 2**63) or not np.array_equal(np.floor(array), array):
-            raise DataError(f"{name}: labels must be whole numbers or text, not fractions or NaN")
+        check_numbers(array, name=name)
         return array.astype(np.int64)
     if array.dtype.kind not in "biuSU":
         raise DataError(f"{name}: labels of dtype {array.dtype}; whole numbers or text are needed")

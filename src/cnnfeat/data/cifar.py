@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnfeat.data.arrays import ArraySource, ArraySplit, StackedRows, index_labels
-from cnnfeat.data.imagefiles import natural_key
+from cnnfeat.data.folders import natural_key
 from cnnfeat.data.pickled import as_text, is_pickle, read_pickle
 from cnnfeat.data.source import file_states
 from cnnfeat.errors import DataError, UsageError, near_names

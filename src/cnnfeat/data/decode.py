@@ -128,7 +128,7 @@ def decode_stream(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) 
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name}: more than the {max_pixels:,} pixels allowed",
-            hint="--max-pixels sets the limit",
+            hint="--max-pixels sets the limit; a smaller copy of the picture will do",
         ) from error
     except _DAMAGE as error:
         raise ImageError(f"{name}: damaged: {error or type(error).__name__}") from error
@@ -139,7 +139,7 @@ def _check_size(size: tuple[int, int], *, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"{name}: {width} × {height} is {width * height:,} pixels; {max_pixels:,} are allowed",
-            hint="--max-pixels sets the limit",
+            hint="--max-pixels sets the limit; a smaller copy of the picture will do",
         )
 
 

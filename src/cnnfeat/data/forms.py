@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from cnnfeat.data.decode import is_image
-from cnnfeat.data.imagefiles import natural_key
+from cnnfeat.data.folders import natural_key
 from cnnfeat.data.source import OpenedSource, unreadable
 from cnnfeat.errors import DataError, UsageError
 

@@ -1,7 +1,6 @@
-"""Picture files as a source: a single one, or those a folder holds.
+"""Pictures that are encoded, as a source: a single file, those of a folder, or out of other files.
 
-A folder says which pictures there are, in which order, with which labels; several threads decode
-them at once.
+Several threads decode them at once.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import functools
 import logging
 import math
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,18 +18,17 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
-from cnnfeat.data.decode import decode_stream, is_image, prepare_pillow
+from cnnfeat.data.decode import decode_stream, prepare_pillow
 from cnnfeat.data.fitting import fit_depth, fit_to_target
 from cnnfeat.data.source import (
     FileStates,
+    ImageFile,
     OpenedSource,
     RowRequest,
     file_states,
-    open_regular,
     printable,
-    unreadable,
 )
-from cnnfeat.errors import DataError, ImageError, UsageError
+from cnnfeat.errors import DataError, ImageError
 from cnnfeat.records import Batch, ImageTarget, SkippedSample, SplitInfo
 
 if TYPE_CHECKING:
@@ -41,23 +38,6 @@ _MAX_WORKERS = 16
 _READ_AHEAD_BYTES = 128 * 2**20  # of decoded images, if all are like the first
 _SMALL_PIXELS = 4096  # below, decoding is mostly Python, and threads get in each other's way
 _MAX_CHUNK = 16  # images a thread decodes before it is asked again
-# A file with one of these endings claims to be a picture, and is an error if it isn't one.
-_ENDINGS = frozenset(
-    f".{ending}"
-    for endings in (
-        *("png jpg jpeg jpe jfif", "bmp gif webp tif tiff", "pgm ppm pbm pnm"),
-        *("avif heic heif hif", "dcm"),
-    )
-    for ending in endings.split()
-)
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-FOLDER = "folder"  # --group-by: the folder that a picture lies in
-_NOT_OURS = ("__MACOSX", "__pycache__")
-_NUMBER = re.compile(r"([0-9]+)")
 _log = logging.getLogger("cnnfeat")
 
 
@@ -76,76 +56,14 @@ class EncodedImage(Protocol):
     def open(self) -> BinaryIO: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """A picture that is a file."""
-
-    id: str  # relative to the source, with `/` between folders
-    path: Path
-    label: int | None
-    group: str | None = None  # pictures of one group belong together
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return str(self.path)
-
-    def open(self) -> BinaryIO:
-        """Open the file.
-
-        Raises
-        ------
-        ImageError
-            If it can't be, or its name can't be an identifier.
-        """
-        if not _is_utf8(self.id):
-            raise ImageError(
-                f"{printable(self.name)}: the name is not UTF-8", hint="rename the file"
-            )
-        return open_regular(self.path, error=ImageError)
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """All pictures of a source."""
-
-    splits: dict[str, tuple[ImageFile, ...]]
-    classes: tuple[str, ...]
-
-
-def open_image_folder(
-    folder: Path, *, max_pixels: int, group_by: str | None = None
-) -> ImageFileSource:
-    """Open a folder of pictures; see `list_folder` for its layout.
-
-    Raises
-    ------
-    UsageError
-        If they shall be grouped by anything but "folder".
-    """
-    if group_by not in (None, FOLDER):
-        raise UsageError(
-            f"--group-by {group_by}: {folder} is a folder, and its pictures go by {FOLDER} alone",
-            hint=f"--group-by {FOLDER}, or list the pictures in a CSV file with such a column",
-        )
-    listing = list_folder(folder, grouped=group_by is not None)
-    return _open(folder, "folder", listing=listing, max_pixels=max_pixels)
-
-
 def open_image(path: Path, *, max_pixels: int) -> ImageFileSource:
     """Open a single picture as a source of one."""
-    listing = Listing({"all": (ImageFile(path.name, path, None),)}, ())
-    return _open(path, "image", listing=listing, max_pixels=max_pixels)
-
-
-def _open(path: Path, kind: str, *, listing: Listing, max_pixels: int) -> ImageFileSource:
-    files = {file.id: file.path for split in listing.splits.values() for file in split}
     return ImageFileSource(
         printable(str(path)),
-        kind,
-        images=listing.splits,
-        classes=listing.classes,
-        states=lambda: file_states(files),
+        "image",
+        images={"all": (ImageFile(path.name, path, None),)},
+        classes=(),
+        states=lambda: file_states({path.name: path}),
         max_pixels=max_pixels,
     )
 
@@ -166,6 +84,8 @@ class ImageFileSource(OpenedSource):
         As in `OpenedSource`.
     max_pixels : int
         Larger pictures are refused before they are decoded.
+    labels_from : str
+        As in `records.Source`.
     """
 
     def __init__(
@@ -178,11 +98,20 @@ class ImageFileSource(OpenedSource):
         states: Callable[[], FileStates],
         max_pixels: int,
         close: Sequence[Callable[[], None]] = (),
+        labels_from: str = "",
     ) -> None:
         self._files = images
         self._max_pixels = max_pixels
         splits = {split: self._describe(split, name=name) for split in self._files}
-        super().__init__(name, kind, splits=splits, classes=classes, states=states, close=close)
+        super().__init__(
+            name,
+            kind,
+            splits=splits,
+            classes=classes,
+            states=states,
+            labels_from=labels_from,
+            close=close,
+        )
 
     def _labels(self, split: str) -> Labels | None:
         return _labels(self._files[split])
@@ -374,202 +303,5 @@ def _n_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def natural_key(name: str) -> tuple[tuple[str | tuple[int, str], ...], str]:
-    """Sort key that puts `2.png` before `10.png`; texts and numbers alternate, the name ends ties.
-
-    A number is a run of the digits 0 to 9. Of two without leading zeros the longer is the larger,
-    so that no run is too long to be compared.
-    """
-    parts = enumerate(_NUMBER.split(name))
-    return tuple(_number(part) if i % 2 else part for i, part in parts), name
-
-
-def _number(digits: str) -> tuple[int, str]:
-    significant = digits.lstrip("0")
-    return len(significant), significant
-
-
-def list_folder(root: Path, *, grouped: bool = False) -> Listing:
-    """List the pictures below a folder.
-
-    Sub-folders are classes; where all of them have names like `train`, `val` and `test`, they are
-    splits, and theirs are classes. A folder without sub-folders has no labels. Hidden files and
-    folders are left out; so are files that neither claim to be pictures by their ending nor are. A
-    picture's group, if asked for, is the folder that it lies in, seen from its class: those called
-    `patient7` in two classes are one.
-
-    Raises
-    ------
-    DataError
-        If there are no pictures, a class has none, or pictures lie beside class folders.
-    """
-    folders, _ = _scan(root)
-    splits = _find_splits([folder for folder in folders if not folder.samefile(root)])
-    found = {
-        split: _list_split(folder, root) for split, folder in (splits or {"all": root}).items()
-    }
-    names = sorted({name for classes in found.values() for name in classes or ()}, key=natural_key)
-    if any(classes is None for classes in found.values()) and names:
-        raise DataError(
-            f"{root}: some splits have class folders and some have not: {', '.join(found)}"
-        )
-    if not names:
-        return Listing(
-            {split: _flat(splits.get(split, root), root, grouped=grouped) for split in found}, ()
-        )
-    labels = {name: label for label, name in enumerate(names)}
-    return Listing(
-        {
-            split: tuple(
-                ImageFile(
-                    _id(path, root),
-                    path,
-                    labels[name],
-                    _group(path, splits.get(split, root) / name) if grouped else None,
-                )
-                for name in sorted(classes or {}, key=natural_key)
-                for path in (classes or {})[name]
-            )
-            for split, classes in found.items()
-        },
-        tuple(names),
-    )
-
-
-def _find_splits(folders: Sequence[Path]) -> dict[str, Path]:
-    """Folders that are splits, `train` first; none if any folder isn't one."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        split = _SPLITS.get(folder.name.lower())
-        if split is None or split in found:
-            return {}
-        found[split] = folder
-    if found.keys() <= {"validation"}:
-        return {}
-    return {split: found[split] for split in ("train", "validation", "test") if split in found}
-
-
-def _list_split(folder: Path, root: Path) -> dict[str, list[Path]] | None:
-    """Pictures by class; None where there are no class folders."""
-    found, files = _scan(folder)
-    above = (_identity(root), _identity(folder))
-    folders = [sub for sub in found if not _leads_back(sub, above)]
-    if not folders:
-        return None
-    classes = {_utf8_name(sub): list(_walk(sub, above)) for sub in folders}
-    if not any(classes.values()):
-        if any(_is_candidate(path) for path in files):
-            return None
-        raise _empty(root)
-    loose = [path for path in files if _is_candidate(path)]
-    if loose:
-        raise DataError(
-            f"{folder}: {len(loose)} pictures lie beside {len(folders)} class folders, for example "
-            f"{loose[0].name!r}",
-            hint="move them into class folders, or the folders away",
-        )
-    if not all(classes.values()):
-        counts = ", ".join(f"{name}: {len(paths):,}" for name, paths in classes.items())
-        raise DataError(
-            f"{folder}: a class has no pictures ({counts})",
-            hint="remove its folder, or put its pictures there",
-        )
-    return classes
-
-
-def _flat(folder: Path, root: Path, *, grouped: bool) -> tuple[ImageFile, ...]:
-    _, files = _scan(folder)
-    images = tuple(
-        ImageFile(_id(path, root), path, None, _group(path, folder) if grouped else None)
-        for path in files
-        if _is_candidate(path)
-    )
-    if not images:
-        raise _empty(folder)
-    return images
-
-
-def _empty(folder: Path) -> DataError:
-    folders, files = _scan(folder)
-    return DataError(
-        f"{folder}: holds no pictures ({len(files)} other files, {len(folders)} folders)",
-        hint="give a folder of pictures, with or without class folders",
-    )
-
-
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Pictures in a folder and all folders in it."""
-    if _leads_back(folder, above):
-        return
-    folders, files = _scan(folder)
-    yield from (path for path in files if _is_candidate(path))
-    for sub in folders:
-        yield from _walk(sub, (*above, _identity(folder)))
-
-
-def _leads_back(folder: Path, above: tuple[tuple[int, int], ...]) -> bool:
-    """Whether a folder is a link to one it lies in, which is said."""
-    if _identity(folder) not in above:
-        return False
-    _log.warning("%s leads back to a folder it lies in; left out", folder)
-    return True
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Folders and files in a folder, in natural order, without the hidden ones."""
-    folders: list[Path] = []
-    files: list[Path] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: natural_key(entry.name)):
-                if entry.name.startswith(".") or entry.name in _NOT_OURS:
-                    continue
-                (folders if _is_folder(entry) else files).append(folder / entry.name)
-    except OSError as error:
-        raise unreadable(folder, error) from error
-    return folders, files
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _is_candidate(path: Path) -> bool:
-    return path.suffix.lower() in _ENDINGS or is_image(path)
-
-
 def _group_of(image: EncodedImage) -> str | None:
     return image.group if isinstance(image, ImageFile) else None
-
-
-def _group(path: Path, folder: Path) -> str:
-    return path.parent.relative_to(folder).as_posix()
-
-
-def _id(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
-def _utf8_name(folder: Path) -> str:
-    if not _is_utf8(folder.name):
-        raise DataError(
-            f"{os.fsencode(folder)!r}: the name of a class must be UTF-8", hint="rename the folder"
-        )
-    return folder.name
-
-
-def _is_utf8(name: str) -> bool:
-    """Whether a name holds no bytes that the system handed over as lone surrogates."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

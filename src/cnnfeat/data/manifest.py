@@ -5,15 +5,16 @@ Any other column can say which pictures belong together.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from cnnfeat.data.imagefiles import FOLDER, ImageFile, ImageFileSource, natural_key
-from cnnfeat.data.source import file_states, open_regular
-from cnnfeat.errors import DataError, UsageError, near_names
+from cnnfeat.data.csvfile import LabelColumns, cells_of, csv_rows, find_column, find_group
+from cnnfeat.data.folders import FOLDER, natural_key
+from cnnfeat.data.imagefiles import ImageFileSource
+from cnnfeat.data.labels import check_texts, first_few, one_of
+from cnnfeat.data.source import ImageFile, file_states, open_regular
+from cnnfeat.errors import DataError
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "image", "image_path"),
@@ -27,6 +28,7 @@ _SPLITS = {
 }
 _ORDER = ("train", "validation", "test", "all")
 _START_BYTES = 65_536
+_ANY = LabelColumns()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class _Line:
     label: str | None
     split: str
     group: str | None
+    rest: tuple[str, ...]  # cells of the other columns
 
 
 def is_manifest(path: Path) -> bool:
@@ -44,26 +47,27 @@ def is_manifest(path: Path) -> bool:
         start = file.read(_START_BYTES)
     text = start.decode("utf-8-sig", "replace")
     first = text.splitlines()[0] if text.strip() else ""
-    return "\0" not in text and _columns(_cells(first)) is not None
+    return "\0" not in text and _columns(cells_of(first)) is not None
 
 
-def open_manifest(path: Path, *, max_pixels: int, group_by: str | None = None) -> ImageFileSource:
+def open_manifest(
+    path: Path, named: LabelColumns = _ANY, *, max_pixels: int, group_by: str | None = None
+) -> ImageFileSource:
     """Open the pictures a manifest lists, in its order.
 
-    The first line may name the columns: `path`, `label`, `split`; without names they come in this
-    order, and label and split may be missing. `group_by` names a column whose values say which
-    pictures belong together, or is "folder": then they do that lie in one.
+    The first line may name the columns: `path`, `label`, `split`, or those that are meant; without
+    names they come in this order, and label and split may be missing. `group_by` names a column
+    whose values say which pictures belong together, or is "folder": then they do that lie in one.
 
     Raises
     ------
     DataError
-        With the line, where one has no label or group, an unknown split, or too few columns.
+        With the line, where one has no label or group, an unknown split, or too few columns; if a
+        column that is meant isn't there, or labels are no classes.
     UsageError
         If there is no column `group_by`, with those there are.
     """
-    lines = list(_read(path, group_by))
-    if not lines:
-        raise DataError(f"{path}: lists no pictures")
+    lines = _read(path, named, group_by)
     classes = _classes(path, lines)
     index = {name: label for label, name in enumerate(classes)}
     splits: dict[str, list[ImageFile]] = {}
@@ -82,24 +86,26 @@ def open_manifest(path: Path, *, max_pixels: int, group_by: str | None = None) -
     )
 
 
-def _read(path: Path, group_by: str | None) -> Iterator[_Line]:
-    with open_regular(path) as file:
-        try:
-            text = file.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text: {error}") from error
-    first = text.splitlines()[0] if text else ""
-    columns = _columns(_cells(first)) or {}
+def _read(path: Path, named: LabelColumns, group_by: str | None) -> list[_Line]:
+    rows = list(csv_rows(path))
+    first = rows[0][1] if rows else []
+    columns = _columns(first) or {} if named == _ANY else _named_columns(first, named, path=path)
+    if "path" not in columns:
+        raise DataError(
+            f"{path}: no column of pictures' paths; line 1 has {', '.join(map(repr, first))}",
+            hint="--id-column names it",
+        )
+    header = rows.pop(0)[1] if rows and (named != _ANY or _is_header(first)) else []
     if group_by is not None:
-        columns |= _group_column(path, _cells(first), group_by)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(first))
-    try:
-        for row in rows:
-            if not row or (rows.line_num == 1 and _is_header(row)):
-                continue
-            yield _line(path, row, number=rows.line_num, columns=columns, group_by=group_by)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: {error}") from error
+        names = [cell.strip() for cell in header]
+        column = find_group(group_by, names, path=path, otherwise=FOLDER)
+        columns |= {} if column is None else {"group": names.index(column)}
+    lines = [
+        _line(path, row, number=number, columns=columns, group_by=group_by) for number, row in rows
+    ]
+    if not lines:
+        raise DataError(f"{path}: lists no pictures")
+    return lines if "label" in columns else _with_one_of(path, header, lines, columns)
 
 
 def _line(
@@ -130,22 +136,22 @@ def _line(
         label=row[columns["label"]].strip() if "label" in columns else None,
         split=_SPLITS.get(split, split),
         group=group,
+        rest=tuple(cell for place, cell in enumerate(row) if place not in columns.values()),
     )
 
 
-def _group_column(path: Path, cells: Sequence[str], group_by: str) -> dict[str, int]:
-    """Find the column that says which pictures belong together; none: their folders do."""
-    names = [cell.strip() for cell in cells] if _is_header(cells) else []
-    folded = [name.lower() for name in names]
-    if group_by.lower() in folded:
-        return {"group": folded.index(group_by.lower())}
-    if group_by == FOLDER:
-        return {}
-    there = f"it has: {', '.join(names)}" if names else "its first line names no columns"
-    raise UsageError(
-        f"--group-by {group_by}: {path} has no such column; {there}",
-        hint=near_names(group_by, names) or f"--group-by {FOLDER} goes by the pictures' folders",
-    )
+def _with_one_of(
+    path: Path, header: Sequence[str], lines: list[_Line], columns: Mapping[str, int]
+) -> list[_Line]:
+    """Take columns of 0 and 1, one a class, for the labels; without them there are none."""
+    names = [cell.strip() for place, cell in enumerate(header) if place not in columns.values()]
+    if any(len(line.rest) != len(names) for line in lines):
+        return lines
+    cells = {name: [line.rest[place] for line in lines] for place, name in enumerate(names)}
+    labels = one_of(cells, lines=[line.number for line in lines], name=str(path))
+    if labels is None:
+        return lines
+    return [replace(line, label=label) for line, label in zip(lines, labels, strict=True)]
 
 
 def _classes(path: Path, lines: Sequence[_Line]) -> tuple[str, ...]:
@@ -154,18 +160,12 @@ def _classes(path: Path, lines: Sequence[_Line]) -> tuple[str, ...]:
         raise DataError(f"{path}: the column of labels is empty", hint="leave the column out")
     if empty:
         raise DataError(
-            f"{path}: {len(empty):,} of {len(lines):,} lines have no label; the first is "
-            f"line {empty[0]}"
+            f"{path}: {len(empty):,} of {len(lines):,} lines have no label: lines "
+            f"{first_few(empty)}"
         )
-    return tuple(sorted({line.label for line in lines if line.label is not None}, key=natural_key))
-
-
-def _separator(line: str) -> str:
-    return next((mark for mark in ("\t", ";") if mark in line), ",")
-
-
-def _cells(line: str) -> list[str]:
-    return next(csv.reader([line], delimiter=_separator(line)), [])
+    labels = {line.label for line in lines if line.label is not None}
+    check_texts(labels, name=str(path))
+    return tuple(sorted(labels, key=natural_key))
 
 
 def _is_header(cells: Sequence[str]) -> bool:
@@ -175,12 +175,28 @@ def _is_header(cells: Sequence[str]) -> bool:
 def _columns(cells: Sequence[str]) -> dict[str, int] | None:
     """Which column holds what; None if the line can't be one of a manifest."""
     if _is_header(cells):
-        folded = [cell.strip().lower() for cell in cells]
-        return {
-            column: next(folded.index(name) for name in names if name in folded)
-            for column, names in _COLUMNS.items()
-            if any(name in folded for name in names)
-        }
+        return _usual_columns(cells)
     if 2 <= len(cells) <= 3:
         return {column: place for place, column in enumerate(_COLUMNS) if place < len(cells)}
     return None
+
+
+def _usual_columns(cells: Sequence[str]) -> dict[str, int]:
+    """Which column holds what, by the names that people give them."""
+    folded = [cell.strip().lower() for cell in cells]
+    return {
+        column: next(folded.index(name) for name in names if name in folded)
+        for column, names in _COLUMNS.items()
+        if any(name in folded for name in names)
+    }
+
+
+def _named_columns(cells: Sequence[str], named: LabelColumns, *, path: Path) -> dict[str, int]:
+    """Which column holds what, where that is said of one of them at least."""
+    names = [cell.strip() for cell in cells]
+    said = {"path": named.ids, "label": named.labels}
+    return _usual_columns(cells) | {
+        column: names.index(find_column(name, names, path=path))
+        for column, name in said.items()
+        if name is not None
+    }

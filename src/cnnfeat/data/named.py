@@ -208,8 +208,8 @@ def _find(
                 raise DataError(
                     f"{path}: not the file of {dataset.name}: SHA-256 {actual}, "
                     f"expected {expected}",
-                    hint=f"remove it and it will be downloaded, or open it as a folder of your "
-                    f"own: --data {folder}",
+                    hint="remove it and it will be downloaded; or open it as a folder of your own: "
+                    f"--data {folder}",
                 )
             _log.warning("%s is damaged and will be downloaded again", path)
     return None

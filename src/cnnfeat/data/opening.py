@@ -7,14 +7,17 @@ import stat
 from pathlib import Path
 
 from cnnfeat.data.arrayfile import is_array_file, open_array_source, split_member
+from cnnfeat.data.csvfile import LabelColumns
 from cnnfeat.data.decode import MAX_PIXELS, MAX_PIXELS_LIMIT, is_image
+from cnnfeat.data.folders import FOLDER, list_folder
 from cnnfeat.data.forms import open_form
 from cnnfeat.data.idx import find_idx_files, open_idx_folder
-from cnnfeat.data.imagefiles import open_image, open_image_folder
+from cnnfeat.data.imagefiles import ImageFileSource, open_image
+from cnnfeat.data.labelfile import open_labelled_folder
 from cnnfeat.data.manifest import is_manifest, open_manifest
 from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
-from cnnfeat.data.source import unreadable
+from cnnfeat.data.source import file_states, printable, unreadable
 from cnnfeat.divided import leave_out_rare
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.knobs import result_options
@@ -35,6 +38,8 @@ def open_source(
     *,
     data_dir: Path | None = None,
     labels: str | None = None,
+    id_column: str | None = None,
+    label_column: str | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: Progress = SILENT,
 ) -> Source:
@@ -47,7 +52,10 @@ def open_source(
     data_dir : Path, optional
         Where named data sets are looked for first.
     labels : str, optional
-        Where labels lie, for an HDF5 source (":/y" in the same file) or an array file (a path).
+        Where labels lie, for an HDF5 source (":/y" in the same file), an array file (a path) or a
+        folder of pictures (a CSV of names and labels).
+    id_column, label_column : str, optional
+        Columns of that CSV, or of a source that is one; guessed by their names.
     max_pixels : int
         Larger images are refused before they are decoded.
     progress : Progress
@@ -62,7 +70,14 @@ def open_source(
     DownloadError
         If a named data set is neither on disk nor reachable.
     """
-    options = DataOptions(spec, None if data_dir is None else str(data_dir), labels, max_pixels)
+    options = DataOptions(
+        source=spec,
+        dir=None if data_dir is None else str(data_dir),
+        labels=labels,
+        id_column=id_column,
+        label_column=label_column,
+        max_pixels=max_pixels,
+    )
     return open_data(options, progress=progress)
 
 
@@ -100,9 +115,9 @@ def _check_groups(source: Source, group_by: str | None) -> None:
 
 
 def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Source:
-    spec, labels = AUTO if options.source is None else options.source, options.labels
+    spec = AUTO if options.source is None else options.source
     if spec == AUTO or spec in DATASETS:
-        _refuse_labels(labels, spec)
+        _refuse_labels(options, spec)
         data_dir = None if options.dir is None else Path(options.dir)
         if spec == AUTO:
             return open_auto(data_dir=data_dir, progress=progress)
@@ -115,13 +130,7 @@ def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Sourc
             hint=near_names(spec, (AUTO, *DATASETS)),
         )
     if stat.S_ISDIR(mode):
-        folder = path.absolute()
-        if source := open_form(folder, labels=labels, max_pixels=max_pixels):
-            return source
-        _refuse_labels(labels, spec)
-        if files := find_idx_files(folder):
-            return open_idx_folder(folder, files)
-        return open_image_folder(folder, max_pixels=max_pixels, group_by=options.group_by)
+        return _open_folder(path.absolute(), options, max_pixels=max_pixels)
     return _open_file(path.absolute(), options, member=member, max_pixels=max_pixels)
 
 
@@ -135,24 +144,83 @@ def _mode(path: Path) -> int | None:
         raise unreadable(path, error) from error
 
 
-def _open_file(path: Path, options: DataOptions, *, member: str | None, max_pixels: int) -> Source:
-    labels = options.labels
-    if is_array_file(path):
-        return open_array_source(path, member=member, labels=labels)
-    if source := open_form(path, labels=labels, max_pixels=max_pixels):
+def _open_folder(folder: Path, options: DataOptions, *, max_pixels: int) -> Source:
+    if source := open_form(folder, labels=options.labels, max_pixels=max_pixels):
+        _refuse_columns(options, str(folder))
         return source
-    _refuse_labels(labels, str(path))
+    if files := find_idx_files(folder):
+        _refuse_labels(options, str(folder))
+        return open_idx_folder(folder, files)
+    if options.labels is None:
+        _refuse_columns(options, str(folder))
+        return _open_pictures(folder, max_pixels=max_pixels, group_by=options.group_by)
+    labels = Path(options.labels).absolute()
+    if options.labels.startswith(":") or is_array_file(split_member(options.labels)[0]):
+        raise DataError(
+            f"{options.labels}: an array of labels doesn't say which picture each is for",
+            hint="a CSV with a column of the pictures' names and one of labels does",
+        )
+    return open_labelled_folder(
+        folder, labels, _columns(options), max_pixels=max_pixels, group_by=options.group_by
+    )
+
+
+def _open_pictures(folder: Path, *, max_pixels: int, group_by: str | None) -> ImageFileSource:
+    """Open a folder of pictures; see `list_folder` for its layout."""
+    if group_by not in (None, FOLDER):
+        raise UsageError(
+            f"--group-by {group_by}: {folder} is a folder, and its pictures go by {FOLDER} alone",
+            hint=f"--group-by {FOLDER}, or list the pictures in a CSV file with such a column",
+        )
+    listing = list_folder(folder, grouped=group_by is not None)
+    files = {file.id: file.path for split in listing.splits.values() for file in split}
+    return ImageFileSource(
+        printable(str(folder)),
+        "folder",
+        images=listing.splits,
+        classes=listing.classes,
+        states=lambda: file_states(files),
+        max_pixels=max_pixels,
+    )
+
+
+def _open_file(path: Path, options: DataOptions, *, member: str | None, max_pixels: int) -> Source:
+    if is_array_file(path):
+        _refuse_columns(options, str(path))
+        return open_array_source(path, member=member, labels=options.labels)
+    if source := open_form(path, labels=options.labels, max_pixels=max_pixels):
+        _refuse_columns(options, str(path))
+        return source
     if is_image(path):
+        _refuse_labels(options, str(path))
         return open_image(path, max_pixels=max_pixels)
-    if is_manifest(path):
-        return open_manifest(path, max_pixels=max_pixels, group_by=options.group_by)
+    if is_manifest(path) or _columns(options) != LabelColumns():
+        _refuse_labels(options, str(path), columns=False)
+        return open_manifest(
+            path, _columns(options), max_pixels=max_pixels, group_by=options.group_by
+        )
     raise DataError(
         f"{path}: no kind of data known here; {_ALLOWED.format(names=', '.join(DATASETS))}"
     )
 
 
-def _refuse_labels(labels: str | None, spec: str) -> None:
-    if labels is not None:
+def _columns(options: DataOptions) -> LabelColumns:
+    return LabelColumns(options.id_column, options.label_column)
+
+
+def _refuse_labels(options: DataOptions, spec: str, *, columns: bool = True) -> None:
+    if options.labels is not None:
         raise UsageError(
-            f"labels can be named for files of arrays only; {spec} has its own",
+            "labels can be named for files of arrays and for folders of pictures only; "
+            f"{spec} has its own"
+        )
+    if columns:
+        _refuse_columns(options, spec)
+
+
+def _refuse_columns(options: DataOptions, spec: str) -> None:
+    if _columns(options) != LabelColumns():
+        raise UsageError(
+            "--id-column and --label-column name columns of a CSV: of --labels FILE for a folder "
+            f"of pictures, or of a list of pictures; {spec} has none"
         )

@@ -217,7 +217,7 @@ def unreachable(dataset: Dataset, *, reasons: dict[str, str], folder: Path) -> D
     names = ", ".join(file.name for file in dataset.files)
     return DownloadError(
         f"{dataset.name} can't be downloaded: {told}",
-        hint=f"put {names} into {folder} (or FOLDER/{dataset.name}, with --data-dir FOLDER), "
+        hint=f"put {names} into {folder}; or into FOLDER/{dataset.name}, with --data-dir FOLDER; "
         "or use the bundled images: --data digits",
     )
 

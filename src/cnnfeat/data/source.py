@@ -16,11 +16,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 import numpy as np
 
-from cnnfeat.errors import DataError, UsageError, near_names
+from cnnfeat.errors import DataError, ImageError, UsageError, near_names
 from cnnfeat.records import (
     Batch,
     Fingerprint,
@@ -394,6 +394,44 @@ def unreadable(path: Path, problem: OSError, *, error: type[DataError] = DataErr
 def printable(name: str) -> str:
     """Show a file's name, with bytes that aren't UTF-8 as `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name holds no bytes that the system handed over as lone surrogates."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A picture that is a file."""
+
+    id: str  # relative to the source, with `/` between folders
+    path: Path
+    label: int | None
+    group: str | None = None  # pictures of one group belong together
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.path)
+
+    def open(self) -> BinaryIO:
+        """Open the file.
+
+        Raises
+        ------
+        ImageError
+            If it can't be, or its name can't be an identifier.
+        """
+        if not is_utf8(self.id):
+            raise ImageError(
+                f"{printable(self.name)}: the name is not UTF-8", hint="rename the file"
+            )
+        return open_regular(self.path, error=ImageError)
 
 
 def _check_regular(path: Path, mode: int, error: type[DataError]) -> None:

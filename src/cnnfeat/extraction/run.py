@@ -232,7 +232,7 @@ def _interrupted(writer: FeatureWriter) -> Interrupted:
     return Interrupted(
         f"stopped after {writer.n_done:,} of {writer.plan.n_rows:,} samples, "
         f"which are kept in {writer.paths.partial}",
-        hint="the same command with --resume goes on from there",
+        hint="`cnnfeat extract` goes on from there with --resume; `cnnfeat run` does so by itself",
     )
 
 

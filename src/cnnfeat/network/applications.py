@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import http.client
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import keras
@@ -23,6 +28,8 @@ _SCALES = {
     "ResNet101V2": "symmetric", "ResNet152V2": "symmetric", "ResNet": "caffe", "VGG": "caffe",
     "Xception": "symmetric",
 }  # fmt: skip
+_DOWNLOAD_ERRORS = (OSError, ValueError, RuntimeError, http.client.HTTPException)
+_LOG = logging.getLogger("cnnfeat")
 
 
 def application_names() -> tuple[str, ...]:
@@ -84,15 +91,24 @@ def _state_size(graph: FlatGraph, shape: Sequence[int | None]) -> None:
 
 
 def _build(name: str, weights: str) -> keras.Model:
+    """Build it in a thread of its own: for each, Keras counts names of layers from the start."""
+    built: Future[keras.Model] = Future()
+
+    def build() -> None:
+        keras.config.disable_interactive_logging()  # of this thread; stdout is for data
+        try:
+            built.set_result(_with_weights(name, weights))
+        except BaseException as error:  # noqa: BLE001 - is raised where it is waited for
+            built.set_exception(error)
+
+    threading.Thread(target=build, daemon=True).start()
+    return built.result()
+
+
+def _with_weights(name: str, weights: str) -> keras.Model:
     make = getattr(keras.applications, name)
     if weights == "imagenet":
-        try:
-            return make(weights="imagenet")
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DownloadError(
-                f"the weights of {name} can't be downloaded: {first_line(error)}",
-                hint="--weights FILE takes a file you have, --weights none random ones",
-            ) from error
+        return _trained(make, name)
     if weights == "none":
         return _randomly(make(weights=None))
     path = Path(weights)
@@ -107,6 +123,24 @@ def _build(name: str, weights: str) -> keras.Model:
     except KERAS_ERRORS as error:
         raise NetworkError(f"{path}: no weights of {name}: {first_line(error)}") from error
     return model
+
+
+def _trained(make: Callable[..., keras.Model], name: str) -> keras.Model:
+    """With the weights in Keras's cache, which it fetches if they aren't there."""
+    cache = Path(os.environ.get("KERAS_HOME") or "~/.keras") / "models"
+    _LOG.info("the weights of %s: from %s, or else from the internet", name, cache)
+    try:
+        return make(weights="imagenet")
+    except Exception as error:
+        # Where it can't download, Keras raises no narrower class than this.
+        if type(error) is not Exception and not isinstance(error, _DOWNLOAD_ERRORS):
+            raise
+        raise DownloadError(
+            f"the weights of {name} are not in {cache}, and they can't be downloaded: "
+            + first_line(error),
+            hint=f"put the file that is named there into {cache}, or give it with --weights FILE; "
+            "--weights none takes random ones",
+        ) from error
 
 
 def _randomly(model: keras.Model) -> keras.Model:

@@ -70,9 +70,7 @@ def _prefix(path: Path) -> Format:
     """A checkpoint may be given as what its files' names begin with."""
     if any(path.with_name(path.name + end).is_file() for end in (".meta", ".index")):
         return Format.CHECKPOINT
-    raise MissingInputError(
-        f"there is no model {path}", hint="`cnnfeat train` makes one; --model names another"
-    )
+    raise MissingInputError(f"there is no model {path}", hint=f"models are {_KNOWN}")
 
 
 def _folder(path: Path) -> Format:
@@ -118,7 +116,8 @@ def _zip(path: Path) -> Format:
     if any(name.endswith(".npy") for name in names):
         raise NetworkError(
             f"{path}: NumPy arrays, no network",
-            hint="as pictures, give it to --data; as weights, put them in a model and save that",
+            hint="as pictures, `cnnfeat extract --data` takes it; as weights, put them in a model "
+            "and save that",
         )
     if any(name.endswith("saved_model.pb") for name in names):
         raise NetworkError(f"{path}: a packed SavedModel", hint="unpack it and give the folder")

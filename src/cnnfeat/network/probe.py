@@ -103,7 +103,7 @@ class GraphProbe:
             if len(images) <= 1:
                 raise NetworkError(
                     f"not enough memory for a single image of shape {images.shape[1:]}",
-                    hint="--resize to a smaller size, or ask for fewer layers",
+                    hint="--resize to a smaller size; ask for fewer layers",
                 ) from error
             self._limit = max(1, len(images) // 2)
             _LOG.warning(

@@ -70,7 +70,7 @@ def check_precision(precision: str) -> None:
     if precision == "bfloat16" and not _CPU_FLAGS & _cpu_flags():
         raise NetworkError(
             "--precision bfloat16 needs a processor with AVX512-BF16 or AMX; this one has neither",
-            hint="--precision float32",
+            hint="--precision float32 computes anywhere",
         )
 
 

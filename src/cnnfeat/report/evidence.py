@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ import numpy as np
 from cnnfeat.data import open_data
 from cnnfeat.errors import CnnfeatError, DataError, FeatureFileError, MissingInputError, UsageError
 from cnnfeat.features import FeatureFile
-from cnnfeat.options import APPLICATION, ReadOptions
-from cnnfeat.origin import network_spec, open_recorded, recorded_data
+from cnnfeat.options import ReadOptions
+from cnnfeat.origin import network_exists, network_spec, open_recorded, recorded_data
 from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import SvmResult, read_result
@@ -65,7 +64,7 @@ class Artifacts:
                 with FeatureFile(self.features) as features:
                     return self.find_model(features)
             spec = network_spec(file.attributes, beside=file.path)
-        return spec if _exists(spec) else None
+        return spec if network_exists(spec) else None
 
     def open_model(self, file: FeatureFile | None = None) -> Network:
         """Open the network: with features, as it was read for them."""
@@ -79,14 +78,6 @@ class Artifacts:
         return open_recorded(
             file.attributes, beside=file.path, model=self.model, read=self.read, trust=self.trust
         )
-
-
-def _exists(spec: str) -> bool:
-    """Whether there is such a network: a file, a folder, files of a checkpoint, or keras:NAME."""
-    path = Path(spec)
-    if spec.startswith(APPLICATION) or path.exists():
-        return True
-    return any(path.parent.glob(f"{glob.escape(path.name)}.*"))
 
 
 @dataclass(frozen=True, slots=True)

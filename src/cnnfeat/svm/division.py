@@ -468,7 +468,7 @@ def _check_same_classes(sheet: _Sheet, train: Mask, test: Mask, *, both: bool = 
             raise DataError(
                 f"{len(missing)} of {n_classes} classes have no {words} row, "
                 f"but {rows:,} {other} rows: {listed}",
-                hint=", or ".join(ways),
+                hint="; or ".join(ways),
             )
 
 

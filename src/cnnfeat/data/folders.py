@@ -1,0 +1,248 @@
+"""Which pictures a folder holds, in which order, and what its sub-folders say of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnfeat.data.decode import is_image
+from cnnfeat.data.source import ImageFile, is_utf8, unreadable
+from cnnfeat.errors import DataError
+
+# A file with one of these endings claims to be a picture, and is an error if it isn't one.
+_ENDINGS = frozenset(
+    f".{ending}"
+    for endings in (
+        *("png jpg jpeg jpe jfif", "bmp gif webp tif tiff", "pgm ppm pbm pnm"),
+        *("avif heic heif hif", "dcm"),
+    )
+    for ending in endings.split()
+)
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+FOLDER = "folder"  # --group-by: the folder that a picture lies in
+_NOT_OURS = ("__MACOSX", "__pycache__")
+_NUMBER = re.compile(r"([0-9]+)")
+_log = logging.getLogger("cnnfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All pictures of a source."""
+
+    splits: dict[str, tuple[ImageFile, ...]]
+    classes: tuple[str, ...]
+
+
+def natural_key(name: str) -> tuple[tuple[str | tuple[int, str], ...], str]:
+    """Sort key that puts `2.png` before `10.png`; texts and numbers alternate, the name ends ties.
+
+    A number is a run of the digits 0 to 9. Of two without leading zeros the longer is the larger,
+    so that no run is too long to be compared.
+    """
+    parts = enumerate(_NUMBER.split(name))
+    return tuple(_number(part) if i % 2 else part for i, part in parts), name
+
+
+def _number(digits: str) -> tuple[int, str]:
+    significant = digits.lstrip("0")
+    return len(significant), significant
+
+
+def list_folder(root: Path, *, grouped: bool = False) -> Listing:
+    """List the pictures below a folder.
+
+    Sub-folders are classes; where all of them have names like `train`, `val` and `test`, they are
+    splits, and theirs are classes. A folder without sub-folders has no labels. Hidden files and
+    folders are left out; so are files that neither claim to be pictures by their ending nor are. A
+    picture's group, if asked for, is the folder that it lies in, seen from its class: those called
+    `patient7` in two classes are one.
+
+    Raises
+    ------
+    DataError
+        If there are no pictures, a class has none, or pictures lie beside class folders.
+    """
+    folders, _ = _scan(root)
+    splits = _find_splits([folder for folder in folders if not folder.samefile(root)])
+    found = {
+        split: _list_split(folder, root) for split, folder in (splits or {"all": root}).items()
+    }
+    names = sorted({name for classes in found.values() for name in classes or ()}, key=natural_key)
+    if any(classes is None for classes in found.values()) and names:
+        raise DataError(
+            f"{root}: some splits have class folders and some have not: {', '.join(found)}"
+        )
+    if not names:
+        return Listing(
+            {split: _flat(splits.get(split, root), root, grouped=grouped) for split in found}, ()
+        )
+    labels = {name: label for label, name in enumerate(names)}
+    return Listing(
+        {
+            split: tuple(
+                ImageFile(
+                    _id(path, root),
+                    path,
+                    labels[name],
+                    _group(path, splits.get(split, root) / name) if grouped else None,
+                )
+                for name in sorted(classes or {}, key=natural_key)
+                for path in (classes or {})[name]
+            )
+            for split, classes in found.items()
+        },
+        tuple(names),
+    )
+
+
+def list_pictures(root: Path) -> Listing:
+    """List all pictures below a folder without labels: its folders say no more than the split."""
+    folders, _ = _scan(root)
+    splits = _find_splits([folder for folder in folders if not folder.samefile(root)])
+    found = {
+        split: tuple(ImageFile(_id(path, root), path, None) for path in _walk(folder, ()))
+        for split, folder in (splits or {"all": root}).items()
+    }
+    if not all(found.values()):
+        raise _empty(root)
+    return Listing(found, ())
+
+
+def _find_splits(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders that are splits, `train` first; none if any folder isn't one."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        split = _SPLITS.get(folder.name.lower())
+        if split is None or split in found:
+            return {}
+        found[split] = folder
+    if found.keys() <= {"validation"}:
+        return {}
+    return {split: found[split] for split in ("train", "validation", "test") if split in found}
+
+
+def _list_split(folder: Path, root: Path) -> dict[str, list[Path]] | None:
+    """Pictures by class; None where there are no class folders."""
+    found, files = _scan(folder)
+    above = (_identity(root), _identity(folder))
+    folders = [sub for sub in found if not _leads_back(sub, above)]
+    if not folders:
+        return None
+    classes = {_utf8_name(sub): list(_walk(sub, above)) for sub in folders}
+    if not any(classes.values()):
+        if any(_is_candidate(path) for path in files):
+            return None
+        raise _empty(root)
+    loose = [path for path in files if _is_candidate(path)]
+    if loose:
+        raise DataError(
+            f"{folder}: {len(loose)} pictures lie beside {len(folders)} class folders, for example "
+            f"{loose[0].name!r}",
+            hint="move them into class folders, or the folders away",
+        )
+    if not all(classes.values()):
+        counts = ", ".join(f"{name}: {len(paths):,}" for name, paths in classes.items())
+        raise DataError(
+            f"{folder}: a class has no pictures ({counts})",
+            hint="remove its folder, or put its pictures there",
+        )
+    return classes
+
+
+def _flat(folder: Path, root: Path, *, grouped: bool) -> tuple[ImageFile, ...]:
+    _, files = _scan(folder)
+    images = tuple(
+        ImageFile(_id(path, root), path, None, _group(path, folder) if grouped else None)
+        for path in files
+        if _is_candidate(path)
+    )
+    if not images:
+        raise _empty(folder)
+    return images
+
+
+def _empty(folder: Path) -> DataError:
+    folders, files = _scan(folder)
+    return DataError(
+        f"{folder}: holds no pictures ({len(files)} other files, {len(folders)} folders)",
+        hint="give a folder of pictures, with or without class folders",
+    )
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Pictures in a folder and all folders in it."""
+    if _leads_back(folder, above):
+        return
+    folders, files = _scan(folder)
+    yield from (path for path in files if _is_candidate(path))
+    for sub in folders:
+        yield from _walk(sub, (*above, _identity(folder)))
+
+
+def _leads_back(folder: Path, above: tuple[tuple[int, int], ...]) -> bool:
+    """Whether a folder is a link to one it lies in, which is said."""
+    if _identity(folder) not in above:
+        return False
+    _log.warning("%s leads back to a folder it lies in; left out", folder)
+    return True
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Folders and files in a folder, in natural order, without the hidden ones."""
+    folders: list[Path] = []
+    files: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: natural_key(entry.name)):
+                if entry.name.startswith(".") or entry.name in _NOT_OURS:
+                    continue
+                (folders if _is_folder(entry) else files).append(folder / entry.name)
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return folders, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_candidate(path: Path) -> bool:
+    return path.suffix.lower() in _ENDINGS or is_image(path)
+
+
+def _group(path: Path, folder: Path) -> str:
+    return path.parent.relative_to(folder).as_posix()
+
+
+def without_ending(name: str) -> str:
+    """Cut off a file's ending, if it is one of pictures."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if stem and f"{dot}{ending}".lower() in _ENDINGS else name
+
+
+def _id(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _utf8_name(folder: Path) -> str:
+    if not is_utf8(folder.name):
+        raise DataError(
+            f"{os.fsencode(folder)!r}: the name of a class must be UTF-8", hint="rename the folder"
+        )
+    return folder.name
