@@ -48,6 +48,30 @@ def reused(result: pipeline.RunResult) -> list[str]:
     return [stage.name for stage in result.stages if stage.reused]
 
 
+def test_a_result_shows_what_must_stand_beside_its_score():
+    result = pipeline.RunResult(
+        folder="artifacts",
+        source="digits",
+        network_accuracy=None,
+        svm_accuracy=0.75,
+        svm_accuracy_interval=(0.5, 0.9),
+        svm_caveat="nobody knows",
+        svm_score="score 75.00% of 8 validation rows; nobody knows",
+        svm_layer="fc1",
+        stages=(
+            pipeline.StageOutcome("train", reused=True, elapsed_s=0.0),
+            pipeline.StageOutcome("extract", reused=False, elapsed_s=1.0),
+        ),
+        files=(),
+    )
+    assert repr(result).splitlines() == [
+        "RunResult in artifacts, of digits",
+        "  network  accuracy unknown",
+        "  SVM      on fc1: score 75.00% of 8 validation rows; nobody knows",
+        "  stages   train kept, extract done",
+    ]
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("run") / "artifacts"

@@ -193,3 +193,14 @@ def test_records_are_read_without_the_large_libraries():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_result_shows_itself_with_what_must_be_said(tmp_path: Path):
+    path = tmp_path / "svm.json"
+    path.write_text(json.dumps({**DOCUMENT, "caveat": "seen before"}), "utf-8")
+    first, score, trained, layers = repr(read_result(path)).splitlines()
+    assert first == "SvmResult of a linear machine on fc1, C = 0.01"
+    assert score.startswith("  score  75.00% of 4 test rows (95% interval 30.00% to 95.00%)")
+    assert score.endswith("; seen before")
+    assert trained == "  trained   on 8 rows of 2 classes"
+    assert layers.startswith("  layers    conv2 75.00%, fc1 75.00%, on ")

@@ -70,14 +70,13 @@ class RunResult:
     n_skipped: int = 0  # images that were left out
 
     def __repr__(self) -> str:
-        low, high = self.svm_accuracy_interval
-        network = "unknown" if self.network_accuracy is None else f"{self.network_accuracy:.2%}"
+        accuracy = self.network_accuracy
+        network = "accuracy unknown" if accuracy is None else f"accuracy {accuracy:.2%}"
         stages = [f"{one.name} {'kept' if one.reused else 'done'}" for one in self.stages]
         return (
             f"RunResult in {self.folder}, of {self.source}\n"
             f"  network  {network}\n"
-            f"  SVM      {self.svm_accuracy:.2%} on {self.svm_layer}, "
-            f"95 % interval {low:.2%} to {high:.2%}\n"
+            f"  SVM      on {self.svm_layer}: {self.svm_score}\n"
             f"  stages   {', '.join(stages)}"
         )
 
