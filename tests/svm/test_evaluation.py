@@ -14,7 +14,14 @@ from sklearn.metrics import (
 )
 from sklearn.preprocessing import label_binarize
 
-from cnnfeat.svm.evaluation import margins, mcnemar, roc_auc, score, wilson_interval
+from cnnfeat.svm.evaluation import (
+    interval_in_turn,
+    margins,
+    mcnemar,
+    roc_auc,
+    score,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +110,12 @@ def test_margins_of_two_classes_are_distances():
     predicted, margin = margins(np.array([-1.5, 0.25]))
     assert predicted.tolist() == [0, 1]
     assert margin.tolist() == [1.5, 0.25]
+
+
+def test_the_interval_of_a_cross_validated_share_is_wider():
+    low, high = interval_in_turn(0.7, 10_000, folds=5)
+    alone = wilson_interval(7_000, 10_000)
+    assert low < 0.7 < high
+    # Nadeau and Bengio's correction for 4 training rows a test row: (1/5 + 1/4) / (1/5) = 2.25
+    assert (high - low) / (alone[1] - alone[0]) == pytest.approx(np.sqrt(2.25), rel=0.01)
+    assert interval_in_turn(1.0, 4, folds=2)[1] == 1.0

@@ -25,7 +25,7 @@ from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
 from cnnfeat.result import CostSearch, LayerScore, McNemar, SvmResult, write_result
 from cnnfeat.svm.division import Division, check_finite, divide
-from cnnfeat.svm.evaluation import Scores, mcnemar, score
+from cnnfeat.svm.evaluation import Scores, interval_in_turn, mcnemar, score
 from cnnfeat.svm.machine import Candidate, Machine, decide, fit_machine, make_candidate
 from cnnfeat.svm.matrix import SubsetRows, moments
 from cnnfeat.svm.persistence import save_svm
@@ -318,6 +318,12 @@ def _layer_score(
     tried, selection = candidate.tried, candidate.selection
     crossed = None if selection is None or selection.folds == 1 else selection.chosen
     gamma = None if tried is None else tried.selection.chosen.gamma
+    folds = 1 if work.turns is None else work.turns.n_folds
+    if compared and tried is not None:
+        folds = tried.selection.folds
+    interval = scores.interval
+    if folds > 1:
+        interval = interval_in_turn(scores.accuracy, scores.n_samples, folds=folds)
     return LayerScore(
         layer=layer,
         tensor=work.file.layer(work.division.train.pieces[0].split, layer).tensor,
@@ -330,7 +336,7 @@ def _layer_score(
         cv_accuracy=None if crossed is None else crossed.mean,
         cv_standard_error=None if crossed is None else crossed.error,
         accuracy=scores.accuracy,
-        accuracy_interval=scores.interval,
+        accuracy_interval=interval,
         balanced_accuracy=scores.balanced_accuracy,
         elapsed_s=contender.elapsed_s,
         compared_on=tried.selection.on if compared and tried is not None else None,
