@@ -119,7 +119,7 @@ def test_skipped_pictures_give_exit_code_6(run, tmp_path, rng):
         (["--layer", "fc1", "--feed", "keep_prob"], 2, "keep_prob=1.0", ""),
         (["--layer", "fc1", "--limit", "0"], 2, "--limit", ""),
         (["--layer", "fc1", "--split", "tset"], 2, "no split 'tset'", ""),
-        (["--layer", "fc1", "--model", "none.keras"], 2, "none.keras", "cnnfeat train"),
+        (["--layer", "fc1", "--model", "none.keras"], 2, "none.keras", "models are"),
         (["--layer", "fc1", "--data", "nowhere"], 2, "nowhere", ""),
     ],
 )
