@@ -41,6 +41,15 @@ def test_a_card_comes_back_as_it_was(tmp_path: Path):
     assert card.test_accuracy is None
 
 
+def test_a_card_of_a_version_that_kept_less_is_read(tmp_path: Path):
+    document = CARD.to_json()
+    for name in ("division", "pixels"):
+        del document[name]
+    (tmp_path / "model.json").write_text(json.dumps(document), "utf-8")
+    card = read_card(tmp_path / "model.keras")
+    assert (card.division, card.pixels) == (None, None)
+
+
 def test_a_card_of_another_file_is_none(tmp_path: Path):
     write_card(CARD, tmp_path / "model.json")
     assert read_card(tmp_path / "model.keras", sha256="cd") is None

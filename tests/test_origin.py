@@ -241,7 +241,10 @@ def test_labels_named_in_training_are_found_again(cli, images, tmp_path):
     assert code == 0, err
     assert "has changed since" not in err
     with h5py.File("artifacts/features.h5") as file:
-        np.testing.assert_array_equal(file["all/label"][:], np.arange(40) % 2)
+        for split, n_rows in (("train", 32), ("test", 8)):  # divided for the training
+            rows = [int(name.decode().split("/")[1]) for name in file[f"{split}/id"][:]]
+            assert len(rows) == n_rows
+            np.testing.assert_array_equal(file[f"{split}/label"][:], np.array(rows) % 2)
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path, monkeypatch):

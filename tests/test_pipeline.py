@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 import cnnfeat.cli
 from cnnfeat import pipeline
@@ -25,12 +27,13 @@ from cnnfeat.network import load_network
 from cnnfeat.options import (
     ArchitectureOptions,
     ConvOptions,
+    DataOptions,
     ExtractOptions,
     RunOptions,
     load_config,
     parse_config,
 )
-from cnnfeat.pipeline import run_pipeline
+from cnnfeat.pipeline import open_images, run_pipeline
 from cnnfeat.stages import StageBook, stamp
 
 CONFIG = parse_config(
@@ -337,3 +340,88 @@ def test_a_reading_of_no_model_is_refused(tmp_path: Path):
 def test_a_model_and_a_network_exclude_each_other():
     with pytest.raises(ConfigError, match=r"\[model\] path is a network that exists"):
         parse_config({"model": {"path": "net.pb"}, "network": {}})
+
+
+@pytest.fixture
+def trained_on(pictures: Path) -> SimpleNamespace:
+    """What a card says of a training on those pictures, cropped to 6×8 and inverted."""
+    with open_source(str(pictures)) as source:
+        digest = source.fingerprint().digest
+    data = {"source": str(pictures), "resize": [6, 8], "fit": "crop", "invert": True}
+    return SimpleNamespace(
+        config={"data": data},
+        source={"fingerprint": digest},
+        source_name=str(pictures),
+        division=None,
+    )
+
+
+def opened(card: SimpleNamespace, **options: object) -> tuple[tuple[int, ...], dict[str, object]]:
+    with open_images(DataOptions(**options), card) as source:
+        said = {name: source.options[name] for name in ("resize", "fit", "invert")}
+        return source.splits["all"].image_shape, said
+
+
+def test_the_training_s_own_pictures_are_prepared_as_they_were(trained_on, pictures):
+    prepared = (6, 8, 1), {"resize": [6, 8], "fit": "crop", "invert": True}
+    assert opened(trained_on) == prepared
+    assert opened(trained_on, source=str(pictures)) == prepared
+    assert opened(trained_on, fit="pad") == (
+        (6, 8, 1),
+        {"resize": [6, 8], "fit": "pad", "invert": True},
+    )
+    other = (4, 4, 1), {"resize": [4, 4], "fit": None, "invert": True}
+    assert opened(trained_on, resize=(4, 4)) == other
+    assert opened(trained_on, source=str(pictures), resize=(4, 4)) == other
+
+
+def test_other_pictures_are_left_as_they_are_unless_asked(trained_on, pictures):
+    (pictures / "dark" / "2.png").unlink()
+    plain = (10, 12, 1), {"resize": None, "fit": None, "invert": False}
+    assert opened(trained_on, source=str(pictures)) == plain
+    asked = (4, 4, 1), {"resize": [4, 4], "fit": "pad", "invert": False}
+    assert opened(trained_on, source=str(pictures), resize=(4, 4), fit="pad") == asked
+    assert opened(None, source=str(pictures)) == plain
+
+
+def test_a_folder_of_photographs_of_any_size(cnnfeat, tmp_path: Path):
+    """Pieces of two photographs, in colour and grey, through all commands by one word: --resize."""
+    photos, new = tmp_path / "photos", tmp_path / "new"
+    for name in ("china", "flower"):
+        whole = Image.fromarray(load_sample_image(f"{name}.jpg"))
+        for folder, n in ((photos / name, 16), (new, 2)):
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(n):
+                left, top = 30 * number, 40 * (number % 4) + 5 * (folder == new)
+                piece = whole.crop((left, top, left + 90 + 7 * number, top + 120 - 4 * number))
+                grey = number % 5 == 1
+                (piece.convert("L") if grey else piece).save(folder / f"{name}{number}.png")
+    (tmp_path / "run.toml").write_text(
+        '[data]\nsource = "photos"\n[[network.conv]]\nfilters = 4\nkernel_size = 3\n'
+        '[[network.dense]]\nunits = 8\n[train]\nepochs = 4\n[extract]\nlayer = "fc1"\n'
+        "[svm]\nC = 0.1\n",
+        "utf-8",
+    )
+    words = ["run", "run.toml", "--resize", "24x20", "--fit", "crop"]
+    assert cnnfeat(*words, folder=tmp_path).returncode == 0
+    folder = tmp_path / "artifacts"
+    card = json.loads((folder / "model.json").read_text("utf-8"))
+    assert card["image_shape"] == [24, 20, 3]
+    fitted = {name: card["config"]["data"][name] for name in ("resize", "fit", "invert")}
+    assert fitted == {"resize": [24, 20], "fit": "crop", "invert": False}
+    done = cnnfeat("predict", *sorted(new.iterdir()), "--json")
+    assert "brought to 24×20×3, as the network takes them (--fit crop)" in done.stderr
+    assert [item["predicted"] for item in json.loads(done.stdout)] == ["china"] * 2 + ["flower"] * 2
+    words = ["extract", "--layer", "fc1", "-o"]
+    assert cnnfeat(*words, "again.h5", "--data", "photos").returncode == 0
+    with h5py.File(folder / "features.h5") as whole, h5py.File(tmp_path / "again.h5") as again:
+        for split in ("train", "test"):
+            np.testing.assert_allclose(
+                again[f"{split}/fc1"][:], whole[f"{split}/fc1"][:], atol=1e-5
+            )
+    for other in (
+        [*words, "new.h5", "--data", "new"],
+        ["predict", "--no-resize", new / "china0.png"],
+    ):
+        done = cnnfeat(*other)
+        assert (done.returncode, "--resize 24x20" in done.stderr) == (4, True), done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,20 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 
-from cnnfeat.data import open_source
+from cnnfeat import LayerFeatures
+from cnnfeat.brightness import measure
+from cnnfeat.card import ModelCard, file_sha256, write_card
+from cnnfeat.data import open_data, open_source
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
 from cnnfeat.extraction import extract
-from cnnfeat.features import write_arrays
+from cnnfeat.features import FeatureFile, write_arrays
 from cnnfeat.network import load_network
-from cnnfeat.options import ExtractOptions, SvmOptions
+from cnnfeat.options import DataOptions, ExtractOptions, FitOptions, SvmOptions
 from cnnfeat.parts import pack_parts
 from cnnfeat.prediction import predict_features, predict_images
 from cnnfeat.svm import load_svm, svm_stage
@@ -230,3 +234,147 @@ def test_features_need_no_tensorflow(run: Path):
         cwd=run, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stderr.strip() == "[]"
+
+
+def enlarged(run: Path, folder: Path, label: str, *, shape=(40, 32), colour=True) -> Path:
+    """A picture of the training's, made larger and coloured: what a new user has."""
+    picture = Image.open(sorted((run / "pictures" / label).iterdir())[0])
+    large = picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+    (large.convert("RGB") if colour else large).save(folder / f"{label}.png")
+    return folder / f"{label}.png"
+
+
+def test_a_picture_of_any_size_is_brought_to_what_the_network_takes(command, run, tmp_path):
+    pictures = [str(enlarged(run, tmp_path, f"digit {digit}")) for digit in (0, 3, 6)]
+    done = command(run, *pictures, "--svm", "svm.skops", "--json")
+    assert [item["predicted"] for item in json.loads(done.stdout)] == [
+        "digit 0",
+        "digit 3",
+        "digit 6",
+    ]
+    assert done.stderr.count("brought to 8×8×1, as the network takes them (--fit stretch)") == 1
+
+
+def test_pictures_of_the_right_size_are_said_nothing_of(command, run):
+    picture = str(sorted((run / "pictures" / "digit 3").iterdir())[0])
+    assert "brought" not in command(run, picture, "--svm", "svm.skops").stderr
+
+
+def test_a_picture_of_another_size_can_be_refused(command, run, tmp_path):
+    picture = str(enlarged(run, tmp_path, "digit 3"))
+    done = command(run, picture, "--svm", "svm.skops", "--no-resize", code=4)
+    assert "(40, 32, 1) don't fit" in done.stderr
+    assert "--resize 8x8" in done.stderr
+    own = str(sorted((run / "pictures" / "digit 3").iterdir())[0])
+    command(run, own, "--svm", "svm.skops", "--no-resize")
+    words = ["--no-resize", "--fit", "crop"]
+    assert "excludes" in command(run, own, "--svm", "svm.skops", *words, code=2).stderr
+
+
+def test_a_fit_keeps_proportions(run, tmp_path):
+    """A digit beside an equally large black field: padded or cropped, not squeezed."""
+    saved, network = load_svm(run / "svm.skops"), load_network(str(run / "model.keras"))
+    small = np.asarray(Image.open(sorted((run / "pictures" / "digit 0").iterdir())[0]))
+    wide = np.zeros((8, 16), np.uint8)
+    wide[:, 4:12] = small
+    np.savez(tmp_path / "wide.npz", images=wide[None])
+    np.savez(tmp_path / "own.npz", images=small[None])
+    with open_source(str(tmp_path / "own.npz")) as source:
+        (own,) = predict_images(saved, network, source)
+    with open_source(str(tmp_path / "wide.npz")) as source:
+        (cropped,) = predict_images(saved, network, source, fitting=FitOptions(fit="crop"))
+        (squeezed,) = predict_images(saved, network, source)
+    assert cropped.margin == pytest.approx(own.margin, abs=1e-4)
+    assert squeezed.margin != pytest.approx(own.margin, abs=1e-2)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_what_was_done_to_the_machine_s_pictures_is_done_again(run, tmp_path, invert):
+    """A resize, a fit and an inversion by the source, recorded from features to machine."""
+    network = load_network(str(run / "model.keras"))
+    rng = np.random.default_rng(2)
+    labels = np.arange(60) % 2
+    images = rng.integers(0, 100, (60, 20, 24), np.uint8)
+    images[labels == 1, :, 12:] += 100
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    how = DataOptions(source=str(tmp_path / "x.npz"), resize=(8, 8), fit="crop", invert=invert)
+    with open_data(how) as source:
+        extract(network, source, ExtractOptions(layer=("conv1",)), out=tmp_path / "f.h5")
+    svm_stage(tmp_path / "f.h5", tmp_path, options=SvmOptions(C=0.01))
+    saved = load_svm(tmp_path / "svm.skops")
+    by_row = [item.margin for item in predict_features(saved, tmp_path / "f.h5")]
+    with open_source(str(tmp_path / "x.npz")) as source:
+        by_image = [item.margin for item in predict_images(saved, network, source)]
+        np.testing.assert_allclose(by_image, by_row, atol=1e-4)
+        other = predict_images(saved, network, source, fitting=FitOptions(fit="stretch"))
+        assert not np.allclose([item.margin for item in other], by_row, atol=1e-4)
+        with pytest.raises(NetworkError, match="don't fit"):
+            next(predict_images(saved, network, source, any_size=False))
+    features = LayerFeatures.from_features(tmp_path / "f.h5", model=str(run / "model.keras")).fit(
+        images[:, :, :, None]
+    )
+    assert (features.resize, features.proportions, features.invert) == ((8, 8), "crop", invert)
+    with FeatureFile(tmp_path / "f.h5") as file:
+        rows = file.read("all", "conv1").reshape(60, -1)
+    np.testing.assert_allclose(features.transform(images[:, :, :, None]), rows, atol=1e-5)
+
+
+@pytest.fixture
+def carded(run, tmp_path) -> Path:
+    """The same machine and network, with a card that keeps the pixels trained on."""
+    for name in ("model.keras", "svm.skops"):
+        shutil.copy(run / name, tmp_path / name)
+    with open_source(str(run / "pictures")) as source:
+        pixels = measure(batch.images for batch in source.batches("all", batch_size=512))
+    card = ModelCard(
+        cnnfeat="1", tensorflow="2", keras="3", created="", config={}, classes=(), history=(),
+        source={"name": "others"}, image_shape=(8, 8, 1), best_epoch=1, validation_accuracy=1.0,
+        test_accuracy=None, n_train=1, n_validation=1, n_test=0, elapsed_s=1.0,
+        model_sha256=file_sha256(tmp_path / "model.keras"), pixels=pixels.to_json(),
+    )  # fmt: skip
+    write_card(card, tmp_path / "model.json")
+    return tmp_path
+
+
+def negative(run: Path, folder: Path, digit: int) -> Path:
+    """A digit of the training's as ink on paper, larger."""
+    picture = Image.open(sorted((run / "pictures" / f"digit {digit}").iterdir())[0])
+    ImageOps.invert(picture).resize((24, 24), Image.Resampling.BICUBIC).save(
+        folder / f"{digit}.png"
+    )
+    return folder / f"{digit}.png"
+
+
+def test_opposite_pictures_are_said_to_be_and_turned(command, run, carded):
+    pictures = [str(negative(run, carded, digit)) for digit in (0, 3, 6)]
+    plain = command(carded, *pictures, "--svm", "svm.skops", "--json")
+    assert plain.stderr.count("mostly light, the opposite of those that the network") == 1
+    assert plain.stderr.count("--invert turns light into dark") == 1
+    turned = command(carded, *pictures, "--svm", "svm.skops", "--json", "--invert")
+    assert "mostly" not in turned.stderr
+    predicted = [item["predicted"] for item in json.loads(turned.stdout)]
+    assert predicted == ["digit 0", "digit 3", "digit 6"]
+    own = str(sorted((run / "pictures" / "digit 3").iterdir())[0])
+    assert "mostly" not in command(carded, own, "--svm", "svm.skops").stderr
+    wrong = command(carded, own, "--svm", "svm.skops", "--invert")
+    assert "would not be without --invert" in wrong.stderr
+
+
+def test_an_extraction_of_opposite_pictures_says_so_too(cnnfeat, run, carded):
+    images = 255 - np.stack(
+        [np.asarray(Image.open(path)) for path in sorted((run / "pictures").rglob("*.png"))[:90]]
+    )
+    np.savez(carded / "ink.npz", images=images)
+    words = ["extract", "--model", "model.keras", "--layer", "fc1", "--data", "ink.npz"]
+    done = cnnfeat(*words, "-o", "ink.h5", folder=carded)
+    assert (done.returncode, done.stderr.count("--invert turns light into dark")) == (0, 1)
+    done = cnnfeat(*words, "-o", "turned.h5", "--invert", folder=carded)
+    assert (done.returncode, "mostly" in done.stderr) == (0, False)
+    with FeatureFile(carded / "turned.h5") as file:
+        assert json.loads(file.attributes["options"])["data"]["invert"] is True
+        turned = file.read("all", "fc1")
+    np.savez(carded / "light.npz", images=255 - images)
+    done = cnnfeat(*words[:-1], "light.npz", "-o", "light.h5", folder=carded)
+    assert (done.returncode, "mostly" in done.stderr) == (0, False)
+    with FeatureFile(carded / "light.h5") as file:
+        np.testing.assert_array_equal(file.read("all", "fc1"), turned)

@@ -41,6 +41,8 @@ class ModelCard:
     # How the source was divided: a `parts.DivisionRule`, and the digest of what came of it; None
     # in cards of versions that kept nothing of it.
     division: Mapping[str, Json] | None = None
+    # Of the pixels trained on, as the network got them: a `brightness.Brightness`; None: unknown.
+    pixels: Mapping[str, Json] | None = None
 
     @property
     def epochs(self) -> int:
@@ -91,7 +93,9 @@ class ModelCard:
                 f"this version of cnnfeat reads {CARD_VERSION}"
             )
         missing = [
-            name for name in ModelCard.__slots__ if name not in document and name != "division"
+            name
+            for name in ModelCard.__slots__
+            if name not in document and name not in ("division", "pixels")
         ]
         if missing:
             raise NetworkError(f"{path} lacks {', '.join(missing)}", hint="delete it to go on")
@@ -110,7 +114,7 @@ _KINDS = {
     **dict.fromkeys(("classes", "image_shape", "history"), _LIST),
     **dict.fromkeys(("best_epoch", "validation_accuracy", "elapsed_s"), _NUMBER),
     **dict.fromkeys(("n_train", "n_validation", "n_test"), _NUMBER),
-    "division": (dict | None, "a record or null"),
+    **dict.fromkeys(("division", "pixels"), (dict | None, "a record or null")),
 }
 
 

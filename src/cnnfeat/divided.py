@@ -105,6 +105,10 @@ class PickedSource:
         pick = self._find(split)
         return _picked(self._source.groups(pick.split), pick)
 
+    def channels(self, split: str) -> int:
+        """See `records.Source`."""
+        return self._source.channels(self._find(split).split)
+
     def batches(
         self,
         split: str,

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
-from cnnfeat.errors import ConfigError, MissingInputError, near_names
+from cnnfeat.errors import ConfigError, MissingInputError, UsageError, near_names
 from cnnfeat.knobs import checked, convert, fields_of, item_type, option
-from cnnfeat.records import OnError
+from cnnfeat.records import Fit, OnError
 
 T = TypeVar("T")
 APPLICATION = "keras:"  # before the name of a model of keras.applications
@@ -96,9 +96,40 @@ def _parse_grid(value: object) -> object:
     return grid
 
 
+_RESIZE = "Bring all images to one size, such as 224x224."
+_FIT = (
+    "How proportions change with the size: stretch them; or keep them, and crop both ends or pad "
+    "them with black."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """What images are brought to as they are read."""
+
+    resize: Size | None = option(None, _RESIZE, metavar="HxW", parse=_parse_size)
+    fit: Fit | None = option(None, _FIT, shown="stretch")
+    invert: bool = option(False, "Turn light into dark, and dark into light.")
+
+
+def check_fit(fit: Fit | None, size: object) -> None:
+    """Refuse to be told how images come to a size that is not given.
+
+    Raises
+    ------
+    UsageError
+        With the option that gives one.
+    """
+    if fit and not size:
+        raise UsageError(
+            f"fit {fit!r} says how images come to another size, and no size is given",
+            hint="give one, such as --resize 64x64",
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class DataOptions:
-    """`[data]`: where images come from."""
+class DataOptions(FitOptions):
+    """`[data]`: where images come from, and what they are brought to."""
 
     source: str | None = option(
         None,
@@ -237,12 +268,8 @@ class ProbeOptions:
     scale: Scale | None = option(
         None, "How pixels are scaled before the network.", shown="as the model's file says"
     )
-    resize: Size | None = option(
-        None,
-        "Bring all images to one size, such as 224x224.",
-        metavar="HxW",
-        parse=_parse_size,
-    )
+    resize: Size | None = option(None, _RESIZE, metavar="HxW", parse=_parse_size)
+    fit: Fit | None = option(None, _FIT, shown="stretch")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from cnnfeat.options import (
     LIVE,
     DataOptions,
     ExtractOptions,
+    FitOptions,
     ProbeOptions,
     ReadOptions,
 )
@@ -78,8 +79,17 @@ def recorded_probe(facts: Mapping[str, object], *, pool: str = "none") -> ProbeO
         "pool": pool,
         "scale": done.get("scale"),
         "resize": done.get("resize"),
+        "fit": done.get("fit"),
     }
     return _options(ExtractOptions, facts, "extract", **came_to)
+
+
+def recorded_fitting(facts: Mapping[str, object]) -> FitOptions:
+    """What images were brought to, by the extraction or as they were read."""
+    data, probe = recorded_data(facts), recorded_probe(facts)
+    return FitOptions(
+        resize=probe.resize or data.resize, fit=probe.fit or data.fit, invert=data.invert
+    )
 
 
 def _options(kind: type[T], facts: Mapping[str, object], table: str, **came_to: object) -> T:

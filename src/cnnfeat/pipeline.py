@@ -119,32 +119,44 @@ def open_images(
 ) -> Source:
     """Open the images that are asked for, else those that a network was trained on, else "auto".
 
-    Images that the network was trained on are divided as they were then.
+    Images that the network was trained on are divided, and brought to a size, as they were then.
     """
     from cnnfeat.data import open_data
 
     if card is None:
         return open_data(options, progress=progress)
+    known = from_record(DataOptions, card.config.get("data"))
     if options.source is None:
-        options = _trained_on(card, options)
+        options = _trained_on(card, options, known)
     source = open_data(options, progress=progress)
-    again = _grouped_as(card, options)
+    again = _fitted_as(known, _grouped_as(card, options))
     if again != options and _is_same(source, card):
         source.__exit__(None, None, None)
         source = open_data(again, progress=progress)
     return as_trained(source, card)
 
 
-def _trained_on(card: ModelCard, options: DataOptions) -> DataOptions:
-    known = from_record(DataOptions, card.config.get("data"))
+def _trained_on(card: ModelCard, options: DataOptions, known: DataOptions) -> DataOptions:
     return dataclasses.replace(
-        options,
+        _fitted_as(known, options),
         source=card.source_name,
         dir=options.dir or known.dir,
         labels=options.labels or known.labels,
         id_column=options.id_column or known.id_column,
         label_column=options.label_column or known.label_column,
         max_pixels=options.max_pixels or known.max_pixels,
+    )
+
+
+def _fitted_as(known: DataOptions, options: DataOptions) -> DataOptions:
+    """Bring images to what they were brought to for the training, if no size is asked for."""
+    if options.resize:
+        return dataclasses.replace(options, invert=options.invert or known.invert)
+    return dataclasses.replace(
+        options,
+        resize=known.resize,
+        fit=options.fit or known.fit,
+        invert=options.invert or known.invert,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,24 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.brightness import opposites_warning, some_images
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
 from cnnfeat.extraction import default_batch_size
 from cnnfeat.features import FeatureFile
-from cnnfeat.origin import recorded_probe
+from cnnfeat.options import FitOptions, ProbeOptions, Size, check_fit
+from cnnfeat.origin import recorded_fitting, recorded_probe
 from cnnfeat.parts import Part, unpack_parts
-from cnnfeat.records import Array, Labels, OnError, SkippedSample, Source
+from cnnfeat.records import (
+    Array,
+    Batch,
+    Fit,
+    ImageTarget,
+    Labels,
+    OnError,
+    SkippedSample,
+    Source,
+    SplitInfo,
+)
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.machine import decision_values
 from cnnfeat.svm.persistence import SavedSVM
@@ -25,6 +39,8 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 512
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_AS_RECORDED = FitOptions()
+_log = logging.getLogger("cnnfeat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +118,9 @@ def predict_images(
     on_error: OnError = "raise",
     skipped: list[SkippedSample] | None = None,
     scores: bool = False,
+    fitting: FitOptions = _AS_RECORDED,
+    any_size: bool = True,
+    said: set[str] | None = None,
 ) -> Iterator[Prediction]:
     """Predict every picture of a source, a batch at a time.
 
@@ -123,29 +142,114 @@ def predict_images(
         Gets the samples left out.
     scores : bool
         Whether the values of all classes are wanted.
+    fitting : FitOptions
+        What pictures are brought to, where that is not what was done for the machine's features,
+        and then whatever size the network takes.
+    any_size : bool
+        Whether pictures of another size may be brought to that; else they are refused.
+    said : set of str, optional
+        Remarks that were made before and are not made again; those made now are added.
 
     Raises
     ------
     NetworkError
         If the network is not the one the machine was trained on, or the pictures don't fit it.
+    UsageError
+        If `fitting` has no size to fit to.
     """
     check_network(saved, network)
     layers = network.find([str(saved.metadata["tensor"])])
-    how = recorded_probe(saved.metadata, pool=str(saved.metadata.get("pooling") or "none"))
+    asked = _Fitting.of(saved, fitting, any_size=any_size)
     for split in _asked(splits, tuple(source.splits)):
         info = source.splits[split]
-        size = batch_size or default_batch_size(info.image_shape)
+        how = asked.how(network, info)
+        shape = ImageTarget(how.resize).shape_of(info.image_shape)
+        rows_at_once = batch_size or default_batch_size(shape)
         probe = network.probe(
-            layers, how, image_shape=info.image_shape, image_dtype=info.dtype, batch_size=size
+            layers,
+            how,
+            image_shape=info.image_shape,
+            image_dtype=info.dtype,
+            batch_size=rows_at_once,
         )
-        batches = source.batches(split, batch_size=size, target=probe.target, on_error=on_error)
-        for batch in batches:
+        target = dataclasses.replace(probe.target, invert=asked.invert)
+        _say(said, _becomes(info, target))
+        if network.card is not None and network.card.pixels is not None:
+            images = some_images(source, split, target)
+            warning = opposites_warning(images, network.card.pixels, inverted=asked.invert)
+            _say(said, warning, level=logging.WARNING)
+        for batch in source.batches(
+            split, batch_size=rows_at_once, target=target, on_error=on_error
+        ):
+            asked.check(batch)
             if skipped is not None:
                 skipped.extend(batch.skipped)
             if len(batch):
                 (rows,) = probe(batch.images)
                 known = _Known(split, batch.ids, batch.labels, source.classes)
                 yield from _predict(saved, rows, known, scores=scores)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitting:
+    """What pictures are brought to: as asked, as for the machine, or as the network takes."""
+
+    recorded: ProbeOptions
+    resize: Size | None
+    fit: Fit | None
+    invert: bool
+    any_size: bool
+
+    @classmethod
+    def of(cls, saved: SavedSVM, given: FitOptions, *, any_size: bool) -> _Fitting:
+        facts = saved.metadata
+        known = recorded_fitting(facts)
+        return cls(
+            recorded=recorded_probe(facts, pool=str(facts.get("pooling") or "none")),
+            resize=given.resize or known.resize,
+            fit=given.fit or known.fit,
+            invert=given.invert or known.invert,
+            any_size=any_size,
+        )
+
+    def how(self, network: Network, info: SplitInfo) -> ProbeOptions:
+        """How activations of a split's pictures are computed."""
+        size = self.resize or network.size_for(info.image_shape)
+        if not self.any_size:
+            return dataclasses.replace(self.recorded, resize=None, fit=None)
+        check_fit(self.fit, size)
+        if info.uniform and info.image_shape[:2] == size:
+            size = None
+        return dataclasses.replace(self.recorded, resize=size, fit=self.fit if size else None)
+
+    def check(self, batch: Batch) -> None:
+        """Refuse pictures of another size, where they must have the right one."""
+        if self.any_size or not self.resize or not len(batch):
+            return
+        height, width = batch.images.shape[1:3]
+        if (height, width) != self.resize:
+            raise NetworkError(
+                f"{batch.ids[0]} is {height}×{width}, and the machine was trained on pictures of "
+                f"{self.resize[0]}×{self.resize[1]}",
+                hint="without --no-resize it is brought to that size",
+            )
+
+
+def _becomes(info: SplitInfo, target: ImageTarget) -> str:
+    """Say what pictures become; "" where they are that already."""
+    shape = target.shape_of(info.image_shape)
+    if shape == info.image_shape and (info.uniform or target.size is None):
+        return ""
+    by = "" if target.size is None else f" (--fit {target.fit or 'stretch'})"
+    return f"pictures are brought to {'×'.join(map(str, shape))}, as the network takes them{by}"
+
+
+def _say(said: set[str] | None, remark: str, *, level: int = logging.INFO) -> None:
+    """Make a remark, if there is one and it was not made before."""
+    if remark and (said is None or remark not in said):
+        _log.log(level, "%s", remark)
+    if said is not None:
+        said.add(remark)
 
 
 def check_network(saved: SavedSVM, network: Network) -> None:

@@ -19,6 +19,7 @@ Groups: TypeAlias = NDArray[np.int64]  # rows of one number belong together
 RowNumbers: TypeAlias = NDArray[np.integer]  # places in a split
 
 OnError: TypeAlias = Literal["raise", "skip"]
+Fit: TypeAlias = Literal["stretch", "crop", "pad"]
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 
@@ -56,17 +57,36 @@ class ImageTarget:
 
     size: tuple[int, int] | None = None  # (height, width) in pixels; bilinear, with antialiasing
     channels: int | None = None  # 1: grey (ITU-R 601 luma), 3: RGB
+    fit: Fit | None = None  # how proportions come to those of `size`; None: "stretch"
+    invert: bool = False  # light becomes dark, before anything is padded
+
+    def over(self, other: ImageTarget) -> ImageTarget:
+        """Put what is said here above what another says; inverted is inverted once."""
+        return ImageTarget(
+            size=self.size or other.size,
+            channels=self.channels or other.channels,
+            fit=self.fit or other.fit,
+            invert=self.invert or other.invert,
+        )
+
+    def shape_of(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(height, width, channels) that an image of such a shape becomes."""
+        height, width, channels = image_shape
+        if self.invert and channels in (2, 4):  # opacity is laid over white
+            channels -= 1
+        return (*(self.size or (height, width)), self.channels or channels)
 
 
 @dataclass(frozen=True, slots=True)
 class SplitInfo:
-    """One split of a source. `image_shape` is the first image's; in a folder others may differ."""
+    """One split of a source. `image_shape` is the first image's; see `uniform`."""
 
     name: str
     n_samples: int
     image_shape: tuple[int, int, int]  # (height, width, channels)
     dtype: str  # "uint8", "uint16" or "float32"
     has_labels: bool
+    uniform: bool = True  # False: nobody has looked whether the other images have that shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +120,9 @@ class Source(Protocol):
 
         It is None where and only where `fingerprint` is still the same.
         """
+
+    def channels(self, split: str) -> int:
+        """How many channels hold every image of a split: 3 if any has colour, else 1."""
 
     def labels(self, split: str) -> Labels | None:
         """Labels of a whole split, (n_samples,) int64, or None."""

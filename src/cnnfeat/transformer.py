@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from copy import deepcopy
@@ -26,11 +27,11 @@ from cnnfeat.options import (
     Scale,
     Size,
 )
-from cnnfeat.origin import recorded_network, recorded_probe, recorded_reading
+from cnnfeat.origin import recorded_fitting, recorded_network, recorded_probe, recorded_reading
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
-    from cnnfeat.records import Probe
+    from cnnfeat.records import Fit, Probe
 
 
 class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -67,6 +68,10 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Of a graph: the values themselves.
     resize : tuple of int, optional
         (height, width) that images are brought to, bilinear and antialiased.
+    proportions : {"stretch", "crop", "pad"}, optional
+        How proportions come to those of `resize`; by default they are stretched.
+    invert : bool
+        Turn light into dark, and dark into light.
     precision : {"float32", "bfloat16"}
         How the network computes.
 
@@ -106,6 +111,8 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         session: object = None,
         variables: Mapping[str, ArrayLike] | None = None,
         resize: Size | None = None,
+        proportions: Fit | None = None,
+        invert: bool = False,
         precision: Precision = "float32",
     ) -> None:
         self.model = model
@@ -122,6 +129,8 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.session = session
         self.variables = variables
         self.resize = resize
+        self.proportions = proportions
+        self.invert = invert
         self.precision = precision
 
     @classmethod
@@ -160,7 +169,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         with FeatureFile(Path(path)) as file:
             stored = file.layer(file.splits[0], file.find_layer(layer))
             facts = file.attributes
-            how = recorded_probe(facts, pool=stored.pooling)
+            how, fitting = recorded_probe(facts, pool=stored.pooling), recorded_fitting(facts)
             is_open = hasattr(model, "read_options")  # a Network, read already
             return cls(
                 recorded_network(facts, beside=file.path) if model is None else model,
@@ -169,7 +178,9 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 scale=how.scale,
                 trust=trust,
                 read=None if is_open else recorded_reading(facts, beside=file.path, read=read),
-                resize=how.resize,
+                resize=fitting.resize,
+                proportions=fitting.fit,
+                invert=fitting.invert,
                 precision=how.precision,
             )
 
@@ -224,9 +235,10 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"these are of shape {images.shape[1:]} and type {images.dtype.name}"
             )
         probe = self._probe()
+        target = dataclasses.replace(probe.target, invert=self.invert)
         parts = []
         for start in range(0, len(images), self.batch_size):
-            batch = fit_to_target(images[start : start + self.batch_size], probe.target)
+            batch = fit_to_target(images[start : start + self.batch_size], target)
             (rows,) = probe(batch)
             parts.append(rows.reshape(len(rows), -1).astype(np.float32, copy=False))
         return np.concatenate(parts)
@@ -279,7 +291,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
         self._compiled: Probe = network.probe(
             layers,
-            ProbeOptions(self.precision, self.pool, self.scale, self.resize),
+            ProbeOptions(self.precision, self.pool, self.scale, self.resize, self.proportions),
             image_shape=self.image_shape_,
             image_dtype=self.image_dtype_,
             batch_size=self.batch_size,

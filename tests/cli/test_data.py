@@ -7,9 +7,13 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from cnnfeat.data import DATASETS, Dataset, DatasetFile
+from cnnfeat.cli.console import source_text
+from cnnfeat.data import DATASETS, Dataset, DatasetFile, open_data
+from cnnfeat.options import DataOptions
 
 
 @pytest.fixture
@@ -94,3 +98,24 @@ def test_every_data_set_can_be_verified():
         for file in dataset.files:
             assert len(bytes.fromhex(file.sha256)) == 32
         assert all(mirror.endswith("/") for mirror in dataset.mirrors)
+
+
+def test_a_shape_is_given_for_all_images_only_where_that_was_looked_at(tmp_path):
+    for number, shape in enumerate([(20, 30, 3), (9, 9)]):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / f"{number}.png")
+    folder = str(tmp_path)
+    for options, said in (
+        (DataOptions(source=folder), "2 all images, the first 20×30×3, no labels"),
+        (DataOptions(source=folder, resize=(8, 8)), "2 all images brought to 8×8, no labels"),
+        (
+            DataOptions(source=folder, resize=(8, 8), invert=True),
+            "2 all images brought to 8×8, inverted, no labels",
+        ),
+        (DataOptions(source=f"{folder}/0.png"), "1 all images of 20×30×3, no labels"),
+        (
+            DataOptions(source="digits", resize=(16, 16)),
+            "1,438 train and 359 test images of 16×16×1, 10 classes",
+        ),
+    ):
+        with open_data(options) as source:
+            assert source_text(source) == f"{source.name}: {said}"

@@ -82,6 +82,14 @@ def test_a_flag_and_a_key_mean_the_same(words, toml, expected):
     assert by_flag == by_key == ExtractOptions(**expected)
 
 
+def test_sizes_are_flags_and_keys_of_data_too():
+    words = ["--resize", "8x9", "--fit", "pad", "--invert"]
+    alone = given(words, "data").data
+    assert (alone.resize, alone.fit, alone.invert) == ((8, 9), "pad", True)
+    table = {"resize": "8x9", "fit": "pad", "invert": True}
+    assert parse_config({"data": table}).data == alone
+
+
 def test_feeds_are_told_apart_by_their_simplest_type():
     words = ["--feed", "keep_prob=1.0", "--feed", "is_training=false", "--feed", "n=3"]
     wanted = (("is_training", False), ("keep_prob", 1.0), ("n", 3))

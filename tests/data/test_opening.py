@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from cnnfeat.data import open_source
+from cnnfeat.data import open_data, open_source
+from cnnfeat.data.fitting import fit_to_target
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.options import DataOptions
+from cnnfeat.records import ImageTarget
 
 
 def test_an_unknown_name_is_told_with_those_allowed_and_near_ones():
@@ -67,3 +72,73 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"folder: can't be read: Permission denied"):
         open_source(str(tmp_path / "folder"))
+
+
+def test_images_are_brought_to_one_size_as_they_are_read(tmp_path, rng):
+    pictures = {"a.png": (20, 30, 3), "b.png": (9, 9), "c.png": (16, 16, 4)}
+    for name, shape in pictures.items():
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(tmp_path / name)
+    spec = str(tmp_path)
+    with open_data(DataOptions(source=spec)) as source:
+        info = source.splits["all"]
+        assert (info.image_shape, info.uniform) == ((20, 30, 3), False)
+        plain = [batch.images for batch in source.batches("all", batch_size=5)]
+        assert [images.shape[1:] for images in plain] == [(20, 30, 3), (9, 9, 1), (16, 16, 3)]
+        assert source.channels("all") == 3
+        digest = source.fingerprint()
+    with open_data(DataOptions(source=spec, resize=(8, 12), fit="pad", invert=True)) as source:
+        info = source.splits["all"]
+        assert (info.image_shape, info.uniform) == ((8, 12, 3), False)
+        assert source.fingerprint() == digest  # of the files, whatever becomes of them
+        assert (source.options["resize"], source.options["fit"]) == ([8, 12], "pad")
+        assert source.options["invert"] is True
+        shapes = [batch.images.shape for batch in source.batches("all", batch_size=5)]
+        assert shapes == [(1, 8, 12, 3), (1, 8, 12, 1), (1, 8, 12, 3)]
+        whole = ImageTarget((8, 12), 3, "pad", invert=True)
+        (batch,) = source.batches("all", batch_size=5, target=ImageTarget(channels=3))
+        for image, before in zip(batch.images, plain, strict=True):
+            np.testing.assert_array_equal(image, fit_to_target(before, whole)[0])
+        (batch,) = source.batches("all", batch_size=5, target=ImageTarget((4, 4), 1, "crop"))
+        assert batch.images.shape == (3, 4, 4, 1)  # from the pictures, not from 8×12
+
+
+def test_arrays_and_named_sources_are_brought_to_a_size_too():
+    with open_data(DataOptions(source="digits", resize=(16, 12))) as source:
+        assert source.splits["test"].image_shape == (16, 12, 1)
+        assert source.splits["test"].uniform
+        assert next(source.batches("train", batch_size=7)).images.shape == (7, 16, 12, 1)
+    with open_data(DataOptions(source="digits", invert=True)) as source, open_source("digits") as o:
+        turned, plain = (next(s.batches("train", batch_size=7)).images for s in (source, o))
+        np.testing.assert_array_equal(turned, 255 - plain)
+
+
+def test_a_fit_without_a_size_is_refused():
+    with pytest.raises(UsageError, match=r"fit 'crop' says how .* no size is given") as caught:
+        open_data(DataOptions(source="digits", fit="crop"))
+    assert "--resize 64x64" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("modes", "channels"),
+    [
+        (["L", "1", "LA", "I;16"], 1),
+        (["L", "RGB"], 3),
+        (["L", "P"], 3),
+        (["LA", "RGBA"], 3),
+        (["L", "CMYK"], 3),
+    ],
+)
+def test_one_picture_in_colour_makes_the_channels_three(tmp_path, modes, channels):
+    for number, mode in enumerate(modes):
+        ending = "jpg" if mode == "CMYK" else "png"
+        Image.new(mode, (5, 4)).save(tmp_path / f"{number}.{ending}")
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
+    with open_source(str(tmp_path)) as source:
+        assert source.channels("all") == channels
+
+
+@pytest.mark.parametrize(("channels", "wanted"), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5)])
+def test_opacity_is_no_channel_of_its_own(tmp_path, channels, wanted):
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, channels), np.uint8))
+    with open_source(str(tmp_path / "x.npy")) as source:
+        assert source.channels("all") == wanted

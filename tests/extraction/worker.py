@@ -195,7 +195,7 @@ class CountingNetwork:
         self.made = probe or CountingProbe()
         self.sha256 = sha256
         self.read_options = self.read_as = read or ReadOptions()
-        self.card = SimpleNamespace(test_accuracy=0.993, source={"name": trained_on})
+        self.card = SimpleNamespace(test_accuracy=0.993, pixels=None, source={"name": trained_on})
         self.asked: list[tuple[str, ...]] = []
 
     def find(self, names: Sequence[str]) -> tuple[LayerInfo, ...]:

@@ -12,8 +12,9 @@ import tensorflow as tf
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.feeding import image_input
 from cnnfeat.network.graph import GraphInput
-from cnnfeat.network.preprocessing import Preprocessing, fit_images
+from cnnfeat.network.preprocessing import Preprocessing, fit_images, size_taken
 from cnnfeat.options import ProbeOptions
+from cnnfeat.records import ImageTarget
 
 
 def take(shape: tuple[int | None, ...] | None, dtype: tf.DType = tf.float32):
@@ -110,6 +111,33 @@ def test_the_source_is_told_what_to_bring_images_to() -> None:
     assert (resized.target.size, resized.target.channels) == ((8, 8), 3)
 
 
+def test_a_fit_goes_with_the_size() -> None:
+    fitted = plan((None, 8, 8, 3), (20, 30, 3), resize=(8, 8), fit="pad")
+    assert fitted.target == ImageTarget((8, 8), 3, "pad")
+    assert fitted.record["fit"] == "pad"
+    assert "resized to 8×8 (--fit pad)" in str(fitted)
+    flat = plan((None, 64), (20, 30, 3), resize=(8, 8))
+    assert flat.target == ImageTarget((8, 8), 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_shape", "size"),
+    [
+        ((None, 8, 9, 3), (20, 30, 1), (8, 9)),
+        ((None, 3, 8, 9), (20, 30, 1), (8, 9)),
+        ((None, 8, 9), (20, 30, 1), (8, 9)),
+        ((None, None, None, 3), (20, 30, 3), None),
+        ((None, 8, None, 3), (20, 30, 3), (8, 30)),
+        ((None, 784), (100, 80, 3), (28, 28)),
+        ((None, 3072), (100, 80, 1), (32, 32)),
+        ((None, 600), (20, 30, 3), (20, 30)),
+        ((None, 10), (20, 30, 3), None),
+    ],
+)
+def test_the_size_a_network_takes(shape, image_shape, size) -> None:
+    assert size_taken(take(shape), image_shape) == size
+
+
 def test_what_was_done_is_recorded() -> None:
     assert plan((None, 8, 8, 3), (20, 30, 1), resize=(8, 8)).record == {
         "input": "images:0",
@@ -117,6 +145,7 @@ def test_what_was_done_is_recorded() -> None:
         "dtype": "float32",
         "scale": "unit",
         "resize": [8, 8],
+        "fit": None,
         "channels": 3,
     }
 

@@ -10,16 +10,17 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+from PIL import Image, ImageOps
+from sklearn.datasets import load_digits, load_sample_image
 
 from cnnfeat.card import read_card
-from cnnfeat.data import open_source
-from cnnfeat.divided import Pick, PickedSource, divide_source
+from cnnfeat.data import open_data, open_source
+from cnnfeat.divided import Pick, PickedSource, divide_source, redivide
 from cnnfeat.errors import DataError, NetworkError, OutputExistsError, StorageError, UsageError
 from cnnfeat.network.training import train
-from cnnfeat.options import RunOptions, TrainOptions
+from cnnfeat.options import DataOptions, RunOptions, TrainOptions
 from cnnfeat.parts import DivisionRule, Part, hold_out
-from cnnfeat.records import SplitInfo
+from cnnfeat.records import ImageTarget, SplitInfo
 
 QUICK = RunOptions(train=TrainOptions(epochs=4, seed=1))
 
@@ -235,8 +236,61 @@ def test_images_of_two_shapes_are_refused(digits, tmp_path: Path):
         yield dataclasses.replace(second, images=second.images[:, :4])
 
     altered = Altered(digits, batches=batches)
-    with pytest.raises(DataError, match=r"train/00100 is \(4, 8, 1\), the first is \(8, 8, 1\)"):
+    with pytest.raises(DataError, match="train/00100 is 4×8×1, the first is 8×8×1") as caught:
         train(QUICK, altered, out=tmp_path / "model.keras")
+    assert "--resize 64x64" in caught.value.hint
+
+
+def photographs(folder: Path, n: int = 10) -> Path:
+    """Pieces of two photographs, each of another size, some of them grey."""
+    for name in ("china", "flower"):
+        whole = Image.fromarray(load_sample_image(f"{name}.jpg"))
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(n):
+            left, top = 40 * number, 25 * (number % 5)
+            piece = whole.crop((left, top, left + 90 + 7 * number, top + 120 - 5 * number))
+            grey = number % 3 == 0
+            (piece.convert("L") if grey else piece).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_pictures_of_any_size_and_colour_are_trained_on(tmp_path: Path, caplog):
+    photos = photographs(tmp_path / "photos")
+    with (
+        open_source(str(photos)) as source,
+        pytest.raises(DataError, match=r"\d.png is \d+×\d+×3, the first is \d+×\d+×3"),
+    ):
+        train(QUICK, source, out=tmp_path / "model.keras")
+    data = DataOptions(source=str(photos), resize=(20, 24), fit="crop", invert=True)
+    config = dataclasses.replace(QUICK, data=data)
+    with open_data(data) as source, caplog.at_level("INFO", "cnnfeat"):
+        train(config, source, out=tmp_path / "model.keras")
+    assert "images: to 20×24×3 for the network; grey pictures among them become RGB" in caplog.text
+    card = read_card(tmp_path / "model.keras")
+    assert tuple(card.image_shape) == (20, 24, 3)
+    kept = {name: card.config["data"][name] for name in ("resize", "fit", "invert")}
+    assert kept == {"resize": [20, 24], "fit": "crop", "invert": True}
+    with open_data(data) as source:
+        again = redivide(source, card.division)
+        (batch,) = again.batches("train", batch_size=99, target=ImageTarget(channels=3))
+        fitted = batch.images[again.parts("train") == Part.FITTED] / 255
+    for number, name in enumerate(batch.ids[:3]):
+        picture = Image.open(photos / name).convert("RGB")
+        cropped = ImageOps.fit(ImageOps.invert(picture), (24, 20), Image.Resampling.BILINEAR)
+        difference = batch.images[number].astype(int) - np.asarray(cropped)
+        assert np.abs(difference).max() <= 1  # grey is made RGB after it is resized
+    assert card.pixels["mean"] == pytest.approx(fitted.mean())
+    assert card.pixels["spread"] == pytest.approx(fitted.std())
+
+
+def test_mean_and_spread_of_the_training_pixels_are_kept(trained, digits):
+    out, result = trained
+    images = next(digits.batches("train", batch_size=2_000)).images
+    again = redivide(digits, result.division)
+    pixels = images[again.parts("train") == Part.FITTED] / 255
+    kept = read_card(out).pixels
+    assert kept["mean"] == pytest.approx(pixels.mean())
+    assert kept["spread"] == pytest.approx(pixels.std())
 
 
 def test_images_too_small_are_refused_before_training(digits, tmp_path: Path):

@@ -57,9 +57,18 @@ def show_facts(facts: Sequence[tuple[str, str]]) -> None:
 def source_text(source: Source) -> str:
     """Describe a source in one line: "mnist: 60,000 train and 10,000 test images of 28×28×1"."""
     counts = " and ".join(f"{info.n_samples:,} {name}" for name, info in source.splits.items())
-    shape = "×".join(str(n) for n in next(iter(source.splits.values())).image_shape)
+    first = next(iter(source.splits.values()))
+    size, shape = ("×".join(map(str, first.image_shape[:n])) for n in (2, 3))
+    if all(info.uniform for info in source.splits.values()):
+        shapes = f" of {shape}"
+    elif source.options.get("resize"):
+        shapes = f" brought to {size}"
+    else:
+        shapes = f", the first {shape}"
+    if source.options.get("invert"):
+        shapes += ", inverted"
     classes = f", {len(source.classes):,} classes" if source.classes else ", no labels"
-    return f"{source.name}: {counts} images of {shape}{classes}"
+    return f"{source.name}: {counts} images{shapes}{classes}"
 
 
 def show_json(document: object) -> None:

@@ -23,7 +23,8 @@ from cnnfeat.cli.session import (
     stop_on_signals,
 )
 from cnnfeat.errors import SKIPPED_EXIT_CODE, Interrupted
-from cnnfeat.options import RunOptions
+from cnnfeat.knobs import fields_of
+from cnnfeat.options import DataOptions, ExtractOptions, RunOptions
 
 if TYPE_CHECKING:
     from cnnfeat.records import ExtractResult
@@ -33,7 +34,11 @@ _log = logging.getLogger("cnnfeat")
 
 @click.command()
 @flags.tables(
-    "extract", "model", "data", shown={"source": "what the model was trained on, else auto"}
+    "extract",
+    "model",
+    "data",
+    only={"data": set(fields_of(DataOptions)) - set(fields_of(ExtractOptions))},
+    shown={"source": "what the model was trained on, else auto"},
 )
 @flags.trust
 @flags.output("features.h5", help="The feature file.")

@@ -15,7 +15,7 @@ from cnnfeat.cli import flags
 from cnnfeat.cli.predictions import Tally, Wanted, write_csv, write_json, write_table
 from cnnfeat.cli.session import Settings, artifact, pass_settings, start_tensorflow
 from cnnfeat.errors import SKIPPED_EXIT_CODE
-from cnnfeat.options import ReadOptions
+from cnnfeat.options import FitOptions, ReadOptions
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -55,6 +55,12 @@ _log = logging.getLogger("cnnfeat")
     "--top", cls=flags.Heard, type=flags.Number(1), help="Show so many of the best classes."
 )
 @click.option("--scores", is_flag=True, help="Show the decision values of all classes.")
+@flags.record(
+    FitOptions,
+    "fitting",
+    shown={"resize": "what the network takes", "fit": "as for the machine, else stretch"},
+)
+@click.option("--no-resize", is_flag=True, help="Refuse pictures of another size.")
 @flags.reading
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @flags.as_json
@@ -70,6 +76,8 @@ def predict(
     on_error: OnError,
     top: int | None,
     scores: bool,
+    fitting: FitOptions,
+    no_resize: bool,
     read: ReadOptions,
     trust_model: bool,
     as_csv: bool,
@@ -84,6 +92,8 @@ def predict(
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other")
+    if no_resize and (fitting.resize or fitting.fit):
+        raise click.UsageError("--no-resize excludes --resize and --fit")
     saved = load_svm(svm_file)
     skipped: list[SkippedSample] = []
 
@@ -101,6 +111,7 @@ def predict(
         saved, inputs, network, tally,
         splits=split, data_dir=data_dir, on_error=on_error, skipped=skipped,
         scores=scores or bool(top),
+        fitting=fitting, any_size=not no_resize,
     )  # fmt: skip
     write = write_csv if as_csv else write_json if as_json else write_table
     write(predictions, wanted)
@@ -123,10 +134,13 @@ def _predictions(
     on_error: OnError,
     skipped: list[SkippedSample],
     scores: bool,
+    fitting: FitOptions,
+    any_size: bool,
 ) -> Iterator[Prediction]:
     from cnnfeat.data import open_source
     from cnnfeat.prediction import is_feature_file, predict_features, predict_images
 
+    said: set[str] = set()
     for spec in inputs:
         if is_feature_file(spec):
             found = predict_features(saved, Path(spec), splits=splits, scores=scores)
@@ -141,6 +155,9 @@ def _predictions(
                 on_error=on_error,
                 skipped=skipped,
                 scores=scores,
+                fitting=fitting,
+                any_size=any_size,
+                said=said,
             )
             if source.kind == "image":  # several may have one name
                 found = (dataclasses.replace(item, id=spec) for item in found)

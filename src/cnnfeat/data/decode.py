@@ -40,6 +40,7 @@ _HEIC_BRANDS = frozenset(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 )
 _ORIENTATION_TAG = 0x0112
+_GREY = ("1", "L", "LA", "La", "I", "F")  # and "I;16" in its kinds
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -143,6 +144,25 @@ def _check_size(size: tuple[int, int], *, name: str, max_pixels: int) -> None:
         )
 
 
+def has_colour(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether an encoded picture has three channels; its pixels stay packed if its header tells.
+
+    Parameters are those of `decode_stream`.
+
+    Raises
+    ------
+    ImageError
+        If it can't be read.
+    """
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
+            mode = str(image.mode)
+            return bool(mode not in _GREY and not mode.startswith("I;16"))
+    except (Image.DecompressionBombError, *_DAMAGE):
+        stream.seek(0)
+        return bool(decode_stream(stream, name=name, max_pixels=max_pixels).shape[2] == 3)
+
+
 def is_image(path: Path) -> bool:
     """Whether a file begins as pictures do that are read here."""
     try:
@@ -228,7 +248,7 @@ def _pixels(image: Image.Image, name: str) -> Array:
 
 
 def _grey_or_rgb(image: Image.Image) -> Image.Image:
-    grey = image.mode in ("1", "L", "LA", "La")
+    grey = image.mode in _GREY
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

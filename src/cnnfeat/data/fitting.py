@@ -1,7 +1,7 @@
 """Bringing images to the size and channels a network takes.
 
 Sizes change by bilinear interpolation with antialiasing (a triangle filter as wide as the scale, as
-in Pillow and `tf.image.resize(antialias=True)`); grey is ITU-R 601 luma.
+in Pillow and `tf.image.resize(antialias=True)`); what is padded is black; grey is ITU-R 601 luma.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cnnfeat.errors import DataError
-from cnnfeat.records import ImageTarget
+from cnnfeat.records import Fit, ImageTarget
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_BILINEAR = Image.Resampling.BILINEAR
 
 
 def fit_to_target(images: Array, target: ImageTarget | None) -> Array:
@@ -37,10 +38,16 @@ def fit_to_target(images: Array, target: ImageTarget | None) -> Array:
     """
     if target is None:
         return images
-    if target.channels is not None and target.channels < images.shape[3]:
-        images = fit_channels(images, target.channels)
+    if target.channels not in (None, images.shape[3]):
+        if images.shape[3] in (2, 4):
+            images = over_white(images)
+        if target.channels < images.shape[3]:
+            images = fit_channels(images, target.channels)
+    if target.invert:
+        images = inverted(images)
     if target.size is not None and images.shape[1:3] != target.size:
-        images = np.stack([resize(image, target.size) for image in images])
+        fit = target.fit or "stretch"
+        images = np.stack([resize(image, target.size, fit) for image in images])
     if target.channels is not None:
         images = fit_channels(images, target.channels)
     return images
@@ -88,22 +95,61 @@ def over_white(images: Array) -> Array:
     return _in_dtype(colour * opacity + full * (1 - opacity), images.dtype)
 
 
-def resize(image: Array, size: tuple[int, int]) -> Array:
-    """Resize one image (height, width, channels) to `size` (height, width)."""
+def inverted(images: Array) -> Array:
+    """Turn light into dark: 255 - x, 65535 - x, or 1 - x; opacity is laid over white before."""
+    if images.shape[-1] in (2, 4):
+        images = over_white(images)
+    full = 1 if images.dtype.kind == "f" else np.iinfo(images.dtype).max  # type: ignore[type-var]
+    return np.subtract(images.dtype.type(full), images)
+
+
+def resize(image: Array, size: tuple[int, int], fit: Fit = "stretch") -> Array:
+    """Resize one image (height, width, channels) to `size` (height, width).
+
+    Parameters
+    ----------
+    image : ndarray of shape (height, width, channels)
+        uint8, uint16 or float32.
+    size : tuple of int
+        Its height and width then.
+    fit : {"stretch", "crop", "pad"}
+        What is done where proportions differ: change them; keep them and cut off what is too much
+        on both sides; keep them and put black on both sides.
+    """
     height, width = size
     if image.dtype == np.uint8 and image.shape[2] in (1, 3):
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        scaled = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+        scaled = np.asarray(_fitted(picture, (width, height), fit))
         return scaled.reshape(height, width, image.shape[2])
     planes = [
         np.asarray(
-            Image.fromarray(image[:, :, channel].astype(np.float32)).resize(
-                (width, height), Image.Resampling.BILINEAR
-            )
+            _fitted(Image.fromarray(image[:, :, channel].astype(np.float32)), (width, height), fit)
         )
         for channel in range(image.shape[2])
     ]
     return _in_dtype(np.stack(planes, axis=-1), image.dtype)
+
+
+def _fitted(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """Scale a picture to `size`, here (width, height) as Pillow has it."""
+    if fit == "crop":
+        return ImageOps.fit(picture, size, _BILINEAR)
+    if fit == "stretch":
+        return picture.resize(size, _BILINEAR)
+    inside = _largest_inside(picture.size, size)
+    framed = Image.new(picture.mode, size, 0)
+    framed.paste(
+        picture.resize(inside, _BILINEAR),
+        (round((size[0] - inside[0]) / 2), round((size[1] - inside[1]) / 2)),
+    )
+    return framed
+
+
+def _largest_inside(own: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the proportions of `own` that has room: one pixel a side at least."""
+    if own[0] * room[1] > own[1] * room[0]:
+        return room[0], max(1, round(own[1] / own[0] * room[0]))
+    return max(1, round(own[0] / own[1] * room[1])), room[1]
 
 
 def _in_dtype(values: Array, dtype: np.dtype[np.generic]) -> Array:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
-from cnnfeat.data.decode import decode_stream, prepare_pillow
+from cnnfeat.data.decode import decode_stream, has_colour, prepare_pillow
 from cnnfeat.data.fitting import fit_depth, fit_to_target
 from cnnfeat.data.source import (
     FileStates,
@@ -127,6 +127,17 @@ class ImageFileSource(OpenedSource):
         groups = {_group_of(one) or "" for files in self._files.values() for one in files}
         return {group: number for number, group in enumerate(sorted(groups))}
 
+    def _channels(self, info: SplitInfo) -> int:
+        prepare_pillow(self._max_pixels)
+        return 3 if any(map(self._has_colour, self._files[info.name])) else 1
+
+    def _has_colour(self, file: EncodedImage) -> bool:
+        try:
+            with file.open() as stream:
+                return has_colour(stream, name=file.name, max_pixels=self._max_pixels)
+        except ImageError:  # reading it says so
+            return False
+
     def _read(self, asked: RowRequest) -> Iterator[Batch]:
         files = self._files[asked.split.name]
         return self._read_files(asked, files[asked.rows.start : asked.rows.stop])
@@ -195,6 +206,7 @@ class ImageFileSource(OpenedSource):
                 image_shape=(height, width, channels),
                 dtype=image.dtype.name,
                 has_labels=file.label is not None,
+                uniform=len(files) == 1,
             )
         raise DataError(
             f"{name}: none of the {len(files):,} pictures can be read; the first: {first_error}",
@@ -232,7 +244,7 @@ class _Pending:
         _log.debug("left out %s: %s", printable(file.id), reason)
 
     def batch(self, info: SplitInfo, target: ImageTarget | None) -> Batch:
-        shape = _fitted_shape(info, target)
+        shape = (target or ImageTarget()).shape_of(info.image_shape)
         return Batch(
             images=np.stack(self.images) if self.images else np.empty((0, *shape), info.dtype),
             labels=_labels(self.files) if info.has_labels else None,
@@ -250,15 +262,11 @@ def _labels(files: Sequence[EncodedImage]) -> Labels | None:
     return np.array(labels, np.int64)
 
 
-def _fitted_shape(info: SplitInfo, target: ImageTarget | None) -> tuple[int, int, int]:
-    height, width, channels = info.image_shape
-    if target is None:
-        return height, width, channels
-    return *(target.size or (height, width)), target.channels or channels
-
-
 def _n_bytes(info: SplitInfo, target: ImageTarget | None) -> int:
-    return math.prod(_fitted_shape(info, target)) * np.dtype(info.dtype).itemsize
+    return (
+        math.prod((target or ImageTarget()).shape_of(info.image_shape))
+        * np.dtype(info.dtype).itemsize
+    )
 
 
 def _decoded(

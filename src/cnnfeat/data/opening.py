@@ -17,13 +17,13 @@ from cnnfeat.data.labelfile import open_labelled_folder
 from cnnfeat.data.manifest import is_manifest, open_manifest
 from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
-from cnnfeat.data.source import file_states, printable, unreadable
+from cnnfeat.data.source import OpenedSource, file_states, printable, unreadable
 from cnnfeat.divided import leave_out_rare
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.knobs import result_options
-from cnnfeat.options import DataOptions
+from cnnfeat.options import DataOptions, check_fit
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.records import Json, Source
+from cnnfeat.records import ImageTarget, Json, Source
 
 AUTO = "auto"
 _ALLOWED = (
@@ -87,16 +87,19 @@ def open_data(options: DataOptions, *, progress: Progress = SILENT) -> Source:
     Parameters
     ----------
     options : DataOptions
-        Without a source: "auto".
+        Without a source: "auto". Images are brought to its size, whatever size they have.
     progress : Progress
         Told of downloads.
     """
     max_pixels = MAX_PIXELS if options.max_pixels is None else options.max_pixels
     if not 1 <= max_pixels <= MAX_PIXELS_LIMIT:
         raise UsageError(f"max pixels must be 1 to {MAX_PIXELS_LIMIT:,}, not {max_pixels}")
+    check_fit(options.fit, options.resize)
     opened = _open(options, max_pixels=max_pixels, progress=progress)
     with contextlib.ExitStack() as on_error:
         on_error.push(opened.__exit__)
+        if options.resize or options.invert:
+            opened.prepare(ImageTarget(options.resize, fit=options.fit, invert=options.invert))
         _check_groups(opened, options.group_by)
         source = leave_out_rare(opened, options.min_per_class)
         on_error.pop_all()
@@ -114,7 +117,7 @@ def _check_groups(source: Source, group_by: str | None) -> None:
     )
 
 
-def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Source:
+def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> OpenedSource:
     spec = AUTO if options.source is None else options.source
     if spec == AUTO or spec in DATASETS:
         _refuse_labels(options, spec)
@@ -144,7 +147,7 @@ def _mode(path: Path) -> int | None:
         raise unreadable(path, error) from error
 
 
-def _open_folder(folder: Path, options: DataOptions, *, max_pixels: int) -> Source:
+def _open_folder(folder: Path, options: DataOptions, *, max_pixels: int) -> OpenedSource:
     if source := open_form(folder, labels=options.labels, max_pixels=max_pixels):
         _refuse_columns(options, str(folder))
         return source
@@ -184,7 +187,9 @@ def _open_pictures(folder: Path, *, max_pixels: int, group_by: str | None) -> Im
     )
 
 
-def _open_file(path: Path, options: DataOptions, *, member: str | None, max_pixels: int) -> Source:
+def _open_file(
+    path: Path, options: DataOptions, *, member: str | None, max_pixels: int
+) -> OpenedSource:
     if is_array_file(path):
         _refuse_columns(options, str(path))
         return open_array_source(path, member=member, labels=options.labels)

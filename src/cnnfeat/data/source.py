@@ -6,6 +6,7 @@ are the source's fingerprint. Kept as 16 bytes a file, they say later which file
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -105,12 +106,27 @@ class OpenedSource(ABC):
         self.name = name
         self.kind = kind
         self.splits = splits
+        self._own = splits  # as the images are, whatever they are brought to
+        self._prepared = ImageTarget()
         self.classes = tuple(classes)
         self.labels_from = labels_from
         self.options: Mapping[str, Json] = {}  # set by what opens it
         self.division: Mapping[str, Json] | None = None
         self._states = functools.cache(states)
         self._close = close
+
+    def prepare(self, target: ImageTarget) -> None:
+        """Bring every image to a target, unless `batches` is asked for another one."""
+        self._prepared = target
+        settled = target.size is not None and target.channels is not None
+        self.splits = {
+            name: dataclasses.replace(
+                info,
+                image_shape=target.shape_of(info.image_shape),
+                uniform=info.uniform or settled,
+            )
+            for name, info in self._own.items()
+        }
 
     def fingerprint(self) -> Fingerprint:
         """See `records.Source`."""
@@ -136,6 +152,10 @@ class OpenedSource(ABC):
     def groups(self, split: str) -> Groups | None:
         """See `records.Source`."""
         return self._groups(self._find(split).name)
+
+    def channels(self, split: str) -> int:
+        """See `records.Source`."""
+        return self._channels(self._find(split))
 
     def batches(
         self,
@@ -163,7 +183,8 @@ class OpenedSource(ABC):
         end = n_rows if stop is None else min(stop, n_rows)
         if start < 0 or end < 0:
             raise UsageError(f"rows {start} to {end}: {split} has rows 0 to {n_rows - 1}")
-        asked = RowRequest(info, range(start, end), batch_size, target, on_error)
+        whole = self._prepared if target is None else target.over(self._prepared)
+        asked = RowRequest(info, range(start, end), batch_size, whole, on_error)
         yield from self._read(asked) if rows is None else self._read_some(asked, rows)
 
     def __repr__(self) -> str:
@@ -184,6 +205,11 @@ class OpenedSource(ABC):
         """Say which rows of a split there is belong together."""
         return None
 
+    def _channels(self, info: SplitInfo) -> int:
+        """Say how many channels hold every image of a split there is."""
+        channels = info.image_shape[2]
+        return channels - 1 if channels in (2, 4) else channels  # without opacity
+
     @abstractmethod
     def _read(self, asked: RowRequest) -> Iterator[Batch]:
         """Read rows that are there."""
@@ -197,12 +223,12 @@ class OpenedSource(ABC):
             yield from _joined(pieces)
 
     def _find(self, split: str) -> SplitInfo:
-        if split not in self.splits:
+        if split not in self._own:
             raise UsageError(
-                f"no split {split!r}; this source has: {', '.join(self.splits)}",
-                hint=near_names(split, self.splits),
+                f"no split {split!r}; this source has: {', '.join(self._own)}",
+                hint=near_names(split, self._own),
             )
-        return self.splits[split]
+        return self._own[split]
 
 
 def _runs(rows: RowNumbers) -> Iterator[range]:

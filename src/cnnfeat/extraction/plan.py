@@ -122,7 +122,7 @@ class Job:
 
     def _settings(self) -> dict[str, str]:
         """What an option came to counts, not how it was spelled."""
-        done = self.probe.preprocessing
+        done, read = self.probe.preprocessing, self.source.options
         fingerprint = self.source.fingerprint()
         layers = ", ".join(f"{o.layer} ({o.tensor})" for o in self.probe.outputs)
         came_to: dict[str, Json] = {
@@ -130,13 +130,14 @@ class Job:
             "split": ", ".join(self.splits),
             "batch_size": self.batch_size,
             "scale": done.get("scale"),
-            "resize": done.get("resize"),
+            "resize": done.get("resize") or read.get("resize"),
+            "fit": done.get("fit") or read.get("fit"),
         }
         return {
             "model": self.network.sha256,
             "data": self.source.name,
             "data fingerprint": fingerprint.digest,
-            **resume_settings(self.source.options),
+            **resume_settings(read),
             **resume_settings(result_options(self.network.read_as)),
             **resume_settings(result_options(self.options), **came_to),
             **resume_settings({}, division=self.source.division),

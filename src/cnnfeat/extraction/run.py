@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnfeat.brightness import opposites_warning, some_images
 from cnnfeat.errors import DataError, Interrupted
 from cnnfeat.extraction.batch_size import LARGEST as LARGEST_BATCH
 from cnnfeat.extraction.batch_size import default_batch_size, pick_batch_size
@@ -22,7 +23,7 @@ from cnnfeat.features import (
     Header,
 )
 from cnnfeat.knobs import checked
-from cnnfeat.options import ExtractOptions
+from cnnfeat.options import ExtractOptions, check_fit
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Array, Batch, ExtractResult, LayerInfo, Probe, SkippedSample, Source
 
@@ -73,6 +74,7 @@ class Extraction:
         began = time.monotonic()
         plan = job.plan()
         _announce(plan, out)
+        _warn_of_opposites(job)
         if resume:
             _check_source(source, out, plan)
             if FeatureWriter.finished_before(out, plan):
@@ -89,6 +91,7 @@ class Extraction:
     def _settle(self, source: Source, *, resumed: Header | None) -> Job:
         """Compile the probe for the source's images, and find the batch size."""
         options = self.options
+        check_fit(options.fit, options.resize or source.options.get("resize"))
         splits = choose_splits(source, options.split)
         first = source.splits[splits[0]]
         size = options.batch_size
@@ -175,6 +178,17 @@ def _announce(plan: FilePlan, out: Path) -> None:
         )
         _log.info("%s: %s", split.name, arrays)
     _log.info("%s will take about %s bytes", out, f"{plan.size_bytes:,}")
+
+
+def _warn_of_opposites(job: Job) -> None:
+    """Say that images are dark on light where the network was trained on the opposite."""
+    known = None if job.network.card is None else job.network.card.pixels
+    if known is None:
+        return
+    images = some_images(job.source, job.splits[0], job.probe.target)
+    inverted = bool(job.source.options.get("invert"))
+    if warning := opposites_warning(images, known, inverted=inverted):
+        _log.warning("%s", warning)
 
 
 def _check_source(source: Source, out: Path, plan: FilePlan) -> None:

@@ -32,7 +32,7 @@ from cnnfeat.network.graph import (
 )
 from cnnfeat.network.kernels import Kernel, find_kernel
 from cnnfeat.network.layers import scope_layers, trunk
-from cnnfeat.network.preprocessing import fit_images, rescales
+from cnnfeat.network.preprocessing import fit_images, rescales, size_taken
 from cnnfeat.network.probe import GraphProbe, Wanted, check_pooling
 from cnnfeat.network.runtime import check_precision, eagerly
 from cnnfeat.network.trust import check_operations
@@ -150,6 +150,10 @@ class Network:
     def image_shape(self) -> tuple[int | None, int | None, int | None]:
         """(height, width, channels) of images it takes; None where any length goes."""
         return self.input.shape
+
+    def size_for(self, image_shape: tuple[int, int, int]) -> tuple[int, int] | None:
+        """(height, width) that images of a shape must be brought to; None where any size goes."""
+        return size_taken(self.input, image_shape)
 
     @property
     def default_scale(self) -> str:

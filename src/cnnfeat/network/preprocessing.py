@@ -12,7 +12,7 @@ import tensorflow as tf
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.graph import ImageInput, consumers_of, node_of, nodes_by_name
 from cnnfeat.options import ProbeOptions, Scale
-from cnnfeat.records import ImageTarget, Json
+from cnnfeat.records import Fit, ImageTarget, Json
 
 _FULL = {"uint8": 255.0, "uint16": 65_535.0}
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
@@ -37,15 +37,17 @@ class Preprocessing:
     dtype: str  # of the images as they arrive
     scale: str
     size: tuple[int, int] | None  # what the source resizes to
+    fit: Fit | None = None  # how proportions come to those of the size
 
     def __str__(self) -> str:
-        resized = "" if self.size is None else f", resized to {self.size[0]}×{self.size[1]}"
+        by = f" (--fit {self.fit})" if self.fit else ""
+        resized = "" if self.size is None else f", resized to {self.size[0]}×{self.size[1]}{by}"
         return f"to {self.input.name!r}, {self.input}, --scale {self.scale}{resized}"
 
     @property
     def target(self) -> ImageTarget:
         """What the source shall bring images to."""
-        return ImageTarget(size=self.size, channels=self.shape[2])
+        return ImageTarget(size=self.size, channels=self.shape[2], fit=self.fit)
 
     @property
     def record(self) -> Mapping[str, Json]:
@@ -56,6 +58,7 @@ class Preprocessing:
             "dtype": self.input.dtype,
             "scale": self.scale,
             "resize": None if self.size is None else list(self.size),
+            "fit": self.fit,
             "channels": self.shape[2],
         }
 
@@ -98,7 +101,7 @@ def fit_images(
     _check_values(to, image_dtype)
     channels = _channels(to, image_shape[2])
     size = options.resize or image_shape[:2]
-    if to.layout == "flat" and options.resize is None:
+    if to.layout == "flat":
         size, channels = _flat_size(to, size, channels)
     wanted = (to.height, to.width)
     fits = all(want in (None, have) for want, have in zip(wanted, size, strict=True))
@@ -112,7 +115,27 @@ def fit_images(
         dtype=image_dtype,
         scale=_scale(options.scale or default_scale, to, channels),
         size=options.resize,
+        fit=options.fit,
     )
+
+
+def size_taken(to: ImageInput, image_shape: tuple[int, int, int]) -> tuple[int, int] | None:
+    """(height, width) that images of a shape must be brought to; None where any size goes.
+
+    Of a flat input they are the images' own where these have as many numbers, else a square.
+    """
+    height, width, channels = image_shape
+    if to.layout != "flat":
+        return (to.height or height, to.width or width) if to.height or to.width else None
+    if to.features is None:
+        return None
+    if to.features in {height * width * count for count in (channels, 1, 3)}:
+        return height, width
+    for count in (1, 3):
+        side = round((to.features / count) ** 0.5)
+        if side * side * count == to.features:
+            return side, side
+    return None
 
 
 def _check_values(to: ImageInput, image_dtype: str) -> None:

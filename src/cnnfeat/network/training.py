@@ -15,16 +15,17 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cnnfeat import __version__
+from cnnfeat.brightness import measure
 from cnnfeat.card import ModelCard, card_path, file_sha256, write_card
 from cnnfeat.divided import TEST, VALIDATION, divide_source, rule_for, training_split
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.files import check_output, replacing
-from cnnfeat.knobs import to_dict
+from cnnfeat.knobs import fields_of, to_dict
 from cnnfeat.network.architecture import build_network
-from cnnfeat.options import RunOptions, TrainOptions
+from cnnfeat.options import FitOptions, RunOptions, TrainOptions
 from cnnfeat.parts import Part
 from cnnfeat.progress import SILENT, Progress, Task
-from cnnfeat.records import Labels, Parts, RowNumbers, Source
+from cnnfeat.records import ImageTarget, Json, Labels, Parts, RowNumbers, Source, SplitInfo
 
 logger = logging.getLogger("cnnfeat")
 
@@ -68,7 +69,8 @@ def train(
     config : RunOptions
         Its tables `network` and `train` are used; `data` is recorded.
     source : Source
-        Labelled images, all of one shape. Held in memory in their own dtype. One that is divided
+        Labelled images, all of one size; if any has colour, all become RGB. Held in memory in
+        their own dtype. One that is divided
         already stays so.
     out : Path
         The model file, ending in `.keras`; the card gets the same name with `.json`.
@@ -94,9 +96,11 @@ def train(
     source = _divided(source, config.train)
     split = _fitted_split(source)
     info = source.splits[split]
+    shape = (*info.image_shape[:2], source.channels(split))
+    _say_what_becomes_of(info, shape)
     network = build_network(
         config.network,
-        image_shape=info.image_shape,
+        image_shape=shape,
         n_classes=len(source.classes),
         seed=config.train.seed,
         dtype=info.dtype,
@@ -104,7 +108,7 @@ def train(
     for path in (out, card_path(out)):
         needed = network.count_params() * BYTES_PER_WEIGHT + FILE_OVERHEAD_BYTES
         check_output(path, overwrite=overwrite, needed_bytes=needed)
-    samples = _read(source, split)
+    samples = _read(source, split, shape)
     parts = source.parts(split)
     fitted = samples.take(np.flatnonzero(parts == Part.FITTED))
     held_back = _held_back(source, samples, parts)
@@ -112,20 +116,20 @@ def train(
     history = _fit(network, fitted, held_back, config.train, progress)
     elapsed_s = time.perf_counter() - started
     best = _best_epoch(history)
-    test = _read(source, TEST)
+    test = _read(source, TEST, shape)
     card = ModelCard(
         cnnfeat=__version__,
         tensorflow=tf.__version__,
         keras=keras.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config={
-            "data": {**to_dict(config.data), "source": config.data.source or "auto"},
+            "data": _data_options(config, source),
             "network": to_dict(config.network),
             "train": to_dict(config.train),
         },
         source=_describe(source),
         classes=source.classes,
-        image_shape=info.image_shape,
+        image_shape=shape,
         history=tuple(history),
         best_epoch=best + 1,
         validation_accuracy=history[best]["val_accuracy"],
@@ -136,6 +140,7 @@ def train(
         elapsed_s=elapsed_s,
         model_sha256=_save(network, out),
         division=source.division,
+        pixels=None if (pixels := measure([fitted.images])) is None else pixels.to_json(),
     )
     write_card(card, card_path(out))
     return card
@@ -206,19 +211,34 @@ def _check_classes(source: Source) -> None:
 def _held_back(source: Source, samples: _Samples, parts: Parts | None) -> _Samples:
     """What picks the best epoch: the source's own split for that, or rows held back."""
     rows = np.flatnonzero(parts == Part.VALIDATION)
-    return samples.take(rows) if len(rows) else _read(source, VALIDATION)
+    return samples.take(rows) if len(rows) else _read(source, VALIDATION, samples.images.shape[1:])
 
 
-def _read(source: Source, split: str) -> _Samples:
+def _say_what_becomes_of(info: SplitInfo, shape: tuple[int, int, int]) -> None:
+    """Say how many channels all pictures get, where they may have several numbers of them."""
+    if not info.uniform or shape != info.image_shape:
+        other = "grey pictures among them become RGB" if shape[2] == 3 else "none has colour"
+        logger.info("images: to %s for the network; %s", "×".join(map(str, shape)), other)
+
+
+def _data_options(config: RunOptions, source: Source) -> dict[str, Json]:
+    """How the images were opened, what they were brought to included."""
+    fitting = {name: source.options.get(name) for name in fields_of(FitOptions)}
+    return {**to_dict(config.data), **fitting, "source": config.data.source or "auto"}
+
+
+def _read(source: Source, split: str, shape: tuple[int, ...]) -> _Samples:
     """Hold a whole split in memory; a network of this family trains on nothing larger."""
     info = source.splits[split]
-    images = np.empty((info.n_samples, *info.image_shape), info.dtype)
-    for batch in source.batches(split, batch_size=EVALUATION_BATCH):
-        if batch.images.shape[1:] != info.image_shape:
+    images = np.empty((info.n_samples, *shape), info.dtype)
+    target = ImageTarget(channels=shape[2])
+    for batch in source.batches(split, batch_size=EVALUATION_BATCH, target=target):
+        if batch.images.shape[1:] != shape:
+            given = "×".join(map(str, batch.images.shape[1:]))
             raise DataError(
-                f"all images must have one shape to train on: {batch.ids[0]} is "
-                f"{batch.images.shape[1:]}, the first is {info.image_shape}",
-                hint="bring the images to one size first",
+                f"all images must have one size to train on: {batch.ids[0]} is {given}, the first "
+                f"is {'×'.join(map(str, shape))}",
+                hint="--resize 64x64 brings them to one; --fit crop or pad keeps proportions",
             )
         images[batch.start : batch.stop] = batch.images
     labels = source.labels(split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,8 +11,9 @@ import numpy as np
 from cnnfeat.errors import CnnfeatError, DataError, NetworkError
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import ProbeOptions
+from cnnfeat.origin import recorded_probe
 from cnnfeat.pictures import Pictures
-from cnnfeat.records import ImageTarget, LayerInfo
+from cnnfeat.records import LayerInfo
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -129,12 +129,11 @@ def computed_maps(
     NetworkError
         If the layer has no maps, or the images don't fit.
     """
-    done = json.loads(str(file.attributes.get("preprocessing") or "{}"))
-    size = tuple(done["resize"]) if done.get("resize") else None
+    how = recorded_probe(file.attributes)
     first = pictures.one(split, rows[0])
     probe = network.probe(
         [layer],
-        ProbeOptions(scale=done.get("scale"), resize=size),
+        ProbeOptions(scale=how.scale, resize=how.resize, fit=how.fit),
         image_shape=first.shape,
         image_dtype=first.dtype.name,
         batch_size=1,
@@ -145,7 +144,7 @@ def computed_maps(
             f"{probe.outputs[0].row_shape}, maps need (height, width, channels)"
         )
     maps: dict[int, Array] = {}
-    for row, image in pictures.read(split, rows, target=ImageTarget(size, probe.target.channels)):
+    for row, image in pictures.read(split, rows, target=probe.target):
         answer = probe(image[None])[0][0]
         first_axis = probe.outputs[0].axes[:1]
         maps[row] = np.moveaxis(answer, 0, 2) if first_axis == ("channel",) else answer
