@@ -73,6 +73,13 @@ DOCUMENT = {
     ],
     "mcnemar": {"only_first_right": 1, "only_second_right": 0, "p_value": 1.0},
     "versions": {"cnnfeat": "0.1.0"},
+    "class_weight": {"cat": 2.0, "dog": 1.0},
+    "calibration": {
+        "method": "sigmoid",
+        "n_samples": 9,
+        "on": "9 validation rows",
+        "log_loss": 0.5,
+    },
 }
 # What a reader can't do without.
 LEAST = ("format", "format_version", "layer", "accuracy", "accuracy_interval", "kernel", "classes",

@@ -96,6 +96,29 @@ def _parse_grid(value: object) -> object:
     return grid
 
 
+def _parse_class_weight(value: object) -> object:
+    """`balanced`; `cat=2.0`, several of them; or a table of names and numbers."""
+    if isinstance(value, Mapping):
+        items: list[object] = list(value.items())
+    else:
+        items = list(value) if isinstance(value, list | tuple) else [value]
+    if items == ["balanced"]:
+        return "balanced"
+    weights: dict[str, float] = {}
+    for item in items:
+        name, given = item if isinstance(item, tuple) else str(item).rpartition("=")[::2]
+        if not name:
+            raise ValueError(f"{item!r} is no NAME=VALUE; cat=2.0 is, and balanced stands alone")
+        try:
+            weight = float(str(given))
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight <= 1e9:
+            raise ValueError(f"{name!r} takes a number above 0 and at most 1e9, not {given!r}")
+        weights[str(name)] = weight
+    return tuple(sorted(weights.items()))
+
+
 _RESIZE = "Bring all images to one size, such as 224x224."
 _FIT = (
     "How proportions change with the size: stretch them; or keep them, and crop both ends or pad "
@@ -321,6 +344,13 @@ class SvmOptions:
     gamma: float | Literal["auto"] = option(
         "auto", "Of rbf and poly; auto: chosen with C.", above=0, high=1e9
     )
+    class_weight: Literal["balanced"] | tuple[tuple[str, float], ...] = option(
+        (),
+        "Factors of C by class; balanced: the rarer a class, the higher. May be repeated.",
+        metavar="balanced|NAME=VALUE",
+        shown="1 for each",
+        parse=_parse_class_weight,
+    )
     normalize: Literal["standard", "l2", "none"] = option(
         "standard", "Mean 0 and deviation 1 of features, length 1 of rows, or neither."
     )
@@ -343,6 +373,9 @@ class SvmOptions:
         0.2, "Share of the rows that is held out where there is no test split.", above=0, high=0.9
     )
     min_per_class: int = option(1, "Leave classes of fewer training rows out.", low=1)
+    probability: bool = option(
+        False, "Learn probabilities too, on rows that the machine is then not fitted to."
+    )
     memory: int = option(
         2 * 2**30,
         "About how much may be used; features beyond it are read by blocks.",

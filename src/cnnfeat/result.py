@@ -151,6 +151,8 @@ class SvmResult:
     layers: tuple[LayerScore, ...]  # all that were compared, in the feature file's order
     mcnemar: McNemar | None  # of the two best layers, on the rows they were compared on
     versions: Mapping[str, Json]
+    class_weight: Mapping[str, float] | None = None  # factors of C; None: 1 for each class
+    calibration: Mapping[str, Json] | None = None  # of probabilities; None: there are none
 
     @property
     def accuracy(self) -> float:
@@ -330,6 +332,8 @@ def _parse(document: Mapping[str, object]) -> SvmResult:
         layers=compared or (best,),
         mcnemar=None if mcnemar is None else _mcnemar(_mapping(mcnemar)),
         versions=cast("Mapping[str, Json]", _mapping(document.get("versions") or {})),
+        class_weight=_factors(document.get("class_weight")),
+        calibration=_record(document.get("calibration")),
     )
 
 
@@ -338,6 +342,14 @@ def _caveat(document: Mapping[str, object]) -> str:
     if document.get("evaluation") in ("hold-out", "cross-validation"):
         return str(document.get("caveat", UNKNOWN))
     return str(document.get("caveat") or "")
+
+
+def _factors(item: object) -> Mapping[str, float] | None:
+    return None if item is None else {name: _real(one) for name, one in _mapping(item).items()}
+
+
+def _record(item: object) -> Mapping[str, Json] | None:
+    return None if item is None else cast("Mapping[str, Json]", _mapping(item))
 
 
 def _layer_score(item: Mapping[str, object]) -> LayerScore:

@@ -108,6 +108,24 @@ def test_the_svm_s_own_kinds_of_value():
     assert parse_config({"svm": table}).svm == wanted
 
 
+def test_class_weights_are_balanced_or_a_table(tmp_path):
+    balanced, table = SvmOptions(class_weight="balanced"), (("a=b", 0.5), ("cat", 2.0))
+    assert given(["--class-weight", "balanced"], "svm").svm == balanced
+    assert given([], "svm", env={"CNNFEAT_IT_CLASS_WEIGHT": "balanced"}).svm == balanced
+    assert parse_config({"svm": {"class_weight": "balanced"}}).svm == balanced
+    words = ["--class-weight", "cat=2", "--class-weight", "a=b=0.5"]
+    assert given(words, "svm").svm == SvmOptions(class_weight=table)
+    toml = {"svm": {"class_weight": {"cat": 2, "a=b": 0.5}}}
+    assert parse_config(toml).svm == SvmOptions(class_weight=table)
+    path = tmp_path / "c.toml"
+    tables = [("'balanced'", balanced), ("{cat = 2, 'a=b' = 0.5}", SvmOptions(class_weight=table))]
+    for text, wanted in tables:
+        path.write_text(f"[svm]\nclass_weight = {text}\n", "utf-8")
+        assert given(["--config", str(path)], "svm").svm == wanted
+    words = ["--config", str(path), "--class-weight", "balanced"]
+    assert given(words, "svm").svm == balanced
+
+
 def test_flag_environment_file_default(tmp_path):
     (tmp_path / "c.toml").write_text("[extract]\nlimit = 3\ndtype = 'float16'\n", "utf-8")
     words = ["--config", str(tmp_path / "c.toml")]
@@ -133,10 +151,16 @@ def test_flag_environment_file_default(tmp_path):
         (["--grid", "1"], "--grid: needs at least 2 different values above 0, not 1"),
         (["--grid", "a,b"], "--grid: 'a,b' is no list of numbers; 0.01,0.1,1 is"),
         (["--C", "nan"], "--C must be more than 0"),
+        (["--class-weight", "cat"], "'cat' is no NAME=VALUE; cat=2.0 is, and balanced stands"),
+        (["--class-weight", "cat=0"], "'cat' takes a number above 0 and at most 1e9, not '0'"),
     ],
 )
 def test_a_mistake_names_the_flag_and_what_is_allowed(words, message):
-    tables = ("svm",) if words[0] in ("--memory", "--grid", "--C") else ("extract", "model")
+    tables = (
+        ("svm",)
+        if words[0] in ("--memory", "--grid", "--C", "--class-weight")
+        else ("extract", "model")
+    )
     result = CliRunner().invoke(command(*tables)[0], words)
     assert result.exit_code == 2
     assert message in result.output

@@ -342,7 +342,7 @@ def _flag(kind: type, name: str, field: str, *, shown: str | None) -> Callable[[
             type=click.BOOL if hint is bool else click.UNPROCESSED,
             is_flag=hint is bool,
             default=item.default,
-            multiple=typing.get_origin(hint) is tuple and typing.get_args(hint)[-1] is Ellipsis,
+            multiple=isinstance(item.default, tuple),
             metavar=None if hint is bool else knob.metavar or _metavar(hint),
             envvar=[knob.env] if knob.env else None,
             callback=convert,
@@ -381,8 +381,10 @@ def _config_file(
         for name, chosen in fields.items():
             table = getattr(config, name)
             for field in chosen:
-                value = getattr(table, field)
-                if value != knobs.fields_of(table)[field].default:
+                value, default = getattr(table, field), knobs.fields_of(table)[field].default
+                if isinstance(value, str) and isinstance(default, tuple):
+                    value = (value,)  # a word where there may be several
+                if value != default:
                     defaults[_parameter(f"{name}_options", field)] = value
         ctx.default_map = defaults
 

@@ -12,7 +12,7 @@ from cnnfeat.cli.session import Settings, artifact, pass_settings
 from cnnfeat.options import RunOptions
 
 if TYPE_CHECKING:
-    from cnnfeat.result import SvmResult
+    from cnnfeat.result import MacroScores, SvmResult
 
 _CELLS = 20  # classes up to which the confusion matrix is printed
 
@@ -78,6 +78,12 @@ def _show(result: SvmResult) -> None:
         (result.score_name, result.score_words),
         (f"balanced {result.score_name}", f"{best.balanced_accuracy:.2%}"),
     ]
+    facts += _averages(best.macro)
+    if result.class_weight is not None:
+        named = sorted(result.class_weight.items(), key=lambda item: -item[1])[:_CELLS]
+        facts.append(("C by class", ", ".join(f"{name} × {value:.3g}" for name, value in named)))
+    if result.calibration is not None:
+        facts.append(("probabilities", f"learned on {result.calibration['on']}"))
     if result.network_test_accuracy is not None:
         facts.append(("the network itself", f"{result.network_test_accuracy:.2%}"))
     others = [score.elapsed_s or 0.0 for score in result.layers if score.layer != best.layer]
@@ -100,6 +106,21 @@ def _show(result: SvmResult) -> None:
             ],
             numeric=result.classes,
         )
+
+
+def _averages(macro: MacroScores | None) -> list[tuple[str, str]]:
+    """Averages over the classes, as facts."""
+    if macro is None:
+        return []
+    facts = [
+        (
+            "mean over classes",
+            f"precision {macro.precision:.2%}, recall {macro.recall:.2%}, F1 {macro.f1:.2%}",
+        )
+    ]
+    if macro.roc_auc is not None:
+        facts.append(("ROC AUC", f"{macro.roc_auc:.4f}, mean of each class against the rest"))
+    return facts
 
 
 def _show_layers(result: SvmResult) -> None:

@@ -25,6 +25,7 @@ from cnnfeat.svm.matrix import FEW, ChainedRows, Floats, Indices, Moments, RowBl
 from cnnfeat.svm.trials import TrialPlan, apart, check_classes, in_turn, list_classes
 
 ENOUGH_TO_CHOOSE = 30  # rows; on fewer, C would be chosen by chance
+SET_ASIDE = 0.2  # of the training rows, for probabilities where no others are there for it
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev")
 
 _LOG = logging.getLogger("cnnfeat")
@@ -396,6 +397,37 @@ def _caveat(parts: Parts) -> str:
     if (parts == Part.FITTED).any():
         return FITTED
     return PICKED if len(parts) and (parts == Part.VALIDATION).all() else ""
+
+
+def set_aside(division: Division, *, seed: int) -> Mask:
+    """Mark training rows that the saved machine isn't fitted to: probabilities are learned on them.
+
+    They are those that C and layers are chosen on, where such stand apart; else a share of all.
+
+    Raises
+    ------
+    DataError
+        If a class has too few rows for it.
+    """
+    if division.chooses is not None:
+        return division.chooses
+    train = division.train
+    check_classes(
+        train.codes,
+        2,
+        need="holding rows out for probabilities needs 2",
+        names=division.classes,
+        totals=division.totals,
+        groups=train.groups,
+        ways=["no --probability"],
+    )
+    return hold_out(
+        train.codes.astype(np.int64),
+        SET_ASIDE,
+        seed=seed,
+        classes=division.classes,
+        groups=train.groups,
+    )
 
 
 def check_finite(file: FeatureFile, layer: str, rows: RowSet, seen: Moments) -> None:

@@ -33,9 +33,9 @@ def score(
     predicted: Codes,
     *,
     classes: Sequence[str],
-    values: NDArray[np.floating] | None = None,
+    roc_auc: float | None = None,
 ) -> Scores:
-    """Compare class codes, both of shape (n_samples,); `values` are ranked, as in `roc_auc`."""
+    """Compare class codes, both of shape (n_samples,); the area is handed on."""
     n = len(classes)
     confusion = np.zeros((n, n), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
@@ -60,12 +60,12 @@ def score(
             precision=float(means[0]),
             recall=float(means[1]),
             f1=float(means[2]),
-            roc_auc=None if values is None else roc_auc(labels, values),
+            roc_auc=roc_auc,
         ),
     )
 
 
-def roc_auc(labels: Codes, values: NDArray[np.floating]) -> float | None:
+def mean_roc_auc(labels: Codes, values: NDArray[np.floating]) -> float | None:
     """Average over the classes the area under the curve of one against the rest.
 
     Parameters

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from itertools import combinations
 from typing import Literal, TypeVar, cast
@@ -22,7 +23,8 @@ from sklearn.svm import SVC
 
 from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.svm.matrix import Floats
+from cnnfeat.svm.classweight import weight_by_code
+from cnnfeat.svm.matrix import Doubles, Floats
 from cnnfeat.svm.trials import TrialPlan, Tried
 
 T = TypeVar("T")
@@ -88,7 +90,13 @@ def warn_of_cost(n_samples: int, n_features: int, *, kernel: str) -> None:
 
 
 def fit_svc(
-    X: Floats, codes: NDArray[np.intp], *, kernel: Literal["rbf", "poly"], C: float, gamma: float
+    X: Floats,
+    codes: NDArray[np.intp],
+    *,
+    kernel: Literal["rbf", "poly"],
+    C: float,
+    gamma: float,
+    class_weight: Doubles | None = None,
 ) -> SVC:
     """Fit an exact kernel machine on prepared rows, `(n_samples, n_features)`.
 
@@ -100,6 +108,7 @@ def fit_svc(
         gamma=gamma,
         degree=POLY_DEGREE,
         coef0=POLY_CONSTANT if kernel == "poly" else 0.0,
+        class_weight=None if class_weight is None else weight_by_code(class_weight),
         cache_size=1_000,
     )
     fitted = interruptible(lambda: accelerated_svc(machine, X, codes) or machine.fit(X, codes))
@@ -147,16 +156,19 @@ def select_kernel(
     plan: TrialPlan,
     options: SvmOptions,
     *,
+    class_weight: Doubles | None = None,
     progress: Progress = SILENT,
 ) -> Tried:
     """Try settings of C and gamma, on a stratified subsample where rows are many."""
     rows = plan.sample(codes, SELECTION_ROWS * (2 if plan.n_folds == 1 else 1))
     X, codes, plan = X[rows], codes[rows], plan.of(rows)
     settings = _settings(X, options)
+    kernel = cast("Literal['rbf', 'poly']", options.kernel)
+    fit = partial(fit_svc, kernel=kernel, class_weight=class_weight)
     trials, said = [], []
     with progress.task("choosing C and gamma", total=len(settings), unit="settings") as t:
         for C, gamma in settings:
-            predicted = _left_out(X, codes, plan, C=C, gamma=gamma, options=options)
+            predicted = _left_out(X, codes, plan, fit=partial(fit, C=C, gamma=gamma))
             said.append(predicted[plan.scored])
             trials.append(plan.trial(codes, predicted, C=C, gamma=gamma))
             t.advance(note=f"C {C:.3g}, gamma {gamma:.3g}: {trials[-1].mean:.2%}")
@@ -178,9 +190,7 @@ def _left_out(
     codes: NDArray[np.intp],
     plan: TrialPlan,
     *,
-    C: float,
-    gamma: float,
-    options: SvmOptions,
+    fit: Callable[[Floats, NDArray[np.intp]], SVC],
 ) -> NDArray[np.intp]:
     """Predict each row by a machine that left it out; rows that none did stay 0."""
     predicted = np.zeros(len(codes), np.intp)
@@ -189,9 +199,7 @@ def _left_out(
         if len(np.unique(codes[~held])) < 2:  # of very few rows
             predicted[held] = codes[~held][:1]
         elif held.any():
-            kernel = cast("Literal['rbf', 'poly']", options.kernel)
-            machine = fit_svc(X[~held], codes[~held], kernel=kernel, C=C, gamma=gamma)
-            predicted[held] = predict_svc(machine, X[held])
+            predicted[held] = predict_svc(fit(X[~held], codes[~held]), X[held])
     return predicted
 
 

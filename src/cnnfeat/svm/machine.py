@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -16,6 +17,7 @@ from sklearn.svm import LinearSVC
 from cnnfeat.options import SvmOptions
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import CostSearch
+from cnnfeat.svm.classweight import class_factors, weight_by_code
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.kernel import (
     EXACT_KERNELS,
@@ -49,8 +51,8 @@ class Candidate:
     """One layer's training rows, made ready, and what was found out by trying."""
 
     rows: RowBlocks  # as they were extracted
-    codes: NDArray[np.intp]  # (n_samples,) class of each row, 0 to n_classes - 1
-    n_classes: int
+    codes: NDArray[np.intp]  # (n_samples,) class of each row: a place among the classes
+    factors: Doubles  # (n_classes,) of C, by class
     prepared: Preparation
     mapping: Nystroem | None  # of kernel nystroem
     options: SvmOptions
@@ -89,7 +91,7 @@ def make_candidate(
     *,
     seen: Moments,
     plan: TrialPlan | None,
-    n_classes: int,
+    classes: Sequence[str],
     options: SvmOptions,
     progress: Progress = SILENT,
 ) -> Candidate:
@@ -100,18 +102,19 @@ def make_candidate(
     rows : RowBlocks
         Features as they were extracted.
     codes : ndarray of shape (n_samples,)
-        Class of each row, 0 to `n_classes` - 1.
+        Class of each row: a place in `classes`.
     seen : Moments
         Of the rows.
     plan : TrialPlan, optional
         Which rows C is chosen on. None: it is given.
-    n_classes : int
-        How many classes there are.
+    classes : sequence of str
+        Their names.
     options : SvmOptions
         What machine, which C are tried, and the memory allowed.
     progress : Progress
         Told of the search.
     """
+    factors = class_factors(options.class_weight, codes, classes=classes)
     prepared = prepare(rows, seen, normalize=options.normalize, pca=options.pca, seed=options.seed)
     mapping = None
     if options.kernel == "nystroem":
@@ -119,14 +122,14 @@ def make_candidate(
         mapping = fit_nystroem(
             some, gamma=options.gamma, n_components=NYSTROEM_COMPONENTS, seed=options.seed
         )
-    candidate = Candidate(rows, codes, n_classes, prepared, mapping, options, None)
+    candidate = Candidate(rows, codes, factors, prepared, mapping, options, None)
     if plan is None:
         return candidate
     if options.kernel in EXACT_KERNELS:
         if options.grid is not None:
             check_grid(options.grid)
         X = read_all(prepared.rows(rows))
-        tried = select_kernel(X, codes, plan, options, progress=progress)
+        tried = select_kernel(X, codes, plan, options, class_weight=factors, progress=progress)
     else:
         tried = _try_costs(candidate, plan, progress)
     return replace(candidate, tried=tried)
@@ -147,15 +150,7 @@ class Decisions:
     values: Doubles | None  # (n_samples, n_classes), or (n_samples,) for two; None: not kept
 
 
-def decide(pipeline: Pipeline, rows: RowBlocks) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Predict by blocks: codes and margins, both (n_samples,)."""
-    found = decisions(pipeline, rows, most_bytes=0)
-    return found.predicted, found.margin
-
-
-def decisions(
-    pipeline: Pipeline, rows: RowBlocks, *, most_bytes: int = DECISION_BYTES
-) -> Decisions:
+def decide(pipeline: Pipeline, rows: RowBlocks, *, most_bytes: float = DECISION_BYTES) -> Decisions:
     """Predict by blocks, and keep all decision values where they take no more than `most_bytes`."""
     n = rows.n_samples
     predicted, margin = np.empty(n, np.intp), np.empty(n)
@@ -191,7 +186,9 @@ def _fit_linear(candidate: Candidate, progress: Progress) -> Machine:
         state = solve(
             design,
             Targets(candidate.codes),
-            one_against_rest(candidate.n_classes, C=candidate.cost),
+            one_against_rest(
+                len(candidate.factors), C=candidate.cost, class_weight=candidate.factors
+            ),
             tol=TOLERANCE,
             max_iter=MAX_STEPS,
             memory_bytes=options.memory // (2 if design.held else 1),
@@ -201,7 +198,7 @@ def _fit_linear(candidate: Candidate, progress: Progress) -> Machine:
     if not state.converged:
         _LOG.warning("the machine had not converged after %d steps", state.steps)
     linear = plain_linear(
-        state, C=candidate.cost, n_features=design.n_weights - 1, n_classes=candidate.n_classes
+        state, C=candidate.cost, n_features=design.n_weights - 1, factors=candidate.factors
     )
     mapped = [] if mapping is None else [("nystroem", mapping)]
     return Machine(
@@ -243,7 +240,8 @@ def _try_costs(candidate: Candidate, plan: TrialPlan, progress: Progress) -> Tri
         design,
         codes,
         plan,
-        n_classes=candidate.n_classes,
+        n_classes=len(candidate.factors),
+        class_weight=candidate.factors,
         grid=grid,
         memory_bytes=options.memory // (2 if design.held else 1),
         stop_early=options.grid is None,
@@ -262,7 +260,14 @@ def _fit_kernel(candidate: Candidate, progress: Progress) -> Machine:
     elif gamma == "auto":
         gamma = scale_gamma(X)
     with progress.task(f"training ({kernel})", total=1, unit="machines") as task:
-        machine = fit_svc(X, candidate.codes, kernel=kernel, C=candidate.cost, gamma=gamma)
+        machine = fit_svc(
+            X,
+            candidate.codes,
+            kernel=kernel,
+            C=candidate.cost,
+            gamma=gamma,
+            class_weight=candidate.factors,
+        )
         task.advance()
     return Machine(
         pipeline=_pipeline([*candidate.prepared.steps(), ("svm", machine)]),
@@ -274,12 +279,12 @@ def _fit_kernel(candidate: Candidate, progress: Progress) -> Machine:
     )
 
 
-def plain_linear(state: State, *, C: float, n_features: int, n_classes: int) -> LinearSVC:
+def plain_linear(state: State, *, C: float, n_features: int, factors: Doubles) -> LinearSVC:
     """Put a solution into scikit-learn's own fitted `LinearSVC`."""
-    machine = LinearSVC(C=C, dual=False)
+    machine = LinearSVC(C=C, dual=False, class_weight=weight_by_code(factors))
     machine.coef_ = np.ascontiguousarray(state.weights[:n_features].T)
     machine.intercept_ = state.weights[n_features].copy()
-    machine.classes_ = np.arange(n_classes)
+    machine.classes_ = np.arange(len(factors))
     machine.n_features_in_ = n_features
     machine.n_iter_ = state.steps
     return machine

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.result import Trial
+from cnnfeat.svm.matrix import Doubles
 from cnnfeat.svm.solver import Columns, Design, State, Targets, one_against_rest, solve
 from cnnfeat.svm.trials import TrialPlan, Tried
 
@@ -56,6 +57,7 @@ def select_cost(
     plan: TrialPlan,
     *,
     n_classes: int,
+    class_weight: Doubles | None = None,
     grid: Sequence[float],
     memory_bytes: int,
     stop_early: bool = False,
@@ -77,6 +79,8 @@ def select_cost(
         Which machine leaves which of the rows out.
     n_classes : int
         How many classes there are.
+    class_weight : ndarray of shape (n_classes,), optional
+        A factor of C for each class.
     grid : sequence of float
         Values of C, ascending.
     memory_bytes : int
@@ -93,7 +97,7 @@ def select_cost(
     """
     folds = plan.n_folds
     targets = Targets(codes, folds=plan.fold)
-    single = one_against_rest(n_classes, C=1.0)
+    single = one_against_rest(n_classes, C=1.0, class_weight=class_weight)
     columns = Columns(
         positive=np.tile(single.positive, folds),
         C_positive=np.tile(single.C_positive, folds),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,18 +16,22 @@ import scipy
 import sklearn
 import skops
 from numpy.typing import NDArray
+from sklearn.metrics import log_loss
 
 from cnnfeat import __version__
 from cnnfeat.errors import Interrupted
 from cnnfeat.features import FeatureFile
 from cnnfeat.files import check_output, csv_lines, replacing
 from cnnfeat.options import SvmOptions
+from cnnfeat.parts import Part, pack_parts
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
 from cnnfeat.result import CostSearch, LayerScore, McNemar, SvmResult, write_result
-from cnnfeat.svm.division import Division, check_finite, divide
-from cnnfeat.svm.evaluation import Scores, interval_in_turn, mcnemar, score
-from cnnfeat.svm.machine import Candidate, Machine, decide, fit_machine, make_candidate
+from cnnfeat.svm.calibration import Calibration, fit_calibration
+from cnnfeat.svm.classweight import weight_by_code
+from cnnfeat.svm.division import Division, check_finite, divide, set_aside
+from cnnfeat.svm.evaluation import Scores, interval_in_turn, mcnemar, mean_roc_auc, score
+from cnnfeat.svm.machine import Candidate, Decisions, Machine, decide, fit_machine, make_candidate
 from cnnfeat.svm.matrix import SubsetRows, moments
 from cnnfeat.svm.persistence import save_svm
 from cnnfeat.svm.trials import TrialPlan
@@ -59,6 +64,7 @@ class _Work:
     options: SvmOptions
     plan: TrialPlan | None  # None: C is given, and there is nothing to compare
     turns: TrialPlan | None  # how rows are scored by cross-validation; None: they are not
+    aside: NDArray[np.bool_] | None  # (n_train,) rows for probabilities; None: none are wanted
     progress: Progress
 
 
@@ -73,11 +79,23 @@ class _Contender:
 
 
 @dataclass(frozen=True, slots=True)
+class _Saved:
+    """The machine that is saved, and what its decision values came to mean."""
+
+    machine: Machine
+    candidate: Candidate  # the rows it was fitted to
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Answers:
     """What was said of the scored rows."""
 
     predicted: NDArray[np.intp]  # codes
     margin: NDArray[np.float64]
+    roc_auc: float | None = None
+    chances: NDArray[np.float64] | None = None  # of what was predicted; None: not calibrated
+    log_loss: float | None = None
 
 
 def svm_stage(
@@ -132,7 +150,8 @@ def svm_stage(
             tries = options.C == "auto" or len(layers) > 1
             turns = division.in_turn(options, seed=options.seed + 1) if options.cv else None
             plan = division.plan(options, may_fix_C=len(layers) == 1) if tries else None
-            work = _Work(file, division, options, plan, turns, progress)
+            aside = set_aside(division, seed=options.seed) if options.probability else None
+            work = _Work(file, division, options, plan, turns, aside, progress)
             contenders = [_try_layer(work, layer) for layer in layers]
             return _finish(work, out, contenders)
     except KeyboardInterrupt as error:
@@ -166,7 +185,7 @@ def _try_layer(work: _Work, layer: str) -> _Contender:
         codes,
         seen=seen,
         plan=work.plan,
-        n_classes=len(division.classes),
+        classes=division.classes,
         options=work.options,
         progress=work.progress,
     )
@@ -203,7 +222,8 @@ def _scored_in_turn(work: _Work, turns: TrialPlan, layers: Sequence[str]) -> _An
     for model selection", BMC Bioinformatics 7 (2006) 91.
     """
     train, options = work.division.train, work.options
-    answers = _Answers(np.empty(len(train), np.intp), np.empty(len(train)))
+    predicted, margin = np.empty(len(train), np.intp), np.empty(len(train))
+    areas: list[float | None] = []
     with work.progress.task("scoring in turn", total=turns.n_folds, unit="folds") as task:
         for fold in range(turns.n_folds):
             held = turns.fold == fold
@@ -211,12 +231,21 @@ def _scored_in_turn(work: _Work, turns: TrialPlan, layers: Sequence[str]) -> _An
             candidates = {layer: _without(work, layer, held, plan) for layer in layers}
             layer, best = max(candidates.items(), key=lambda item: _rank(item[1]))
             rows = SubsetRows(train.features(work.file, layer), held)
-            answers.predicted[held], answers.margin[held] = decide(fit_machine(best).pipeline, rows)
+            found = decide(fit_machine(best).pipeline, rows)
+            predicted[held], margin[held] = found.predicted, found.margin
+            areas.append(_area(train.codes[held], found))
             task.advance()
-    return answers
+    known = [area for area in areas if area is not None]
+    return _Answers(predicted, margin, float(np.mean(known)) if known else None)
 
 
-def _without(work: _Work, layer: str, held: NDArray[np.bool_], plan: TrialPlan | None) -> Candidate:
+def _without(
+    work: _Work,
+    layer: str,
+    held: NDArray[np.bool_],
+    plan: TrialPlan | None,
+    options: SvmOptions | None = None,
+) -> Candidate:
     """Try one layer on the rows that are not held out."""
     train = work.division.train
     kept = SubsetRows(train.features(work.file, layer), ~held)
@@ -225,8 +254,8 @@ def _without(work: _Work, layer: str, held: NDArray[np.bool_], plan: TrialPlan |
         train.codes[~held],
         seen=moments(kept),
         plan=plan,
-        n_classes=len(work.division.classes),
-        options=work.options,
+        classes=work.division.classes,
+        options=options or work.options,
     )
 
 
@@ -240,23 +269,95 @@ def _finish(work: _Work, out: Path, contenders: Sequence[_Contender]) -> SvmResu
     started = time.monotonic()
     file, division = work.file, work.division
     best = max(contenders, key=lambda contender: _rank(contender.candidate))
-    machine = fit_machine(best.candidate, progress=work.progress)
+    saved = _fit_saved(work, best)
     if work.turns is not None:
         answers = _scored_in_turn(work, work.turns, [item.layer for item in contenders])
     else:
-        rows = division.scored.features(file, best.layer)
-        answers = _Answers(*decide(machine.pipeline, rows))
+        answers = _answers(work, saved, best.layer)
     best = replace(best, elapsed_s=best.elapsed_s + time.monotonic() - started)
-    result = _result(work, contenders, best=best, machine=machine, answers=answers)
+    result = _result(work, contenders, best=best, saved=saved, answers=answers)
     n_features = best.candidate.rows.n_features
-    save_svm(
-        machine.pipeline,
-        out / "svm.skops",
-        metadata=machine_metadata(file, division, layer=best.layer, n_features=n_features),
-    )
+    metadata = machine_metadata(file, division, layer=best.layer, n_features=n_features)
+    metadata["parts"] = _parts(work)
+    if saved.calibration is not None:
+        metadata["calibration"] = saved.calibration.to_json()
+    save_svm(saved.machine.pipeline, out / "svm.skops", metadata=metadata)
     _write_predictions(out / "predictions.csv", file, division, answers)
     write_result(result, out / "svm.json")
     return result
+
+
+def _fit_saved(work: _Work, best: _Contender) -> _Saved:
+    """Fit the machine that is saved; where probabilities are wanted, without the rows set aside."""
+    train, candidate = work.division.train, best.candidate
+    if work.aside is None:
+        return _Saved(fit_machine(candidate, progress=work.progress), candidate, None)
+    gamma = None if candidate.tried is None else candidate.tried.selection.chosen.gamma
+    fixed = replace(work.options, C=candidate.cost, gamma=gamma or work.options.gamma)
+    smaller = _without(work, best.layer, work.aside, None, fixed)
+    machine = fit_machine(smaller, progress=work.progress)
+    rows = SubsetRows(train.features(work.file, best.layer), work.aside)
+    found = decide(machine.pipeline, rows, most_bytes=math.inf)
+    calibration = fit_calibration(
+        cast("NDArray[np.float64]", found.values),
+        train.codes[work.aside],
+        classes=work.division.classes,
+    )
+    return _Saved(machine, smaller, calibration)
+
+
+def _answers(work: _Work, saved: _Saved, layer: str) -> _Answers:
+    """Ask the saved machine about the scored rows."""
+    scored = work.division.scored
+    found = decide(saved.machine.pipeline, scored.features(work.file, layer))
+    answers = _Answers(found.predicted, found.margin, _area(scored.codes, found))
+    if saved.calibration is None or found.values is None:
+        return answers
+    chances = saved.calibration.probabilities(found.values)
+    return replace(
+        answers,
+        chances=chances[np.arange(len(chances)), found.predicted],
+        log_loss=float(log_loss(scored.codes, chances, labels=np.arange(chances.shape[1]))),
+    )
+
+
+def _area(codes: NDArray[np.intp], found: Decisions) -> float | None:
+    return None if found.values is None else mean_roc_auc(codes, found.values)
+
+
+def _parts(work: _Work) -> dict[str, Json]:
+    """What the saved machine saw of each row of the file, by split."""
+    file, train = work.file, work.division.train
+    parts = {split: np.full(file.n_rows(split), Part.UNSEEN, np.uint8) for split in file.splits}
+    aside = np.zeros(len(train), np.bool_) if work.aside is None else work.aside
+    done = 0
+    for piece in train.pieces:
+        here = aside[done : done + len(piece.rows)]
+        parts[piece.split][piece.rows] = np.where(here, Part.VALIDATION, Part.FITTED)
+        done += len(piece.rows)
+    return {split: pack_parts(found) for split, found in parts.items()}
+
+
+def _class_weight(division: Division, candidate: Candidate) -> dict[str, float] | None:
+    """Name the factors of C; None where all are 1."""
+    factors = weight_by_code(candidate.factors)
+    if factors is None:
+        return None
+    return {division.classes[code]: factor for code, factor in factors.items()}
+
+
+def _calibration(work: _Work, saved: _Saved, answers: _Answers) -> dict[str, Json] | None:
+    """What is to be known of the probabilities."""
+    if saved.calibration is None:
+        return None
+    division, n_samples = work.division, saved.calibration.n_samples
+    how = "" if division.chooses is not None else ", held out from the machine"
+    return {
+        "method": "sigmoid",
+        "n_samples": n_samples,
+        "on": f"{n_samples:,} {division.rows}{how}",
+        "log_loss": answers.log_loss,  # on the scored rows
+    }
 
 
 def _result(
@@ -264,24 +365,29 @@ def _result(
     contenders: Sequence[_Contender],
     *,
     best: _Contender,
-    machine: Machine,
+    saved: _Saved,
     answers: _Answers,
 ) -> SvmResult:
     """Fill the record; the contenders are in the order they were asked for."""
     division, options, file = work.division, work.options, work.file
-    scores = score(division.scored.codes, answers.predicted, classes=division.classes)
-    saved = _layer_score(work, best, scores, machine)
+    scores = score(
+        division.scored.codes,
+        answers.predicted,
+        classes=division.classes,
+        roc_auc=answers.roc_auc,
+    )
+    finished = _layer_score(work, best, scores, saved.machine)
     compared = [
         _layer_score(work, item, item.compared or scores, compared=True) for item in contenders
     ]
     return SvmResult(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        best=saved,
+        best=finished,
         kernel=options.kernel,
         normalize=options.normalize,
         pca=options.pca,
         classes=division.classes,
-        n_train=len(division.train),
+        n_train=saved.candidate.rows.n_samples,
         n_test=len(division.scored),
         train_split=division.train.splits,
         test_split=division.scored.splits,
@@ -293,7 +399,7 @@ def _result(
         selection=best.candidate.selection,
         features={"path": str(file.path), **_provenance(file)},
         network_test_accuracy=_network_accuracy(file),
-        layers=tuple(compared) if len(contenders) > 1 else (saved,),
+        layers=tuple(compared) if len(contenders) > 1 else (finished,),
         mcnemar=_compared_best(work, contenders) if len(contenders) > 1 else None,
         versions={
             "cnnfeat": __version__,
@@ -302,6 +408,8 @@ def _result(
             "scikit-learn": sklearn.__version__,
             "skops": skops.__version__,
         },
+        class_weight=_class_weight(division, saved.candidate),
+        calibration=_calibration(work, saved, answers),
     )
 
 
@@ -339,6 +447,7 @@ def _layer_score(
         accuracy_interval=interval,
         balanced_accuracy=scores.balanced_accuracy,
         elapsed_s=contender.elapsed_s,
+        macro=scores.macro,
         compared_on=tried.selection.on if compared and tried is not None else None,
     )
 
@@ -402,13 +511,14 @@ def _write_predictions(
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as lines,
     ):
-        lines.writelines(csv_lines([("id", "label", "predicted", "margin")]))
+        chance = [] if answers.chances is None else ["probability"]
+        lines.writelines(csv_lines([["id", "label", "predicted", "margin", *chance]]))
         lines.writelines(csv_lines(_prediction_rows(file, division, answers)))
 
 
 def _prediction_rows(
     file: FeatureFile, division: Division, answers: _Answers, step: int = 10_000
-) -> Iterator[tuple[str, str, str, str]]:
+) -> Iterator[list[str]]:
     """Read ids a part at a time, and put each beside what was said of its row."""
     codes, classes = division.scored.codes, division.classes
     place = 0
@@ -418,10 +528,12 @@ def _prediction_rows(
             first = int(rows[0])
             ids = file.ids(piece.split, start=first, stop=int(rows[-1]) + 1)
             for row in rows.tolist():
-                yield (
+                chance = [] if answers.chances is None else [f"{answers.chances[place]:.6g}"]
+                yield [
                     ids[row - first],
                     classes[codes[place]],
                     classes[answers.predicted[place]],
                     f"{answers.margin[place]:.6g}",
-                )
+                    *chance,
+                ]
                 place += 1
