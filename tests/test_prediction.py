@@ -21,13 +21,14 @@ from cnnfeat import LayerFeatures
 from cnnfeat.brightness import measure
 from cnnfeat.card import ModelCard, file_sha256, write_card
 from cnnfeat.data import open_data, open_source
+from cnnfeat.divided import divide_source
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
 from cnnfeat.extraction import extract
 from cnnfeat.features import FeatureFile, write_arrays
 from cnnfeat.network import load_network
 from cnnfeat.options import DataOptions, ExtractOptions, FitOptions, SvmOptions
-from cnnfeat.parts import pack_parts
-from cnnfeat.prediction import predict_features, predict_images
+from cnnfeat.parts import DivisionRule, pack_parts
+from cnnfeat.prediction import open_to_predict, predict_features, predict_images
 from cnnfeat.svm import load_svm, svm_stage
 from cnnfeat.svm.calibration import fit_calibration
 from cnnfeat.svm.persistence import save_svm
@@ -134,7 +135,11 @@ def test_one_picture_is_labelled(command, run: Path):
 def test_tables_and_commas(command, run: Path):
     table = command(run, "features.h5", "--svm", "svm.skops")
     assert len(table.stdout.splitlines()) == 301
-    assert "of 300 right" in table.stderr
+    counts = [line for line in table.stderr.splitlines() if " right (" in line]
+    assert len(counts) == 2  # the machine's own rows, and those that it was scored on
+    assert any("the machine was fitted to them" in line for line in counts)
+    assert any("the machine was not fitted to them" in line for line in counts)
+    assert sum(int(line.split(" of ")[1].split()[0]) for line in counts) == 300
     lines = command(run, "features.h5", "--svm", "svm.skops", "--csv").stdout.splitlines()
     assert lines[0] == "id,split,label,predicted,margin"
     assert len(lines) == 301
@@ -378,3 +383,70 @@ def test_an_extraction_of_opposite_pictures_says_so_too(cnnfeat, run, carded):
     assert (done.returncode, "mostly" in done.stderr) == (0, False)
     with FeatureFile(carded / "light.h5") as file:
         np.testing.assert_array_equal(file.read("all", "fc1"), turned)
+
+
+def test_what_the_network_saw_of_rows_is_told(run: Path, tmp_path: Path):
+    saved = load_svm(run / "svm.skops")
+    parts = np.array([0, 1, 2], np.uint8)
+    write_arrays(
+        tmp_path / "seen.h5",
+        {"all": {"conv1": np.zeros((3, 256), np.float32)}},
+        parts={"all": parts},
+        attributes={"network_sha256": str(saved.metadata["network_sha256"])},
+    )
+    found = list(predict_features(saved, tmp_path / "seen.h5"))
+    assert [item.network_part for item in found] == ["unseen", "fitted", "validation"]
+    assert {item.machine_part for item in found} == {None}  # of the same source or not: not known
+
+
+@pytest.fixture(scope="module")
+def divided(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures, divided as for a training."""
+    folder = tmp_path_factory.mktemp("divided")
+    shutil.copytree(run / "pictures", folder / "pictures")
+    shutil.copy(run / "model.keras", folder)
+    network = load_network(str(folder / "model.keras"))
+    with open_source(str(folder / "pictures")) as source:
+        rows = divide_source(source, DivisionRule(test_fraction=0.2, validation=0.2, seed=0))
+        extract(network, rows, ExtractOptions(layer=("conv1",)), out=folder / "features.h5")
+    svm_stage(folder / "features.h5", folder, options=SvmOptions(C=0.01))
+    return folder
+
+
+def test_the_machine_s_own_pictures_are_divided_as_they_were(divided: Path):
+    saved = load_svm(divided / "svm.skops")
+    network = load_network(str(divided / "model.keras"))
+    by_row = {item.id: item for item in predict_features(saved, divided / "features.h5")}
+    with open_to_predict(saved, DataOptions(str(divided / "pictures"))) as source:
+        by_image = {item.id: item for item in predict_images(saved, network, source)}
+    assert by_image.keys() == by_row.keys()
+    for name, item in by_image.items():
+        told = (item.split, item.predicted, item.machine_part, item.network_part)
+        row = by_row[name]
+        assert told == (row.split, row.predicted, row.machine_part, row.network_part)
+    seen = {(item.split, item.machine_part, item.network_part) for item in by_image.values()}
+    assert seen == {
+        ("train", "fitted", "fitted"),
+        ("train", "fitted", "validation"),
+        ("test", "unseen", "unseen"),
+    }
+
+
+def test_right_ones_are_counted_by_split(command, divided: Path):
+    done = command(divided, "pictures", "--svm", "svm.skops", "--csv")
+    counts = [line for line in done.stderr.splitlines() if " right (" in line]
+    assert [line.split(":")[0] for line in counts] == ["train", "train", "test"]
+    assert counts[2].endswith("neither the machine nor the network was fitted to them")
+    lines = command(divided, "pictures", "--svm", "svm.skops", "--csv", "--split", "test").stdout
+    assert {line.split(",")[1] for line in lines.splitlines()[1:]} == {"test"}
+
+
+def test_of_other_pictures_nothing_is_claimed(command, divided: Path, tmp_path: Path):
+    shutil.copytree(divided / "pictures" / "digit 3", tmp_path / "few" / "digit 3")
+    shutil.copytree(divided / "pictures" / "digit 4", tmp_path / "few" / "digit 4")
+    done = command(divided, str(tmp_path / "few"), "--svm", "svm.skops", "--json")
+    items = json.loads(done.stdout)
+    assert {(item["machine_part"], item["network_part"]) for item in items} == {(None, None)}
+    (line,) = [line for line in done.stderr.splitlines() if " right (" in line]
+    assert line.startswith("all: ")
+    assert line.endswith("%)")

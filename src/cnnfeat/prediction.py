@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.brightness import opposites_warning, some_images
+from cnnfeat.data import open_data
+from cnnfeat.divided import redivide
 from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
 from cnnfeat.extraction import default_batch_size
 from cnnfeat.features import FeatureFile
-from cnnfeat.options import FitOptions, ProbeOptions, Size, check_fit
-from cnnfeat.origin import recorded_fitting, recorded_probe
+from cnnfeat.options import DataOptions, FitOptions, ProbeOptions, Size, check_fit
+from cnnfeat.origin import recorded_data, recorded_fitting, recorded_probe
 from cnnfeat.parts import Part, unpack_parts
 from cnnfeat.records import (
     Array,
@@ -95,7 +98,9 @@ def predict_features(
         _check_features(saved, file)
         for split in _asked(splits, file.splits):
             labels = file.labels(split)
-            machine = machine_parts(saved, file.attributes, split, n_samples=file.n_rows(split))
+            n_rows = file.n_rows(split)
+            machine = machine_parts(saved, file.attributes, split, n_samples=n_rows)
+            network = file.parts(split)
             for start, rows in file.blocks(split, saved.layer, rows=BATCH_ROWS):
                 stop = start + len(rows)
                 known = _Known(
@@ -104,8 +109,31 @@ def predict_features(
                     None if labels is None else labels[start:stop],
                     file.classes,
                     machine=None if machine is None else machine[start:stop],
+                    network=None if network is None else network[start:stop],
                 )
                 yield from _predict(saved, rows, known, scores=scores)
+
+
+def open_to_predict(saved: SavedSVM, options: DataOptions) -> Source:
+    """Open pictures; those that the machine's features came from are divided as they were then.
+
+    Parameters
+    ----------
+    saved : SavedSVM
+        The machine.
+    options : DataOptions
+        Where the pictures are.
+    """
+    source = open_data(options)
+    if source.fingerprint().digest != saved.metadata.get("source_fingerprint"):
+        return source
+    then = recorded_data(saved.metadata)
+    again = dataclasses.replace(options, group_by=then.group_by, min_per_class=then.min_per_class)
+    if again != options:
+        source.__exit__(None, None, None)
+        source = open_data(again)
+    division = saved.metadata.get("division")
+    return (redivide(source, json.loads(str(division))) if division else None) or source
 
 
 def predict_images(
@@ -160,8 +188,11 @@ def predict_images(
     check_network(saved, network)
     layers = network.find([str(saved.metadata["tensor"])])
     asked = _Fitting.of(saved, fitting, any_size=any_size)
+    facts = {"source_fingerprint": source.fingerprint().digest}
     for split in _asked(splits, tuple(source.splits)):
         info = source.splits[split]
+        machine = machine_parts(saved, facts, split, n_samples=info.n_samples)
+        seen = source.parts(split)
         how = asked.how(network, info)
         shape = ImageTarget(how.resize).shape_of(info.image_shape)
         rows_at_once = batch_size or default_batch_size(shape)
@@ -186,7 +217,16 @@ def predict_images(
                 skipped.extend(batch.skipped)
             if len(batch):
                 (rows,) = probe(batch.images)
-                known = _Known(split, batch.ids, batch.labels, source.classes)
+                left_out = [sample.row for sample in batch.skipped]
+                here = np.setdiff1d(np.arange(batch.start, batch.stop), left_out)
+                known = _Known(
+                    split,
+                    batch.ids,
+                    batch.labels,
+                    source.classes,
+                    machine=None if machine is None else machine[here],
+                    network=None if seen is None else seen[here],
+                )
                 yield from _predict(saved, rows, known, scores=scores)
 
 

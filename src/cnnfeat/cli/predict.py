@@ -15,7 +15,7 @@ from cnnfeat.cli import flags
 from cnnfeat.cli.predictions import Tally, Wanted, write_csv, write_json, write_table
 from cnnfeat.cli.session import Settings, artifact, pass_settings, start_tensorflow
 from cnnfeat.errors import SKIPPED_EXIT_CODE
-from cnnfeat.options import FitOptions, ReadOptions
+from cnnfeat.options import DataOptions, FitOptions, ReadOptions
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -137,8 +137,12 @@ def _predictions(
     fitting: FitOptions,
     any_size: bool,
 ) -> Iterator[Prediction]:
-    from cnnfeat.data import open_source
-    from cnnfeat.prediction import is_feature_file, predict_features, predict_images
+    from cnnfeat.prediction import (
+        is_feature_file,
+        open_to_predict,
+        predict_features,
+        predict_images,
+    )
 
     said: set[str] = set()
     for spec in inputs:
@@ -146,7 +150,8 @@ def _predictions(
             found = predict_features(saved, Path(spec), splits=splits, scores=scores)
             yield from tally.counting(found, source=spec)
             continue
-        with open_source(spec, data_dir=data_dir) as source:
+        folder = None if data_dir is None else str(data_dir)
+        with open_to_predict(saved, DataOptions(spec, folder)) as source:
             found = predict_images(
                 saved,
                 network(),

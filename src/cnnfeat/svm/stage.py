@@ -50,6 +50,7 @@ PROVENANCE = (
     "preprocessing",
     "precision",
     "options",
+    "division",
 )
 
 _LOG = logging.getLogger("cnnfeat")
