@@ -304,3 +304,28 @@ def test_photographs_of_many_sizes(photographs: Path, tmp_path: Path):
     (one,) = machine.predict(picture, scores=True)
     assert (one.id, one.predicted) == (str(picture), found.predicted[6])
     assert len(one.scores) == 2
+
+
+def test_photographs_from_a_training_to_new_ones(photographs: Path, tmp_path: Path):
+    photos = DataOptions(source=str(photographs / "photos"), resize=(SIDE, SIDE), fit="crop")
+    card = cnnfeat.train(
+        photos,
+        TrainOptions(epochs=8, learning_rate=0.01),
+        out=tmp_path / "model.keras",
+        network=ArchitectureOptions(dense=(DenseOptions(units=16),)),
+    )
+    n_photos = 2 * CROPS
+    assert card.n_train + card.n_validation + card.n_test == n_photos
+    assert card.image_shape == (SIDE, SIDE, 3)
+    options = ExtractOptions(layers=["conv2", "fc1"])
+    made = cnnfeat.extract(tmp_path / "model.keras", None, options, out=tmp_path / "features.h5")
+    assert sum(made.rows.values()) == n_photos
+    result = cnnfeat.fit_svm(made.path, tmp_path, SvmOptions(layer=("fc1",), C=0.1))
+    assert (result.evaluation, result.n_test) == ("test split", card.n_test)
+    assert result.accuracy > 0.6
+    machine = cnnfeat.load_machine(tmp_path / "svm.skops")
+    found = machine.predict(photographs / "more")
+    assert np.mean(found.predicted == np.array(found.labels)) > 0.6
+    with Image.open(photographs / "more" / "china" / f"{CROPS}.jpg") as picture:
+        (one,) = machine.predict(np.asarray(picture)[None])
+    assert one.predicted == found.predicted[0]
