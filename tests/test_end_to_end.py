@@ -135,6 +135,7 @@ def test_mnist_rows_are_mnist(data_dir: Path, mnist_dir: Path, tmp_path: Path):
 
 @pytest.mark.mnist
 @pytest.mark.slow
+@pytest.mark.timeout(7_200)  # a training of minutes, on a busy machine longer
 def test_the_defaults_reach_their_accuracy_on_mnist(data_dir: Path, tmp_path: Path):
     cnnfeat(tmp_path, "train", data_dir=data_dir)
     model = json.loads((tmp_path / "artifacts" / "model.json").read_text("utf-8"))

@@ -200,15 +200,15 @@ class ReadOptions:
     weights: str | None = option(None, "For keras:NAME: imagenet, none, or a file.")
 
     def over(self, recorded: ReadOptions) -> ReadOptions:
-        """Put what is said here above what was recorded; feeds one by one, the last one counts."""
+        """Put what is said here above what was recorded; feeds one by one, `x` and `x:0` are one."""
         own, recorded = checked(self), checked(recorded)
         said = {
             name: getattr(own, name)
             for name, item in fields_of(ReadOptions).items()
             if getattr(own, name) != item.default
         }
-        names = dict(own.feed)
-        kept = tuple(pair for pair in recorded.feed if pair[0] not in names)
+        names = {name.removesuffix(":0") for name, _ in own.feed}
+        kept = tuple(pair for pair in recorded.feed if pair[0].removesuffix(":0") not in names)
         return dataclasses.replace(recorded, **{**said, "feed": (*kept, *own.feed)})
 
 

@@ -302,6 +302,7 @@ def test_images_too_small_are_refused_before_training(digits, tmp_path: Path):
 
 @pytest.mark.mnist
 @pytest.mark.slow
+@pytest.mark.timeout(7_200)  # a training of minutes, on a busy machine longer
 def test_the_default_run_on_mnist_reaches_its_accuracy(data_dir: Path, tmp_path: Path):
     with open_source("mnist", data_dir=data_dir) as source:
         result = train(RunOptions(), source, out=tmp_path / "model.keras")
