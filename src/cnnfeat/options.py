@@ -200,7 +200,7 @@ class ReadOptions:
     weights: str | None = option(None, "For keras:NAME: imagenet, none, or a file.")
 
     def over(self, recorded: ReadOptions) -> ReadOptions:
-        """Put what is said here above what was recorded; feeds one by one, `x` and `x:0` are one."""
+        """Put what is said here above what was recorded; feeds one by one, `x:0` is `x`."""
         own, recorded = checked(self), checked(recorded)
         said = {
             name: getattr(own, name)
