@@ -109,7 +109,7 @@ def test_csv_brings_every_text_back(tmp_path: Path):
 def test_lock_is_one_even_while_it_is_removed(tmp_path: Path):
     def is_refused():
         with (
-            pytest.raises(LockedError, match=f"written by process {os.getpid()}$"),
+            pytest.raises(LockedError, match=rf"written by process {os.getpid()}\b"),
             locked(tmp_path / "f"),
         ):
             pass
@@ -165,6 +165,6 @@ def test_output_that_another_process_writes_is_refused(tmp_path: Path):
         text=True,
     ) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(LockedError, match=f"is being written by process {process.pid}$"):
+        with pytest.raises(LockedError, match=rf"is being written by process {process.pid}\b"):
             check_output(tmp_path / "f", overwrite=True)
     check_output(tmp_path / "f", overwrite=False)

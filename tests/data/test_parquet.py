@@ -199,7 +199,7 @@ def test_the_names_of_classes_must_agree(tmp_path, pictures, labels, png):
     ("label", "message"),
     [
         ([[0, 1]] * 50, "labels of type list<.*>; a whole number or a text"),
-        ([0.5] * 50, "labels must be whole numbers or text"),
+        ([0.5] * 50, "continuous targets, 1 different numbers from 0.5"),
         ([None, *[1] * 49], "column label: 1 of 50 rows have no label; the first is row 0"),
         ([5] * 50, "labels from 5 to 5; the 3 classes that have names are 0 to 2"),
     ],
