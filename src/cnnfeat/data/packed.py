@@ -5,14 +5,15 @@ Only those that are decoded next are in memory.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol, overload
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar, overload
 
 import numpy as np
 
@@ -39,6 +40,25 @@ class Shard(Protocol):
         """Read encoded pictures; None where there is none."""
 
     def close(self) -> None: ...
+
+
+S = TypeVar("S", bound=Shard)
+
+
+@contextlib.contextmanager
+def opened_shards(
+    files: Mapping[str, Sequence[Path]], open_one: Callable[[Path], S]
+) -> Iterator[dict[str, list[S]]]:
+    """Open the files of each split; they stay open unless what is done with them fails."""
+    with contextlib.ExitStack() as stack:
+        shards: dict[str, list[S]] = {}
+        for split, paths in files.items():
+            shards[split] = []
+            for path in paths:
+                shards[split].append(open_one(path))
+                stack.callback(shards[split][-1].close)
+        yield shards
+        stack.pop_all()
 
 
 @dataclass(frozen=True, slots=True)

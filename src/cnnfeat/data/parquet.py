@@ -14,13 +14,14 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnfeat.data.arrays import index_labels
-from cnnfeat.data.packed import PackedSource, given_labels
+from cnnfeat.data.packed import PackedSource, given_labels, opened_shards
 from cnnfeat.data.source import open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
 
@@ -77,12 +78,7 @@ def open_parquet(
         If a file is damaged, or has no pictures, or files differ.
     """
     asked = None if labels is None else labels.removeprefix(":").strip("/")
-    with contextlib.ExitStack() as stack:
-        shards: dict[str, list[ParquetShard]] = {}
-        for split, paths in files.items():
-            shards[split] = [ParquetShard(one, label=asked) for one in paths]
-            for shard in shards[split]:
-                stack.callback(shard.close)
+    with opened_shards(files, partial(ParquetShard, label=asked)) as shards:
         columns = _agreed([shard for of_split in shards.values() for shard in of_split])
         raw = {
             split: found
@@ -90,7 +86,7 @@ def open_parquet(
             if (found := _labels(of_split, split)) is not None
         }
         indices, classes = index_labels(raw, name=str(path), classes=columns.names)
-        source = PackedSource(
+        return PackedSource(
             path,
             "parquet",
             shards=shards,
@@ -99,8 +95,6 @@ def open_parquet(
             labels_from=labels or "",
             max_pixels=max_pixels,
         )
-        stack.pop_all()
-        return source
 
 
 class ParquetShard:

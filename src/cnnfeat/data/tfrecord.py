@@ -23,7 +23,7 @@ import numpy as np
 
 from cnnfeat.data.arrays import index_labels
 from cnnfeat.data.example import Feature, read_example
-from cnnfeat.data.packed import PackedSource, given_labels
+from cnnfeat.data.packed import PackedSource, given_labels, opened_shards
 from cnnfeat.data.source import open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
 
@@ -88,13 +88,7 @@ def open_tfrecord(
         If there is no such feature.
     """
     asked = None if labels is None else labels.removeprefix(":").strip("/")
-    with contextlib.ExitStack() as stack:
-        shards: dict[str, list[TFRecordShard]] = {}
-        for split, paths in files.items():
-            shards[split] = []
-            for one in paths:
-                shards[split].append(TFRecordShard(one, label=asked))
-                stack.callback(shards[split][-1].close)
+    with opened_shards(files, functools.partial(TFRecordShard, label=asked)) as shards:
         together = [shard for of_split in shards.values() for shard in of_split if len(shard)]
         raw = {
             split: found
@@ -104,7 +98,7 @@ def open_tfrecord(
         indices, classes = index_labels(raw, name=str(path))
         if raw and all(values.dtype.kind == "i" for values in raw.values()):
             classes = _named(classes, together, path)
-        source = PackedSource(
+        return PackedSource(
             path,
             "tfrecord",
             shards=shards,
@@ -113,8 +107,6 @@ def open_tfrecord(
             labels_from=labels or "",
             max_pixels=max_pixels,
         )
-        stack.pop_all()
-        return source
 
 
 class TFRecordShard:
