@@ -154,13 +154,16 @@ def test_a_word_means_one_thing():
     """No two modules, and no two public functions or classes, have one name."""
     names: dict[str, list[str]] = {}
     for path in modules():
-        if path.parent.name == "cli" or path.stem in ("commands", "__init__", "__main__"):
+        if path.parent.name == "cli" or path.stem in ("__init__", "__main__"):
             continue  # commands are called as they are typed
         own = [f"module {path.stem}"]
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 own.append(node.name)
+        typed = ("train", "extract") if path.stem == "commands" else ()
         for name in own:
+            if name in typed:
+                continue
             names.setdefault(name, []).append(module_name(path))
     assert {name: places for name, places in names.items() if len(places) > 1} == {}
 

@@ -74,7 +74,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class FittedMachine:
     """A fitted pipeline and how it came about."""
 
     pipeline: Pipeline  # plain scikit-learn; its classes are 0, 1 ...
@@ -135,7 +135,7 @@ def make_candidate(
     return replace(candidate, tried=tried)
 
 
-def fit_machine(candidate: Candidate, *, progress: Progress = SILENT) -> Machine:
+def fit_machine(candidate: Candidate, *, progress: Progress = SILENT) -> FittedMachine:
     """Fit the machine to all rows of a candidate, with the C that was given or chosen."""
     fit = _fit_kernel if candidate.options.kernel in EXACT_KERNELS else _fit_linear
     return fit(candidate, progress)
@@ -177,7 +177,7 @@ def decision_values(pipeline: Pipeline, block: Floats) -> Floats:
     return cast("Floats", pipeline.decision_function(block))
 
 
-def _fit_linear(candidate: Candidate, progress: Progress) -> Machine:
+def _fit_linear(candidate: Candidate, progress: Progress) -> FittedMachine:
     options, mapping, tried = candidate.options, candidate.mapping, candidate.tried
     design = _design(candidate.rows, candidate.prepared, mapping)
     design.hold(room_bytes=options.memory // 2)
@@ -201,7 +201,7 @@ def _fit_linear(candidate: Candidate, progress: Progress) -> Machine:
         state, C=candidate.cost, n_features=design.n_weights - 1, factors=candidate.factors
     )
     mapped = [] if mapping is None else [("nystroem", mapping)]
-    return Machine(
+    return FittedMachine(
         pipeline=_pipeline([*candidate.prepared.steps(), *mapped, ("svm", linear)]),
         C=candidate.cost,
         gamma=None if mapping is None else float(mapping.gamma),
@@ -250,7 +250,7 @@ def _try_costs(candidate: Candidate, plan: TrialPlan, progress: Progress) -> Tri
     return replace(tried, rows=chosen[tried.rows])
 
 
-def _fit_kernel(candidate: Candidate, progress: Progress) -> Machine:
+def _fit_kernel(candidate: Candidate, progress: Progress) -> FittedMachine:
     kernel = cast("Literal['rbf', 'poly']", candidate.options.kernel)
     warn_of_cost(candidate.rows.n_samples, candidate.prepared.n_outputs, kernel=kernel)
     X = read_all(candidate.prepared.rows(candidate.rows))
@@ -269,7 +269,7 @@ def _fit_kernel(candidate: Candidate, progress: Progress) -> Machine:
             class_weight=candidate.factors,
         )
         task.advance()
-    return Machine(
+    return FittedMachine(
         pipeline=_pipeline([*candidate.prepared.steps(), ("svm", machine)]),
         C=candidate.cost,
         gamma=gamma,

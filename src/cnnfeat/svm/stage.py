@@ -31,7 +31,14 @@ from cnnfeat.svm.calibration import Calibration, fit_calibration
 from cnnfeat.svm.classweight import weight_by_code
 from cnnfeat.svm.division import Division, check_finite, divide, set_aside
 from cnnfeat.svm.evaluation import Scores, interval_in_turn, mcnemar, mean_roc_auc, score
-from cnnfeat.svm.machine import Candidate, Decisions, Machine, decide, fit_machine, make_candidate
+from cnnfeat.svm.machine import (
+    Candidate,
+    Decisions,
+    FittedMachine,
+    decide,
+    fit_machine,
+    make_candidate,
+)
 from cnnfeat.svm.matrix import SubsetRows, moments
 from cnnfeat.svm.persistence import save_svm
 from cnnfeat.svm.trials import TrialPlan
@@ -83,7 +90,7 @@ class _Contender:
 class _Saved:
     """The machine that is saved, and what its decision values came to mean."""
 
-    machine: Machine
+    machine: FittedMachine
     candidate: Candidate  # the rows it was fitted to
     calibration: Calibration | None
 
@@ -418,7 +425,7 @@ def _layer_score(
     work: _Work,
     contender: _Contender,
     scores: Scores,
-    machine: Machine | None = None,
+    machine: FittedMachine | None = None,
     *,
     compared: bool = False,
 ) -> LayerScore:
