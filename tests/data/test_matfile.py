@@ -203,8 +203,9 @@ def test_random_damage_is_images_or_a_data_error(tmp_path, save, pictures, rng):
         path.write_bytes(damaged)
         try:
             with open_source(str(path)) as source:
-                for split in source.splits:
-                    list(source.batches(split, batch_size=5))
+                for split, info in source.splits.items():
+                    read = list(source.batches(split, batch_size=5))
+                    assert sum(map(len, read)) == info.n_samples
         except (DataError, UsageError):
             pass
 
