@@ -17,7 +17,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 
-from cnnfeat import LayerFeatures
+from cnnfeat import LayerFeatures, load_machine
 from cnnfeat.brightness import measure
 from cnnfeat.card import ModelCard, file_sha256, write_card
 from cnnfeat.data import open_data, open_source
@@ -276,6 +276,16 @@ def test_a_picture_of_another_size_can_be_refused(command, run, tmp_path):
     assert "excludes" in command(run, own, "--svm", "svm.skops", *words, code=2).stderr
 
 
+def test_pictures_of_many_sizes_take_one_function(run: Path, tmp_path, caplog):
+    caplog.set_level("INFO", logger="cnnfeat")
+    machine = load_machine(run / "svm.skops")
+    for side in (9, 11, 14):
+        path = tmp_path / f"{side}.png"
+        Image.fromarray(np.full((side, side + 1), 200, np.uint8)).save(path)
+        assert machine.predict(path).ids == (str(path),)
+    assert sum(text.startswith("images: to ") for text in caplog.messages) == 1
+
+
 def test_a_fit_keeps_proportions(run, tmp_path):
     """A digit beside an equally large black field: padded or cropped, not squeezed."""
     saved, network = load_svm(run / "svm.skops"), load_network(str(run / "model.keras"))
@@ -419,6 +429,10 @@ def test_the_machine_s_own_pictures_are_divided_as_they_were(divided: Path):
     by_row = {item.id: item for item in predict_features(saved, divided / "features.h5")}
     with open_to_predict(saved, DataOptions(str(divided / "pictures"))) as source:
         by_image = {item.id: item for item in predict_images(saved, network, source)}
+    by_machine = {
+        item.id: item for item in load_machine(divided / "svm.skops").predict(divided / "pictures")
+    }
+    assert by_machine == by_image
     assert by_image.keys() == by_row.keys()
     for name, item in by_image.items():
         told = (item.split, item.predicted, item.machine_part, item.network_part)

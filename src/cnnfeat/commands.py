@@ -35,12 +35,13 @@ from cnnfeat.records import Array, OnError, SkippedSample, Source, some_of
 if TYPE_CHECKING:
     from cnnfeat.card import ModelCard
     from cnnfeat.network import Network
-    from cnnfeat.prediction import Prediction
+    from cnnfeat.prediction import Asked, Prediction
     from cnnfeat.records import ExtractResult
     from cnnfeat.svm import SavedSVM
 
 # A name, a path, how one is opened, or one that is open; None: what the network was trained on.
 Images: TypeAlias = str | os.PathLike[str] | DataOptions | Source | None
+Pictures: TypeAlias = Array | str | os.PathLike[str] | DataOptions | Source  # what is predicted
 
 _EXTRACT, _TRAIN, _SEED_NETWORK = ExtractOptions(), TrainOptions(), ArchitectureOptions()
 
@@ -305,6 +306,7 @@ class Machine:
         self._given = network
         self._read = read
         self._trust = trust
+        self._said: set[str] = set()  # remarks that are made once
 
     @functools.cached_property
     def network(self) -> Network:
@@ -324,7 +326,7 @@ class Machine:
 
     def predict(
         self,
-        images: Array | str | os.PathLike[str] | DataOptions | Source,
+        images: Pictures,
         *,
         splits: Sequence[str] = (),
         on_error: OnError = "raise",
@@ -358,26 +360,67 @@ class Machine:
         CnnfeatError
             See `cnnfeat.prediction.predict_images` and `predict_features`.
         """
+        from cnnfeat.prediction import Asked
+
+        asked = Asked(splits, on_error, batch_size, scores)
+        skipped: list[SkippedSample] = []
+        return Predicted(list(self.each(images, asked, skipped=skipped)), skipped=skipped)
+
+    def each(
+        self, images: Pictures, asked: Asked, *, skipped: list[SkippedSample]
+    ) -> Iterator[Prediction]:
+        """Say it of one image after the other, of more than fit in memory too.
+
+        Parameters
+        ----------
+        images : array, str, Path, DataOptions or Source
+            As `predict` takes them.
+        asked : Asked
+            Of which splits, and how.
+        skipped : list
+            Gets the samples left out.
+        """
         from cnnfeat.prediction import is_feature_file, predict_features, predict_images
 
-        if isinstance(images, str | os.PathLike) and is_feature_file(os.fspath(images)):
-            path = Path(images)
-            return Predicted(list(predict_features(self.saved, path, splits=splits, scores=scores)))
-        skipped: list[SkippedSample] = []
-        with _open_images(images) as source:
+        if isinstance(images, str | os.PathLike):
+            images = DataOptions(source=os.fspath(images))
+        named = images.source if isinstance(images, DataOptions) else None
+        if named is not None and is_feature_file(named):
+            yield from predict_features(
+                self.saved, Path(named), splits=asked.splits, scores=asked.scores
+            )
+            return
+        with self._opened(images) as source:
             found = predict_images(
                 self.saved,
                 self.network,
                 source,
-                splits=splits,
-                batch_size=batch_size,
-                on_error=on_error,
+                splits=asked.splits,
+                batch_size=asked.batch_size,
+                on_error=asked.on_error,
                 skipped=skipped,
-                scores=scores,
+                scores=asked.scores,
+                fitting=asked.fitting,
+                any_size=asked.any_size,
+                said=self._said,
             )
-            if source.kind == "image" and isinstance(images, str | os.PathLike):
-                found = (dataclasses.replace(item, id=os.fspath(images)) for item in found)
-            return Predicted(list(found), skipped=skipped)
+            if source.kind == "image" and named is not None:  # several may have one name
+                found = (dataclasses.replace(item, id=named) for item in found)
+            yield from found
+
+    @contextlib.contextmanager
+    def _opened(self, given: Array | DataOptions | Source) -> Iterator[Source]:
+        from cnnfeat.data import open_arrays
+        from cnnfeat.prediction import open_to_predict
+
+        if isinstance(given, DataOptions):
+            with open_to_predict(self.saved, checked(given)) as source:
+                yield source
+            return
+        if isinstance(given, np.ndarray | list | tuple):
+            given = open_arrays(np.asarray(given))
+        with _open_source(given, None, progress=SILENT) as (source, _):
+            yield source
 
     def __repr__(self) -> str:
         network = self.saved.metadata.get("network", "?")
@@ -423,15 +466,3 @@ def load_machine(
     from cnnfeat.svm import load_svm
 
     return Machine(load_svm(Path(path)), network=network, read=read, trust=trust)
-
-
-@contextlib.contextmanager
-def _open_images(
-    given: Array | str | os.PathLike[str] | DataOptions | Source,
-) -> Iterator[Source]:
-    if isinstance(given, np.ndarray | list | tuple):
-        from cnnfeat.data import open_arrays
-
-        given = open_arrays(np.asarray(given))
-    with _open_source(given, None, progress=SILENT) as (source, _):
-        yield source

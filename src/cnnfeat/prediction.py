@@ -47,6 +47,18 @@ _log = logging.getLogger("cnnfeat")
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of a machine about some images; see `predict_images`."""
+
+    splits: Sequence[str] = ()
+    on_error: OnError = "raise"
+    batch_size: int | None = None
+    scores: bool = False
+    fitting: FitOptions = _AS_RECORDED
+    any_size: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the machine says of one sample."""
 
@@ -199,7 +211,7 @@ def predict_images(
         probe = network.probe(
             layers,
             how,
-            image_shape=info.image_shape,
+            image_shape=shape,  # of all sizes that become one, one function is compiled
             image_dtype=info.dtype,
             batch_size=rows_at_once,
         )
