@@ -29,6 +29,7 @@ from cnnfeat.records import (
     RowNumbers,
     Source,
     SplitInfo,
+    class_name,
     shown_source,
 )
 
@@ -326,9 +327,10 @@ def _check_sizes(
     }
     if few:
         label, n = next(iter(few.items()))
+        name = class_name(label, source.classes)
         raise DataError(
             f"each class needs {len(sides)} groups or more, {wanted}; all "
-            f"{int(sizes[label].sum()):,} pictures of class {_name(source.classes, label)!r} in "
+            f"{int(sizes[label].sum()):,} pictures of class {name!r} in "
             f"{source.name} are in {n} by --group-by {rule.group_by}",
             hint=_GROUPS_HINT,
         )
@@ -336,13 +338,9 @@ def _check_sizes(
 
 def _listed(classes: Sequence[str], counts: Mapping[int, int]) -> str:
     """Name classes with their sizes: "'bus': 1, 'cat': 2 and 3 more"."""
-    words = [f"{_name(classes, label)!r}: {n}" for label, n in list(counts.items())[:_LISTED]]
+    words = [f"{class_name(label, classes)!r}: {n}" for label, n in list(counts.items())[:_LISTED]]
     more = len(counts) - len(words)
     return ", ".join(words) + (f" and {more:,} more" if more else "")
-
-
-def _name(classes: Sequence[str], label: int) -> str:
-    return classes[label] if 0 <= label < len(classes) else str(label)
 
 
 def _digest(picks: Mapping[str, Pick]) -> str:

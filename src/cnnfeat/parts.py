@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import DataError
-from cnnfeat.records import Json, Labels
+from cnnfeat.records import Json, Labels, class_name
 
 
 class Part(IntEnum):
@@ -116,7 +116,7 @@ def hold_out(
         n_held = min(max(1, round(fraction * len(rows))), len(rows) - keep)
         if n_held < 1:
             raise DataError(
-                f"class {_name(label, classes)!r} has {_count(len(rows), 'picture')}, and a "
+                f"class {class_name(label, classes)!r} has {_count(len(rows), 'picture')}, and a "
                 f"division needs {keep + 1}, one for each side"
             )
         held[rows[:n_held]] = True
@@ -142,7 +142,7 @@ def _hold_out_groups(
     for code, label in enumerate(present):
         if left[code] <= keep:
             raise DataError(
-                f"all {int(total[code]):,} pictures of class {_name(label, classes)!r} are in "
+                f"all {int(total[code]):,} pictures of class {class_name(label, classes)!r} are in "
                 f"{_count(int(left[code]), 'group')}, and a division needs {keep + 1}: some of "
                 "them on each side"
             )
@@ -162,7 +162,7 @@ def _hold_out_groups(
             chosen[group], share = True, share + counts[group] / total
             left -= counts[group] > 0
     if not np.all(share > 0):
-        lacking_names = [_name(present[code], classes) for code in np.flatnonzero(share == 0)]
+        lacking_names = [class_name(present[code], classes) for code in np.flatnonzero(share == 0)]
         raise DataError(
             f"the {n_groups:,} groups can't be divided so that all {len(present)} classes are on "
             f"both sides; without a picture held out: {', '.join(lacking_names[:5])}"
@@ -177,10 +177,6 @@ def _numbered(groups: NDArray[np.int64]) -> tuple[int, NDArray[np.intp]]:
 
 def _count(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
-
-
-def _name(label: int, classes: Sequence[str]) -> str:
-    return classes[label] if 0 <= label < len(classes) else str(label)
 
 
 def pack_parts(parts: NDArray[np.uint8]) -> str:

@@ -32,6 +32,7 @@ from cnnfeat.records import (
     SkippedSample,
     Source,
     SplitInfo,
+    class_name,
 )
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.machine import decision_values
@@ -391,8 +392,7 @@ class _Known:
         """The true class of a row."""
         if self.truth is None:
             return None
-        number = int(self.truth[place])
-        return self.names[number] if 0 <= number < len(self.names) else str(number)
+        return class_name(int(self.truth[place]), self.names)
 
 
 def _predict(saved: SavedSVM, rows: Array, known: _Known, *, scores: bool) -> Iterator[Prediction]:

@@ -20,6 +20,8 @@ RowNumbers: TypeAlias = NDArray[np.integer]  # places in a split
 
 OnError: TypeAlias = Literal["raise", "skip"]
 Fit: TypeAlias = Literal["stretch", "crop", "pad"]
+# What the split `validation` is called in files and folders.
+VALIDATION_WORDS = ("val", "valid", "validation", "dev")
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 
@@ -318,6 +320,11 @@ def shown_source(source: Source) -> str:
         f"  images   {some_of(rows)}; the first of {shape} {first.dtype}\n"
         f"  classes  {some_of(source.classes) or 'none'}"
     )
+
+
+def class_name(label: int, classes: Sequence[str]) -> str:
+    """Name a label; the number itself where there is no name."""
+    return classes[label] if 0 <= label < len(classes) else str(label)
 
 
 def some_of(items: Sequence[str], *, most: int = 8) -> str:

@@ -14,6 +14,7 @@ from cnnfeat.data.matfile import is_mat, open_mat
 from cnnfeat.data.npy import NPY_MAGIC, ZIP_MAGIC, NpyFile, NpzFile, StoredRows
 from cnnfeat.data.source import Rows, file_states, open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
+from cnnfeat.records import VALIDATION_WORDS
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # Names of images and labels for each split, as Keras, MedMNIST and most people choose them.
 _WORDS = {
     "train": ("train",),
-    "validation": ("val", "valid", "validation", "dev"),
+    "validation": VALIDATION_WORDS,
     "test": ("test",),
 }
 _NAMES = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from cnnfeat.data.decode import is_image
 from cnnfeat.data.source import ImageFile, is_utf8, unreadable
 from cnnfeat.errors import DataError
+from cnnfeat.records import VALIDATION_WORDS
 
 # A file with one of these endings claims to be a picture, and is an error if it isn't one.
 _ENDINGS = frozenset(
@@ -24,7 +25,7 @@ _ENDINGS = frozenset(
 )
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(VALIDATION_WORDS, "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 FOLDER = "folder"  # --group-by: the folder that a picture lies in

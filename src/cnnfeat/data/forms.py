@@ -18,10 +18,11 @@ from cnnfeat.data.decode import is_image
 from cnnfeat.data.folders import natural_key
 from cnnfeat.data.source import OpenedSource, unreadable
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.records import VALIDATION_WORDS
 
 _SPLITS = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(VALIDATION_WORDS, "validation"),
 }
 _ORDER = ("train", "validation", "test")
 # At the beginning; or behind a hyphen, as in `mnist-train.tfrecord-00000-of-00001`.

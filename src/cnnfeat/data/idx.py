@@ -26,6 +26,7 @@ from cnnfeat.data.arrays import ArraySource, ArraySplit, index_labels, make_spli
 from cnnfeat.data.npy import DEFLATE_LIMIT, StoredRows, unpack
 from cnnfeat.data.source import FileStates, Rows, file_states, open_regular, unreadable
 from cnnfeat.errors import DataError, StorageError
+from cnnfeat.records import VALIDATION_WORDS
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array
@@ -36,7 +37,7 @@ _MAX_DIMENSIONS = 4
 _BAD_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 _NAMED = re.compile(r"idx\d-ubyte(\.gz)?$")
 _SPLIT_WORDS = {"train": "train", "t10k": "test", "test": "test"}
-_VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation|dev)([^a-z]|$)")
+_VALIDATION = re.compile(rf"(^|[^a-z])({'|'.join(VALIDATION_WORDS)})([^a-z]|$)")
 _MAX_ENTRIES = 200  # a folder with more entries holds something else
 
 

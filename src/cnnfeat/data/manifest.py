@@ -15,6 +15,7 @@ from cnnfeat.data.imagefiles import ImageFileSource
 from cnnfeat.data.labels import check_texts, first_few, one_of
 from cnnfeat.data.source import ImageFile, file_states, open_regular
 from cnnfeat.errors import DataError
+from cnnfeat.records import VALIDATION_WORDS
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "image", "image_path"),
@@ -24,7 +25,7 @@ _COLUMNS = {
 _SPLITS = {
     "train": "train",
     "test": "test",
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(VALIDATION_WORDS, "validation"),
 }
 _ORDER = ("train", "validation", "test", "all")
 _START_BYTES = 65_536

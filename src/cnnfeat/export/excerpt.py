@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cnnfeat.errors import UsageError, near_names
 from cnnfeat.features import FeatureFile
+from cnnfeat.records import class_name
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array, Groups, Labels, Parts
@@ -82,8 +83,7 @@ class Excerpt:
 
     def class_name(self, label: int) -> str:
         """Name a label; one without a name is its number."""
-        classes = self.file.classes
-        return classes[label] if 0 <= label < len(classes) else str(label)
+        return class_name(label, self.file.classes)
 
     @property
     def beside(self) -> tuple[str, ...]:

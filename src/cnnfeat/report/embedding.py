@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.features import FeatureFile
+from cnnfeat.records import class_name
 from cnnfeat.report.figure import CLASS_COLOURS, CLASS_MARKERS, drawing, short
 
 if TYPE_CHECKING:
@@ -214,8 +215,7 @@ def _draw_classes(
 ) -> None:
     present = np.unique(labels).tolist()
     for label in present:
-        known = 0 <= label < len(classes)
-        name = short(classes[label] if known else str(label), limit=28)
+        name = short(class_name(label, classes), limit=28)
         _scatter(axes, points[labels == label], place=label, name=name)
     if len(present) <= _IN_LEGEND:
         figure.legend(loc="outside right upper", title="class", markerscale=1.6)

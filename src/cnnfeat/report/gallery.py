@@ -15,6 +15,7 @@ import numpy as np
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.features import FeatureFile
 from cnnfeat.pictures import Pictures
+from cnnfeat.records import class_name
 from cnnfeat.report.evidence import Predictions
 from cnnfeat.report.figure import BAD, drawing, short
 from cnnfeat.result import SvmResult
@@ -130,7 +131,7 @@ def _top_title(top: Sequence[Excitation], *, layer: str, split: str, unit: int, 
 
 
 def _class_name(classes: Sequence[str], label: int) -> str:
-    return short(classes[label] if 0 <= label < len(classes) else str(label), limit=18)
+    return short(class_name(label, classes), limit=18)
 
 
 def _mark(

@@ -20,6 +20,7 @@ from cnnfeat.errors import (
 from cnnfeat.features import FeatureFile
 from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.records import class_name
 from cnnfeat.report.charts import plot_confusion, plot_layers, plot_training
 from cnnfeat.report.embedding import DEFAULT_POINTS, METHODS, embed_layer, plot_embedding
 from cnnfeat.report.evidence import Artifacts, open_pictures, read_predictions
@@ -301,9 +302,7 @@ def _caption(file: FeatureFile, split: str, row: int) -> str:
     labels = file.labels(split)
     if labels is None:
         return name
-    label = int(labels[row])
-    known = file.classes[label] if 0 <= label < len(file.classes) else str(label)
-    return f"{name} (class {known})"
+    return f"{name} (class {class_name(int(labels[row]), file.classes)})"
 
 
 def _source(file: FeatureFile) -> str:

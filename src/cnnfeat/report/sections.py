@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnfeat.pictures import sprite_sheet
+from cnnfeat.records import class_name
 from cnnfeat.report.embedding import METHODS, Embedding
 from cnnfeat.report.evidence import Evidence, Predictions
 from cnnfeat.report.exhibits import Exhibit
@@ -93,7 +94,7 @@ class Album:
 
     def class_name(self, label: int) -> str:
         """Name a label; one without a name is its number."""
-        return self._classes[label] if 0 <= label < len(self._classes) else str(label)
+        return class_name(label, self._classes)
 
 
 def choose_examples(

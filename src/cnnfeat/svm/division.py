@@ -19,14 +19,13 @@ from cnnfeat.errors import DataError, FeatureFileError
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import SvmOptions
 from cnnfeat.parts import Part, hold_out
-from cnnfeat.records import Groups, Labels, Parts
+from cnnfeat.records import VALIDATION_WORDS, Groups, Labels, Parts, class_name
 from cnnfeat.result import FITTED, PICKED, UNKNOWN
 from cnnfeat.svm.matrix import FEW, ChainedRows, Floats, Indices, Moments, RowBlocks, SubsetRows
 from cnnfeat.svm.trials import TrialPlan, apart, check_classes, in_turn, list_classes
 
 ENOUGH_TO_CHOOSE = 30  # rows; on fewer, C would be chosen by chance
 SET_ASIDE = 0.2  # of the training rows, for probabilities where no others are there for it
-VALIDATION_SPLITS = ("validation", "val", "valid", "dev")
 
 _LOG = logging.getLogger("cnnfeat")
 Mask: TypeAlias = NDArray[np.bool_]
@@ -247,9 +246,9 @@ def divide(file: FeatureFile, options: SvmOptions) -> Division:
 
 def _roles(file: FeatureFile) -> tuple[str, list[str], list[str]]:
     """Say what the splits are for: the training's, those of validation, those of testing."""
-    others = [name for name in file.splits if name not in ("test", *VALIDATION_SPLITS)]
+    others = [name for name in file.splits if name not in ("test", *VALIDATION_WORDS)]
     train = "train" if "train" in file.splits else (others or file.splits)[0]
-    validation = [name for name in file.splits if name in VALIDATION_SPLITS and name != train]
+    validation = [name for name in file.splits if name in VALIDATION_WORDS and name != train]
     test = [name for name in file.splits if name == "test" and name != train]
     return train, validation, test
 
@@ -446,11 +445,6 @@ def check_finite(file: FeatureFile, layer: str, rows: RowSet, seen: Moments) -> 
             f"({file.ids(split, start=row, stop=row + 1)[0]})",
             hint="look at the network and its weights; extract again with cnnfeat extract",
         )
-
-
-def class_name(label: int, names: Sequence[str]) -> str:
-    """Name a label; the number itself where the file has no names."""
-    return names[label] if 0 <= label < len(names) else str(label)
 
 
 def _labels(file: FeatureFile, split: str, *, needed: bool) -> Labels | None:
