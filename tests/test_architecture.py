@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 LEVELS = [
     {"errors"},
     {"records", "progress"},
-    {"files", "knobs", "parts", "brightness"},
+    {"files", "knobs", "parts", "brightness", "pixels"},
     {"options", "card", "result", "stages", "divided"},
     {"data", "network", "features"},
     {"pictures", "origin"},

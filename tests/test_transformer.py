@@ -62,6 +62,12 @@ def test_four_axes_are_the_same_as_three(network, images):
     np.testing.assert_array_equal(features.fit_transform(X), features.fit_transform(X[..., None]))
 
 
+def test_one_picture_is_not_taken_for_many(network):
+    with pytest.raises(DataError, match="are one picture") as caught:
+        LayerFeatures(network[0], layer="fc1").fit(np.zeros((8, 8, 3), np.uint8))
+    assert "X[np.newaxis]" in caught.value.hint
+
+
 def test_a_pipeline_learns(network, images):
     X, y = images
     machine = make_pipeline(

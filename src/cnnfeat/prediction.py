@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from cnnfeat.brightness import opposites_warning, some_images
 from cnnfeat.data import open_data
 from cnnfeat.divided import redivide
-from cnnfeat.errors import FeatureFileError, LayerLookupError, NetworkError, UsageError
+from cnnfeat.errors import DataError, FeatureFileError, LayerLookupError, NetworkError, UsageError
 from cnnfeat.extraction import default_batch_size
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import DataOptions, FitOptions, ProbeOptions, Size, check_fit
 from cnnfeat.origin import recorded_data, recorded_fitting, recorded_probe
 from cnnfeat.parts import Part, unpack_parts
+from cnnfeat.pixels import unusable
 from cnnfeat.records import (
     Array,
     Batch,
@@ -402,6 +403,11 @@ def _predict(saved: SavedSVM, rows: Array, known: _Known, *, scores: bool) -> It
             f"{saved.layer!r} gives {flat.shape[1]:,} features for these pictures; {saved.path} "
             f"was trained on {cast('int', saved.metadata['n_features']):,}",
             hint="use pictures of the size it was trained on",
+        )
+    for row, reason in unusable(flat).items():
+        raise DataError(
+            f"{known.ids[row]}: {reason} in its features of {saved.layer!r}",
+            hint="look at the network and its weights",
         )
     values = decision_values(saved.pipeline, flat)
     codes, distances = margins(values)

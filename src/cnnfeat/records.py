@@ -20,8 +20,13 @@ RowNumbers: TypeAlias = NDArray[np.integer]  # places in a split
 
 OnError: TypeAlias = Literal["raise", "skip"]
 Fit: TypeAlias = Literal["stretch", "crop", "pad"]
-# What the split `validation` is called in files and folders.
+# What the split `validation` is called in files and folders, and what all of them are.
 VALIDATION_WORDS = ("val", "valid", "validation", "dev")
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(VALIDATION_WORDS, "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 

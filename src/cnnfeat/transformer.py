@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from cnnfeat.data.arrays import is_one_picture
 from cnnfeat.data.fitting import fit_to_target
 from cnnfeat.errors import DataError, NetworkError, UsageError
 from cnnfeat.features import FeatureFile
@@ -28,6 +29,7 @@ from cnnfeat.options import (
     Size,
 )
 from cnnfeat.origin import recorded_fitting, recorded_network, recorded_probe, recorded_reading
+from cnnfeat.pixels import unusable
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -340,6 +342,11 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 def _images(X: ArrayLike) -> NDArray[np.generic]:
     """Bring images to (n_samples, height, width, channels) of a type that networks take."""
     images = np.asarray(X)
+    if is_one_picture(images.shape):
+        raise DataError(
+            f"images of shape {images.shape} are one picture, it seems",
+            hint="X[np.newaxis] is one; if they are many, X[..., np.newaxis]",
+        )
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or not len(images):
@@ -347,8 +354,12 @@ def _images(X: ArrayLike) -> NDArray[np.generic]:
             "images must have shape (n_samples, height, width) or (n_samples, height, width, "
             f"channels) and at least one sample; these have {np.shape(X)}"
         )
-    if images.dtype in (np.uint8, np.uint16, np.float32):
+    if images.dtype in (np.uint8, np.uint16):
         return images
-    if images.dtype.kind == "f":
-        return images.astype(np.float32)
-    raise DataError(f"images must be uint8, uint16 or floating point, not {images.dtype}")
+    if images.dtype.kind != "f":
+        raise DataError(f"images must be uint8, uint16 or floating point, not {images.dtype}")
+    with np.errstate(over="ignore"):
+        images = images.astype(np.float32, copy=False)
+    for row, reason in unusable(images).items():
+        raise DataError(f"image {row}: {reason}")
+    return images

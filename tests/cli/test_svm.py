@@ -170,7 +170,7 @@ def test_bad_features_exit_with_three(cnnfeat, folder: Path):
     X = np.full((40, 3), np.nan, np.float32)
     path = folder / "nan.h5"
     write_arrays(path, {"train": {"a": X}}, labels={"train": np.arange(40) % 2}, classes=["x", "y"])
-    assert "NaN or infinite features" in cnnfeat(folder, "svm", "nan.h5", code=3).stderr
+    assert "NaN, infinite or immense features" in cnnfeat(folder, "svm", "nan.h5", code=3).stderr
 
 
 def test_environment_gives_defaults(cnnfeat, folder: Path):

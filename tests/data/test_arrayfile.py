@@ -70,6 +70,78 @@ def test_npz_under_other_names(tmp_path, x, y, names):
         np.testing.assert_array_equal(source.labels(split), y)
 
 
+@pytest.mark.parametrize(
+    ("image", "label"), [("arr_0", "arr_1"), ("images", "species"), ("x", "z")]
+)
+def test_arrays_that_could_be_labels_are_named(tmp_path, rng, image, label, caplog):
+    x, y = rng.integers(0, 256, (23, 6, 5), np.uint8), rng.integers(0, 4, 23)
+    path = saved(tmp_path, **{image: x, label: y, "other": y[:5]})
+    with open_source(path) as source:
+        assert source.labels("all") is None
+    assert f"labels of {image}: {label} (23,); --labels :/NAME takes it" in caplog.text
+    caplog.clear()
+    with open_source(path, labels=f":/{label}") as source:
+        np.testing.assert_array_equal(source.labels("all"), y)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_picture_is_one_row(tmp_path, rng, channels):
+    picture = rng.integers(0, 256, (20, 30, channels), np.uint8)
+    with open_source(saved(tmp_path, picture)) as source:
+        assert source.splits["all"].n_samples == 1
+        np.testing.assert_array_equal(read(source, "all"), picture[np.newaxis])
+
+
+def test_pictures_three_pixels_wide_have_labels(tmp_path, rng):
+    x, y = rng.integers(0, 256, (20, 30, 3), np.uint8), np.arange(20)
+    with open_source(saved(tmp_path, images=x, labels=y)) as source:
+        np.testing.assert_array_equal(read(source, "all")[..., 0], x)
+
+
+def test_three_grey_pictures_may_be_a_coloured_one(tmp_path, rng, caplog):
+    x = rng.integers(0, 256, (3, 20, 30), np.uint8)
+    with open_source(saved(tmp_path, x)) as source:
+        np.testing.assert_array_equal(read(source, "all")[..., 0], x)
+    assert "is taken as 3 grey pictures; one in colour is (height, width, 3)" in caplog.text
+
+
+@pytest.mark.parametrize("block", [512, 4096])
+def test_hdf5_may_lie_behind_a_block_of_another(tmp_path, x, y, block):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", userblock_size=block) as file:
+        file["images"], file["labels"] = x, y
+    with path.open("r+b") as file:
+        file.write(b"another program's own words")
+    with open_source(str(path)) as source:
+        np.testing.assert_array_equal(read(source, "all")[..., 0], x)
+    with open_source(f"{path}:/images") as source:
+        assert source.splits["all"].n_samples == 23
+
+
+@pytest.mark.parametrize("block", [0, 512])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_hdf5_of_matlab_stands_upright_whatever_it_is_called(tmp_path, rng, block, channels):
+    shape = (10, 28, 20) if channels is None else (10, 28, 20, channels)
+    x = rng.integers(0, 256, shape, np.uint8)
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", userblock_size=block) as file:
+        # X(28, 20[, 3], 10) of MATLAB's, whose axes lie the other way round in the file
+        data = np.moveaxis(x, 0, -1).T
+        file.create_dataset("images", data=data).attrs["MATLAB_class"] = np.bytes_("uint8")
+        file.create_dataset("labels", data=np.arange(10.0)[np.newaxis]).attrs["MATLAB_class"] = (
+            np.bytes_("double")
+        )
+    with open_source(str(path)) as source:
+        np.testing.assert_array_equal(read(source, "all"), x.reshape(10, 28, 20, -1))
+        assert source.labels("all").tolist() == list(range(10))
+
+
+def test_two_arrays_of_like_names_are_not_taken_for_each_other(tmp_path, x):
+    with pytest.raises(DataError, match="can't tell which array holds the images"):
+        open_source(saved(tmp_path, x1=x, x2=x))
+
+
 def test_the_only_array_that_can_be_images_is_taken(tmp_path, x):
     with open_source(saved(tmp_path, stuff=x, numbers=np.arange(3))) as source:
         np.testing.assert_array_equal(read(source, "all")[..., 0], x)
@@ -428,6 +500,11 @@ def test_leaving_the_context_closes_the_file(tmp_path, x, kind):
         ("val_images", "val_labels"),  # MedMNIST's
         ("X_validation", "Y_validation"),
         ("dev_x", "dev_y"),
+        ("valid/images", "valid/labels"),
+        ("valX", "valY"),
+        ("validation_data", "validation_targets"),
+        ("dev_set_x_orig", "dev_set_y"),
+        ("xval", "yval"),
     ],
 )
 @pytest.mark.parametrize("kind", ["npz", "hdf5"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import struct
 import sys
@@ -208,6 +209,26 @@ def test_heic_is_read(tmp_path):
     pixels = decode_image(tmp_path / "a.heic")
     assert pixels.shape == (64, 48, 3)
     assert np.abs(pixels[..., 0].astype(int) - smooth).max() < 12
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_long_texts_of_a_png_do_not_matter(tmp_path, rgb, kind, behind):
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format="PNG")
+    plain = buffer.getvalue()
+    text = zlib.compress(b"<x/>" * 800_000)
+    body = {
+        b"zTXt": b"XML\0\0" + text,
+        b"iTXt": b"XML\0\1\0\0\0" + text,
+        b"iCCP": b"profile\0\0" + text,
+        b"tEXt": b"XML\0" + b"<x/>" * 800_000,
+    }[kind]
+    chunk = struct.pack(">I", len(body)) + kind + body
+    chunk += struct.pack(">I", zlib.crc32(kind + body))
+    place = len(plain) - 12 if behind else 33  # before IEND, or right behind IHDR
+    (tmp_path / "a.png").write_bytes(plain[:place] + chunk + plain[place:])
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), rgb)
 
 
 def test_damaged_exif_does_not_matter(tmp_path, rgb):

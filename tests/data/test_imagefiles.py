@@ -120,6 +120,45 @@ def test_a_class_may_be_called_train(tmp_path):
         assert source.classes == ("bus", "train")
 
 
+@pytest.mark.parametrize(
+    ("folders", "found", "said"),
+    [
+        ("train/cat train/dog test/cat sample", "train test: cat dog", "sample"),
+        ("Train/cat Train/dog Test/cat Meta/a", "train test: cat dog", "Meta"),
+        ("train/cat train/dog sample", "train: cat dog", "sample"),
+        ("x/train/cat x/train/dog x/val/cat", "train validation: cat dog", ""),
+        ("seg_train/seg_train/a seg_train/seg_train/b seg_test/seg_test/a seg_pred",
+         "train test: a b", "seg_pred"),
+        ("training_set/a training_set/b test_set/a", "train test: a b", ""),
+        ("train/train test/test", "train test: ", ""),
+        ("bullet_train/a bullet/b", "all: bullet bullet_train", ""),
+        ("test-tube test", "all: test test-tube", ""),
+        ("train/old bus/old car/new", "all: bus car train", ""),
+    ],
+)  # fmt: skip
+def test_split_folders_are_no_classes(tmp_path, caplog, folders, found, said):
+    for number, folder in enumerate(folders.split()):
+        put(tmp_path / folder / "1.png", number)
+    with open_source(str(tmp_path)) as source:
+        assert f"{' '.join(source.splits)}: {' '.join(source.classes)}" == found
+    warned = [one.getMessage() for one in caplog.records if "no splits" in one.getMessage()]
+    assert [text.rpartition(": ")[2] for text in warned] == ([said] if said else [])
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    for folder in ("train/cat", "val/cat", "valid/cat"):
+        put(tmp_path / folder / "1.png")
+    with pytest.raises(DataError, match="several folders for one split: train, val, valid"):
+        open_source(str(tmp_path))
+
+
+def test_folders_that_lead_into_each_other_end(tmp_path):
+    put(tmp_path / "a" / "b" / "1.png")
+    (tmp_path / "a" / "b" / "c").symlink_to(tmp_path)
+    with open_source(str(tmp_path)) as source:
+        assert source.classes == ("a",)
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "Validation", "dev"])
 def test_validation_is_a_split_of_its_own(tmp_path, name):
     for number, split in enumerate(("test", name, "train")):
@@ -184,13 +223,28 @@ def test_a_batch_ends_where_the_shape_changes(tmp_path):
         assert rest.images[:, 0, 0, 0].tolist() == [4, 5]
 
 
-def test_depth_follows_the_first_picture(tmp_path):
-    put(tmp_path / "1.png", 100)
-    Image.fromarray(np.full((4, 3), 65_535, np.uint16)).save(tmp_path / "2.png")
+@pytest.mark.parametrize("order", [(100, 65_535), (65_535, 100), (65_535, 300)])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_depth_is_that_of_all_pictures_whatever_their_places(tmp_path, order, ending):
+    for number, value in enumerate(order):
+        dtype = np.uint8 if value < 256 else np.uint16
+        picture = Image.fromarray(np.full((4, 3), value, dtype))
+        for split in ("train", "test"):
+            (tmp_path / split).mkdir(exist_ok=True)
+            picture.save(tmp_path / split / f"{number}.{ending}")
+    (tmp_path / "train" / "0.5.png").touch()  # says nothing of depth
+    deep = 300 in order
     with open_source(str(tmp_path)) as source:
-        (batch,) = source.batches("all", batch_size=2)
-        assert batch.images.dtype == np.uint8
-        assert batch.images[:, 0, 0, 0].tolist() == [100, 255]
+        for split in ("train", "test"):
+            (batch,) = source.batches(split, batch_size=3, on_error="skip")
+            assert batch.images.dtype == (np.uint16 if deep else np.uint8)
+            assert batch.images[:, 0, 0, 0].tolist() == [
+                value if deep or value < 256 else 255 for value in order
+            ]
+
+
+def test_float_pictures_stand_alone(tmp_path):
+    put(tmp_path / "1.png", 100)
     Image.fromarray(np.full((4, 3), 0.5, np.float32)).save(tmp_path / "3.tiff")
     with open_source(str(tmp_path)) as source, pytest.raises(ImageError, match=r"3\.tiff: float32"):
         rows(source)

@@ -83,7 +83,7 @@ def test_quotes_and_a_missing_column_of_labels(folder):
         ("path,label\na.png,\n", "the column of labels is empty"),
         ("path,label\na.png,x\nb.png\n", "line 3: 1 columns, 2 are needed"),
         ("path,label\n,x\n", "line 2: no path"),
-        ("path,label,split\na.png,x,odd\n", "line 2: split 'odd'; train, test, val, valid"),
+        ("path,label,split\na.png,x,odd\n", "line 2: split 'odd'; train, training, val, valid"),
         ("path,label\na.png," + "x" * 200_000 + "\n", "line 2: field larger than field limit"),
         ("path,label\nimages/99.png,x\n", r"none of the 1 pictures .*99\.png"),
         ("path,label\nimages/1.png,0.5\nimages/2.png,1\n", "continuous targets, 2 different"),
@@ -163,6 +163,39 @@ def test_groups_that_are_not_there_are_refused(folder, text, error, message, hin
     assert caught.value.exit_code in (2, 3)
 
 
+@pytest.mark.parametrize("header", ["image_id,label", "img,breed", "Image_Name,Species", "id,dx"])
+def test_usual_words_name_columns(folder, header):
+    spec = write(folder, f"{header}\nimages/4.png,cat\nimages/0.png,dog\n")
+    with open_source(spec) as source:
+        assert (source.classes, pixels(source, "all")) == (("cat", "dog"), [4, 0])
+
+
+def test_a_first_line_of_unknown_words_is_no_picture(folder):
+    text = "shot,sort\nimages/4.png,cat\nimages/0.png,dog\n"
+    with pytest.raises(DataError, match=r"line 1 names no picture, .*: 'shot', 'sort'") as caught:
+        open_source(write(folder, text))
+    assert caught.value.hint == "--id-column shot --label-column sort if it names columns"
+    with pytest.raises(DataError, match="no column of pictures' paths; line 1 has 'shot', 'label'"):
+        open_source(write(folder, text.replace("sort", "label")))
+    (folder / "bare").write_bytes((folder / "images" / "1.png").read_bytes())  # without an ending
+    with open_source(write(folder, text.replace("shot,", "bare,"))) as source:
+        assert pixels(source, "all") == [1, 4, 0]
+
+
+def test_columns_that_could_be_labels_are_named(folder, caplog):
+    with open_source(write(folder, "filename,sort,n\nimages/4.png,a,3\nimages/0.png,b,4\n")) as one:
+        assert one.labels("all") is None
+    assert "no labels; not used: 'sort', 'n'; --label-column names them" in caplog.text
+
+
+@pytest.mark.parametrize("word", ["training", "Test", "testing", "dev"])
+def test_splits_are_called_as_elsewhere(folder, word):
+    spec = write(folder, f"path,label,split\nimages/4.png,a,{word}\n")
+    with open_source(spec) as source:
+        expected = {"training": "train", "Test": "test", "testing": "test", "dev": "validation"}
+        assert list(source.splits) == [expected[word]]
+
+
 def test_names_are_labels(folder):
     spec = write(folder, "path,label\nimages/4.png,Border Collie\nimages/0.png,affenpinscher\n")
     with open_source(spec) as source:
@@ -171,14 +204,14 @@ def test_names_are_labels(folder):
 
 
 def test_columns_can_be_named(folder):
-    text = "photo,breed,fold\nimages/4.png,pug,1\nimages/0.png,boxer,2\n"
-    with open_source(write(folder, text), id_column="photo", label_column="Breed") as source:
+    text = "shot,breed,fold\nimages/4.png,pug,1\nimages/0.png,boxer,2\n"
+    with open_source(write(folder, text), id_column="shot", label_column="Breed") as source:
         assert source.classes == ("boxer", "pug")
         assert pixels(source, "all") == [4, 0]
-    with open_source(write(folder, text.replace("photo", "file")), label_column="fold") as source:
+    with open_source(write(folder, text.replace("shot", "file")), label_column="fold") as source:
         assert source.classes == ("1", "2")
-    with pytest.raises(DataError, match="no column 'kind'; line 1 names 'photo', 'breed', 'fold'"):
-        open_source(write(folder, text), id_column="photo", label_column="kind")
+    with pytest.raises(DataError, match="no column 'kind'; line 1 names 'shot', 'breed', 'fold'"):
+        open_source(write(folder, text), id_column="shot", label_column="kind")
     with pytest.raises(DataError, match="no column of pictures' paths") as caught:
         open_source(write(folder, text), label_column="breed")
     assert "--id-column" in caught.value.hint

@@ -157,7 +157,7 @@ def test_what_was_done_is_recorded() -> None:
         ((None, 784), (8, 8, 1), r"\(8, 8, 1\) don't fit .* takes \(784,\)", "--resize 28x28"),
         ((None, 3, 8, 8), (4, 4, 3), r"takes \(3, 8, 8\)", "--resize 8x8"),
         ((None, 10), (4, 4, 1), r"takes \(10,\)", "images of 10 numbers"),
-        ((None, 8, 8, 4), (8, 8, 3), "takes 4 channels", ""),
+        ((None, 8, 8, 4), (8, 8, 3), "takes 4 channels, .* have 3", "(n, height, width, 4)"),
     ],
 )
 def test_images_that_dont_fit(shape, image_shape, message: str, hint: str) -> None:

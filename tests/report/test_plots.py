@@ -324,7 +324,7 @@ def test_embedding_of_the_odd_kind_is_refused_or_drawn(tmp_path):
     write_arrays(tmp_path / "few.h5", {"all": {"fc": np.ones((4, 3), np.float32)}})
     with (
         FeatureFile(tmp_path / "nan.h5") as file,
-        pytest.raises(DataError, match="all/fc holds NaN or infinity, first in row 4"),
+        pytest.raises(DataError, match="all/fc, row 4: 1 of 3 numbers are NaN"),
     ):
         embed_layer(file, "fc", split="all", method="pca")
     with (

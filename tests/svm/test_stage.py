@@ -265,7 +265,7 @@ def test_no_labels_are_refused(make_file, pixels, tmp_path):
     _refused(path, tmp_path / "out", DataError, "split 'train' has no labels")
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e18])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_nan_and_infinite_features_are_refused(make_file, pixels, tmp_path, bad, split):
     X, y = pixels[0][:200].copy(), pixels[1][:200]
@@ -276,7 +276,7 @@ def test_nan_and_infinite_features_are_refused(make_file, pixels, tmp_path, bad,
         {"train": y[:100], "test": y[100:]},
     )
     words = (
-        f"{split}/whole has NaN or infinite features in 2 of 100 rows; "
+        f"{split}/whole has NaN, infinite or immense features (beyond 1e+15) in 2 of 100 rows; "
         f"the first is row 41 ({split}/00041)"
     )
     _refused(path, tmp_path / "out", FeatureFileError, words)

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cnnfeat.data.arrays import ArraySource, StackedRows, index_labels, make_split
-from cnnfeat.data.hdf5 import HDF5_MAGIC, Hdf5File
+from cnnfeat.data.hdf5 import Hdf5File, is_hdf5
+from cnnfeat.data.labels import first_few
 from cnnfeat.data.matfile import is_mat, open_mat
 from cnnfeat.data.npy import NPY_MAGIC, ZIP_MAGIC, NpyFile, NpzFile, StoredRows
 from cnnfeat.data.source import Rows, file_states, open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
-from cnnfeat.records import VALIDATION_WORDS
+from cnnfeat.records import SPLIT_WORDS
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array
 
-# Names of images and labels for each split, as Keras, MedMNIST and most people choose them.
-_WORDS = {
-    "train": ("train",),
-    "validation": VALIDATION_WORDS,
-    "test": ("test",),
-}
-_NAMES = {
-    split: tuple(
-        tuple(name for word in words for name in (f"{x}_{word}", f"{word}_{images}", f"{word}_{x}"))
-        for x, images in (("x", "images"), ("y", "labels"))
-    )
-    for split, words in _WORDS.items()
-} | {"all": (("images", "x", "data"), ("labels", "label", "y", "targets", "target"))}
+_log = logging.getLogger("cnnfeat")
+
+# Words for images and labels, the most usual first. With one for a split beside it they name what
+# most people do: `x_train`, `train_images`, `trainX`, `train_set_x_orig`, `train/images`.
+_IMAGES = ("images", "x", "image", "data", "pixels")
+_LABELS = ("labels", "label", "y", "targets", "target")
+_FILLING = {"set", "dataset", "orig"}
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+_TOGETHER = re.compile(rf"(x|y)?({'|'.join(SPLIT_WORDS)})(x|y)?")  # in one word: `xtrain`, `testy`
 
 
 class ArrayFile(Protocol):
@@ -48,7 +47,6 @@ class ArrayFile(Protocol):
 _OPENERS: Mapping[bytes, Callable[[Path], ArrayFile]] = {
     NPY_MAGIC: NpyFile,
     ZIP_MAGIC: NpzFile,
-    HDF5_MAGIC: Hdf5File,
 }
 
 
@@ -96,6 +94,8 @@ def open_array_source(path: Path, *, member: str | None, labels: str | None) -> 
             raise UsageError(
                 f"{path} has the splits {', '.join(chosen)}; labels can be named for one array only"
             )
+        if labels is None:
+            _say_unused(file, path, chosen)
         used = {f"{path.name}:/{member}" if member else path.name: path}
         raw_labels = {
             split: file.rows(label_name)[:]
@@ -194,7 +194,10 @@ def _opener(path: Path) -> Callable[[Path], ArrayFile] | None:
         return open_mat
     with open_regular(path) as file:
         beginning = file.read(8)
-    return next((opener for magic, opener in _OPENERS.items() if beginning.startswith(magic)), None)
+    for magic, opener in _OPENERS.items():
+        if beginning.startswith(magic):
+            return opener
+    return Hdf5File if is_hdf5(path) else None
 
 
 def _open(path: Path) -> ArrayFile:
@@ -215,20 +218,56 @@ def _choose(file: ArrayFile, path: Path, member: str | None) -> dict[str, tuple[
     """Names of the images and labels of each split."""
     if member is not None:
         return {"all": (_find(file, path, member), None)}
-    folded = {name.lower(): name for name in file.shapes}
+    named: dict[tuple[str, str], str] = {}
+    for name in file.shapes:
+        if (meaning := _meaning(name)) is not None:
+            named.setdefault(meaning, name)
     chosen: dict[str, tuple[str, str | None]] = {}
-    for split, (image_names, label_names) in _NAMES.items():
-        image = next((folded[name] for name in image_names if name in folded), None)
-        label = next((folded[name] for name in label_names if name in folded), None)
+    for split in ("train", "validation", "test", "all"):
+        image, label = (
+            next((named[split, word] for word in words if (split, word) in named), None)
+            for words in (_IMAGES, _LABELS)
+        )
         if image is not None:
             chosen[split] = (image, label)
         elif label is not None and split != "all":
             raise DataError(f"{path}: has {label} but no images of the split {split}")
     if chosen.keys() - {"all"}:
         chosen.pop("all", None)
-    if not chosen:
-        return {"all": (_only(file, path, rank=3), None)}
-    return chosen
+    return chosen or {"all": (_only(file, path, rank=3), None)}
+
+
+def _meaning(name: str) -> tuple[str, str] | None:
+    """The split that an array's name says, "all" for none, and the word for what it holds."""
+    words: list[str] = []
+    for word in (found.lower() for found in _WORDS.findall(name)):
+        together = _TOGETHER.fullmatch(word)
+        words += [word] if together is None else filter(None, together.groups())
+    splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
+    others = [word for word in words if word not in SPLIT_WORDS and word not in _FILLING]
+    if len(splits) > 1 or len(others) != 1 or others[0] not in (*_IMAGES, *_LABELS):
+        return None
+    return (splits[0] if splits else "all"), others[0]
+
+
+def _say_unused(file: ArrayFile, path: Path, chosen: Mapping[str, tuple[str, str | None]]) -> None:
+    """Name arrays that could be the labels of images that have none."""
+    used = {name for pair in chosen.values() for name in pair}
+    for image, label in chosen.values():
+        shapes = file.shapes if label is None and file.shapes[image] else {}
+        found = [
+            f"{name} {shape}"
+            for name, shape in shapes.items()
+            if name not in used and 0 < len(shape) < 3 and shape[0] == file.shapes[image][0]
+        ]
+        if found:
+            _log.warning(
+                "%s: not used, though it could be the labels of %s: %s; %s",
+                path,
+                image or "the images",
+                first_few(found),
+                "--labels :/NAME takes it" if len(chosen) == 1 else "called y_train, … it would be",
+            )
 
 
 def _only(file: ArrayFile, path: Path, *, rank: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +20,10 @@ from cnnfeat.records import Batch, SplitInfo
 if TYPE_CHECKING:
     from cnnfeat.records import Array, Labels
 
+_log = logging.getLogger("cnnfeat")
 _MAX_CHANNELS = 4  # a first axis of at most this many, and a longer last one: channels first
+_COLOURS = (1, 3, 4)  # channels of a single picture
+_NO_PICTURE = 8  # pixels a side: what is smaller is no single picture
 _MAX_PLAIN_LABEL = 999  # where labels are larger, there need not be a class for every number
 
 
@@ -186,15 +190,44 @@ def open_arrays(
     )
 
 
+class OneRow:
+    """A single picture, (height, width, channels), as the only row there is."""
+
+    def __init__(self, picture: Rows) -> None:
+        self._picture = picture
+        self.shape: tuple[int, ...] = (1, *picture.shape)
+        self.dtype: np.dtype[np.generic] = picture.dtype
+
+    def __getitem__(self, rows: slice, /) -> Array:
+        start, stop, _ = rows.indices(1)
+        whole = self._picture[:] if start < stop else np.empty(self.shape[1:], self.dtype)
+        return whole[np.newaxis][start:stop]
+
+
+def is_one_picture(shape: Sequence[int]) -> bool:
+    """Whether an array is rather a picture with channels than pictures three pixels wide."""
+    return len(shape) == 3 and shape[2] in _COLOURS and min(shape[:2]) >= _NO_PICTURE
+
+
 def make_split(images: Rows, labels: Labels | None, *, name: str) -> ArraySplit:
     """Check that an array can be images, and that labels go with it.
+
+    An array (height, width, 1, 3 or 4) that has not a label for each row is one picture.
 
     Raises
     ------
     DataError
         With the shape or dtype found, or both counts.
     """
+    if is_one_picture(images.shape) and (labels is None or len(labels) != images.shape[0]):
+        images = OneRow(images)
+        _log.info("%s: one picture, %s", name, "×".join(map(str, images.shape[1:])))
     shape = images.shape
+    if labels is None and len(shape) == 3 and shape[0] in _COLOURS[1:]:
+        _log.warning(
+            "%s: shape %s is taken as %d grey pictures; one in colour is (height, width, %d)",
+            *(name, shape, shape[0], shape[0]),
+        )
     if len(shape) not in (3, 4):
         raise DataError(
             f"{name}: shape {shape} isn't images; (n, height, width) or "
@@ -244,7 +277,8 @@ def as_pixels(block: Array, *, first_row: int = 0) -> Array:
     wanted = np.dtype(pixel_dtype(block.dtype))
     if wanted == np.uint8 and block.dtype != np.uint8:
         _check_bytes(block, first_row)
-    return np.ascontiguousarray(block, wanted)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite then, which is found later
+        return np.ascontiguousarray(block, wanted)
 
 
 def _check_bytes(block: Array, first_row: int) -> None:

@@ -8,6 +8,7 @@ What a picture is, its first bytes say. HEIC and DICOM are read by packages that
 from __future__ import annotations
 
 import functools
+import io
 import os
 import struct
 import warnings
@@ -39,6 +40,7 @@ _MARKS = {
 _HEIC_BRANDS = frozenset(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 )
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # what a PNG has of them
 _ORIENTATION_TAG = 0x0112
 _GREY = ("1", "L", "LA", "La", "I", "F")  # and "I;16" in its kinds
 _UPRIGHT = {
@@ -132,7 +134,26 @@ def decode_stream(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) 
             hint="--max-pixels sets the limit; a smaller copy of the picture will do",
         ) from error
     except _DAMAGE as error:
+        shorter = _without_texts(stream)
+        if shorter is not None:
+            return decode_stream(shorter, name=name, max_pixels=max_pixels)
         raise ImageError(f"{name}: damaged: {error or type(error).__name__}") from error
+
+
+def _without_texts(stream: BinaryIO) -> BinaryIO | None:
+    """Leave out the texts and the profile of a PNG, which Pillow takes up to 1 MB; None: none."""
+    stream.seek(0)
+    data = stream.read()
+    if format_of(data[:_START_BYTES]) != "PNG":
+        return None
+    kept, place = [data[:8]], 8
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] not in _TEXTS:
+            kept.append(data[place:end])
+        place = end
+    shorter = b"".join(kept)
+    return io.BytesIO(shorter) if len(shorter) < len(data) else None
 
 
 def _check_size(size: tuple[int, int], *, name: str, max_pixels: int) -> None:
@@ -154,13 +175,29 @@ def has_colour(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) -> 
     ImageError
         If it can't be read.
     """
+    mode = _mode(stream)
+    if mode is None:
+        return bool(decode_stream(stream, name=name, max_pixels=max_pixels).shape[2] == 3)
+    return mode not in _GREY and not mode.startswith("I;16")
+
+
+def is_deep(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether an encoded picture has 16 bits a pixel; as `has_colour` finds out."""
+    mode = _mode(stream)
+    if mode is None:
+        found = decode_stream(stream, name=name, max_pixels=max_pixels).dtype
+        return bool(found == np.uint16)
+    return mode == "I" or mode.startswith("I;16")
+
+
+def _mode(stream: BinaryIO) -> str | None:
+    """Pillow's mode of a picture, by its header; None where that doesn't tell."""
     try:
         with Image.open(stream, formats=FORMATS) as image:
-            mode = str(image.mode)
-            return bool(mode not in _GREY and not mode.startswith("I;16"))
+            return str(image.mode)
     except (Image.DecompressionBombError, *_DAMAGE):
         stream.seek(0)
-        return bool(decode_stream(stream, name=name, max_pixels=max_pixels).shape[2] == 3)
+        return None
 
 
 def is_image(path: Path) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.data.decode import is_image
-from cnnfeat.data.source import ImageFile, is_utf8, unreadable
+from cnnfeat.data.source import ImageFile, is_utf8, printable, unreadable
 from cnnfeat.errors import DataError
-from cnnfeat.records import VALIDATION_WORDS
+from cnnfeat.records import SPLIT_WORDS
 
 # A file with one of these endings claims to be a picture, and is an error if it isn't one.
 _ENDINGS = frozenset(
@@ -23,13 +23,11 @@ _ENDINGS = frozenset(
     )
     for ending in endings.split()
 )
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(VALIDATION_WORDS, "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+_APART = re.compile(r"[ _.-]+")  # what divides the words of a folder's name
 FOLDER = "folder"  # --group-by: the folder that a picture lies in
 _NOT_OURS = ("__MACOSX", "__pycache__")
+_ORDER = ("train", "validation", "test")
+_LISTED = 10
 _NUMBER = re.compile(r"([0-9]+)")
 _log = logging.getLogger("cnnfeat")
 
@@ -60,19 +58,18 @@ def _number(digits: str) -> tuple[int, str]:
 def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     """List the pictures below a folder.
 
-    Sub-folders are classes; where all of them have names like `train`, `val` and `test`, they are
-    splits, and theirs are classes. A folder without sub-folders has no labels. Hidden files and
-    folders are left out; so are files that neither claim to be pictures by their ending nor are. A
-    picture's group, if asked for, is the folder that it lies in, seen from its class: those called
-    `patient7` in two classes are one.
+    Sub-folders are classes; where they have names like `train`, `val` and `test`, they are splits,
+    theirs are classes, and others beside them are left out; see `_find_splits`. A folder without
+    sub-folders has no labels. Hidden files and folders are left out; so are files that neither
+    claim to be pictures by their ending nor are. A picture's group, if asked for, is the folder
+    that it lies in, seen from its class: those called `patient7` in two classes are one.
 
     Raises
     ------
     DataError
         If there are no pictures, a class has none, or pictures lie beside class folders.
     """
-    folders, _ = _scan(root)
-    splits = _find_splits([folder for folder in folders if not folder.samefile(root)])
+    splits = _find_splits(root)
     found = {
         split: _list_split(folder, root) for split, folder in (splits or {"all": root}).items()
     }
@@ -106,8 +103,7 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
 
 def list_pictures(root: Path) -> Listing:
     """List all pictures below a folder without labels: its folders say no more than the split."""
-    folders, _ = _scan(root)
-    splits = _find_splits([folder for folder in folders if not folder.samefile(root)])
+    splits = _find_splits(root)
     found = {
         split: tuple(ImageFile(_id(path, root), path, None) for path in _walk(folder, ()))
         for split, folder in (splits or {"all": root}).items()
@@ -117,17 +113,68 @@ def list_pictures(root: Path) -> Listing:
     return Listing(found, ())
 
 
-def _find_splits(folders: Sequence[Path]) -> dict[str, Path]:
-    """Folders that are splits, `train` first; none if any folder isn't one."""
-    found: dict[str, Path] = {}
+def _find_splits(root: Path, *, deep: int = 3) -> dict[str, Path]:
+    """Folders that are splits, `train` first; none if those there are classes.
+
+    They are called `train`, `val` and `test`, or so with the same words around them (`seg_train`,
+    `seg_test`); others beside them are left out, which is said. Where all there is is one folder,
+    they may be in it, and a split in a folder of its own name.
+
+    Raises
+    ------
+    DataError
+        If several folders are called the same split.
+    """
+    folders = [folder for folder in _scan(root)[0] if not folder.samefile(root)]
+    named: dict[tuple[str, ...], list[tuple[str, Path]]] = {}
     for folder in folders:
-        split = _SPLITS.get(folder.name.lower())
-        if split is None or split in found:
-            return {}
-        found[split] = folder
-    if found.keys() <= {"validation"}:
-        return {}
-    return {split: found[split] for split in ("train", "validation", "test") if split in found}
+        for split, others in _splits_named(folder.name):
+            named.setdefault(others, []).append((split, folder))
+    for others, pairs in sorted(named.items(), key=lambda item: len(item[0])):
+        found = dict(pairs)
+        beside = [folder for folder in folders if folder not in found.values()]
+        if not _are_splits(found, beside, named_so=not others):
+            continue
+        if len(found) < len(pairs):
+            raise DataError(
+                f"{root}: has several folders for one split: "
+                + ", ".join(folder.name for _, folder in pairs),
+                hint="leave one for each of train, validation and test",
+            )
+        if beside:
+            names = ", ".join(folder.name for folder in beside[:_LISTED])
+            _log.warning("%s: left out, as they are no splits: %s", printable(str(root)), names)
+        return {split: _inner(found[split]) for split in _ORDER if split in found}
+    if len(folders) == 1 and deep and not any(map(_is_candidate, _scan(root)[1])):
+        return _find_splits(folders[0], deep=deep - 1)
+    return {}
+
+
+def _splits_named(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the split that a folder's name says, and the other words of it."""
+    words = tuple(word for word in _APART.split(name.lower()) if word not in ("", "set"))
+    for place, word in enumerate(words):
+        if word in SPLIT_WORDS:
+            yield SPLIT_WORDS[word], (*words[:place], *words[place + 1 :])
+
+
+def _are_splits(found: Mapping[str, Path], beside: Sequence[Path], *, named_so: bool) -> bool:
+    """Whether folders that are called splits are no classes: there are some called train."""
+    if len(found) > 1:
+        return named_so or "train" in found
+    ((split, folder),) = found.items()
+    if not named_so or split == "validation":
+        return False
+    folders, files = _scan(folder)
+    inside = bool(folders) and not any(map(_is_candidate, files))
+    return not beside or (inside and not any(_scan(other)[0] for other in beside))
+
+
+def _inner(split: Path) -> Path:
+    """Go into the folder of a split's own name that is all that it holds."""
+    folders, files = _scan(split)
+    same = len(folders) == 1 and folders[0].name == split.name and not folders[0].samefile(split)
+    return folders[0] if same and not any(map(_is_candidate, files)) else split
 
 
 def _list_split(folder: Path, root: Path) -> dict[str, list[Path]] | None:

@@ -18,15 +18,11 @@ from cnnfeat.data.decode import is_image
 from cnnfeat.data.folders import natural_key
 from cnnfeat.data.source import OpenedSource, unreadable
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.records import VALIDATION_WORDS
+from cnnfeat.records import SPLIT_WORDS
 
-_SPLITS = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **dict.fromkeys(VALIDATION_WORDS, "validation"),
-}
 _ORDER = ("train", "validation", "test")
 # At the beginning; or behind a hyphen, as in `mnist-train.tfrecord-00000-of-00001`.
-_WORD = re.compile(rf"(?:^|-)({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
+_WORD = re.compile(rf"(?:^|-)({'|'.join(SPLIT_WORDS)})(?![a-z])", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
 _NOT_OURS = ("__MACOSX", "__pycache__")
 _MAX_ENTRIES = 20_000
@@ -190,7 +186,7 @@ def _sorted(paths: Sequence[Path]) -> list[Path]:
 
 def _split_of(name: str) -> str:
     word = _WORD.search(name)
-    return "" if word is None else _SPLITS[word[1].lower()]
+    return "" if word is None else SPLIT_WORDS[word[1].lower()]
 
 
 def _inside(labels: str | None, path: Path) -> str | None:

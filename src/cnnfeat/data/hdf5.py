@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +18,22 @@ if TYPE_CHECKING:
     from cnnfeat.records import Array
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_LEAST_BLOCK = 512
 _MAX_OBJECTS = 10_000
 _CACHE_BYTES = 64 * 2**20  # of unpacked chunks, so that none is unpacked for every batch anew
 _log = logging.getLogger("cnnfeat")
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5, perhaps behind a block of another's: 512 bytes, or 1024, 2048 ..."""
+    with open_regular(path) as file:
+        size, place = file.seek(0, os.SEEK_END), 0
+        while place < size:
+            file.seek(place)
+            if file.read(len(HDF5_MAGIC)) == HDF5_MAGIC:
+                return True
+            place = 2 * place or _LEAST_BLOCK
+    return False
 
 
 class Hdf5Rows:

@@ -12,13 +12,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
-from cnnfeat.data.decode import decode_stream, has_colour, prepare_pillow
+from cnnfeat.data.decode import decode_stream, has_colour, is_deep, prepare_pillow
 from cnnfeat.data.fitting import fit_depth, fit_to_target
 from cnnfeat.data.source import (
     FileStates,
@@ -71,8 +71,7 @@ def open_image(path: Path, *, max_pixels: int) -> ImageFileSource:
 class ImageFileSource(OpenedSource):
     """A source made of encoded pictures.
 
-    Pixels of a split are brought to the depth of its first picture: 8-bit pictures among 16-bit
-    ones become 16-bit, and the other way round.
+    Pixels have 16 bits where all pictures of all splits have, else 8.
 
     Parameters
     ----------
@@ -102,7 +101,9 @@ class ImageFileSource(OpenedSource):
     ) -> None:
         self._files = images
         self._max_pixels = max_pixels
-        splits = {split: self._describe(split, name=name) for split in self._files}
+        splits = self._of_one_depth(
+            {split: self._describe(split, name=name) for split in self._files}
+        )
         super().__init__(
             name,
             kind,
@@ -137,6 +138,27 @@ class ImageFileSource(OpenedSource):
                 return has_colour(stream, name=file.name, max_pixels=self._max_pixels)
         except ImageError:  # reading it says so
             return False
+
+    def _of_one_depth(self, splits: Mapping[str, SplitInfo]) -> dict[str, SplitInfo]:
+        """Bring whole numbers to 8 bits, unless all pictures have 16."""
+        found = {info.dtype for info in splits.values()}
+        if "uint16" not in found:
+            return dict(splits)
+        files = (one for files in self._files.values() for one in files)
+        if "uint8" not in found and all(map(self._is_deep, files)):
+            return dict(splits)
+        _log.info("pictures of 16 bits are brought to 8, as others have them")
+        return {
+            split: replace(info, dtype="uint8") if info.dtype == "uint16" else info
+            for split, info in splits.items()
+        }
+
+    def _is_deep(self, file: EncodedImage) -> bool:
+        try:
+            with file.open() as stream:
+                return is_deep(stream, name=file.name, max_pixels=self._max_pixels)
+        except ImageError:  # reading it says so
+            return True
 
     def _read(self, asked: RowRequest) -> Iterator[Batch]:
         files = self._files[asked.split.name]

@@ -5,31 +5,36 @@ Any other column can say which pictures belong together.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from cnnfeat.data.csvfile import LabelColumns, cells_of, csv_rows, find_column, find_group
-from cnnfeat.data.folders import FOLDER, natural_key
+from cnnfeat.data.folders import FOLDER, natural_key, without_ending
 from cnnfeat.data.imagefiles import ImageFileSource
 from cnnfeat.data.labels import check_texts, first_few, one_of
 from cnnfeat.data.source import ImageFile, file_states, open_regular
 from cnnfeat.errors import DataError
-from cnnfeat.records import VALIDATION_WORDS
+from cnnfeat.records import SPLIT_WORDS
 
+# Columns as people name them; of several the first here is taken.
 _COLUMNS = {
-    "path": ("path", "file", "filename", "image", "image_path"),
-    "label": ("label", "class", "target"),
+    "path": (
+        *("path", "file", "filename", "image", "image_path", "file_path", "filepath"),
+        *("file_name", "image_name", "imagename", "img_name", "image_id", "imageid", "img_id"),
+        *("img", "picture", "photo", "id", "name"),
+    ),
+    "label": (
+        *("label", "class", "target", "labels", "classes", "class_name", "classname"),
+        *("category", "breed", "species", "diagnosis", "dx"),
+    ),
     "split": ("split", "subset", "set"),
-}
-_SPLITS = {
-    "train": "train",
-    "test": "test",
-    **dict.fromkeys(VALIDATION_WORDS, "validation"),
 }
 _ORDER = ("train", "validation", "test", "all")
 _START_BYTES = 65_536
 _ANY = LabelColumns()
+_log = logging.getLogger("cnnfeat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,27 @@ def _read(path: Path, named: LabelColumns, group_by: str | None) -> list[_Line]:
     ]
     if not lines:
         raise DataError(f"{path}: lists no pictures")
+    if not header:
+        _check_first(path, first, lines)
     return lines if "label" in columns else _with_one_of(path, header, lines, columns)
+
+
+def _check_first(path: Path, first: Sequence[str], lines: Sequence[_Line]) -> None:
+    """Refuse a first line that is no picture where all others are: its words name the columns."""
+    one, *others = (line.path for line in lines)
+    if others and not _has_ending(one) and all(map(_has_ending, others)):
+        if (path.parent / one).exists():
+            return
+        columns = zip(("--id-column", "--label-column"), first, strict=False)
+        raise DataError(
+            f"{path}: line 1 names no picture, and no columns that are known: "
+            + ", ".join(map(repr, first)),
+            hint=" ".join(f"{option} {name}" for option, name in columns) + " if it names columns",
+        )
+
+
+def _has_ending(name: str) -> bool:
+    return without_ending(name) != name
 
 
 def _line(
@@ -124,8 +149,10 @@ def _line(
     if not row[columns["path"]] or "\0" in row[columns["path"]]:
         raise DataError(f"{path}, line {number}: no path")
     split = row[columns["split"]].strip().lower() if "split" in columns else "all"
-    if "split" in columns and split not in _SPLITS:
-        raise DataError(f"{path}, line {number}: split {split!r}; {', '.join(_SPLITS)} are allowed")
+    if "split" in columns and split not in SPLIT_WORDS:
+        raise DataError(
+            f"{path}, line {number}: split {split!r}; {', '.join(SPLIT_WORDS)} are allowed"
+        )
     group = None if group_by is None else PurePosixPath(row[columns["path"]]).parent.as_posix()
     if "group" in columns:
         group = row[columns["group"]].strip()
@@ -135,7 +162,7 @@ def _line(
         number=number,
         path=row[columns["path"]],
         label=row[columns["label"]].strip() if "label" in columns else None,
-        split=_SPLITS.get(split, split),
+        split=SPLIT_WORDS.get(split, split),
         group=group,
         rest=tuple(cell for place, cell in enumerate(row) if place not in columns.values()),
     )
@@ -151,6 +178,9 @@ def _with_one_of(
     cells = {name: [line.rest[place] for line in lines] for place, name in enumerate(names)}
     labels = one_of(cells, lines=[line.number for line in lines], name=str(path))
     if labels is None:
+        if names:
+            listed = first_few(map(repr, names))
+            _log.warning("%s: no labels; not used: %s; --label-column names them", path, listed)
         return lines
     return [replace(line, label=label) for line, label in zip(lines, labels, strict=True)]
 
@@ -170,7 +200,10 @@ def _classes(path: Path, lines: Sequence[_Line]) -> tuple[str, ...]:
 
 
 def _is_header(cells: Sequence[str]) -> bool:
-    return any(cell.strip().lower() in _COLUMNS["path"] for cell in cells)
+    """Whether a line names columns: that of paths, or another while no picture stands in it."""
+    words = {cell.strip().lower() for cell in cells}
+    others = words & {*_COLUMNS["label"], *_COLUMNS["split"]}
+    return bool(words & {*_COLUMNS["path"]}) or (bool(others) and not any(map(_has_ending, cells)))
 
 
 def _columns(cells: Sequence[str]) -> dict[str, int] | None:

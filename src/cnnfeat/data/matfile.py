@@ -6,6 +6,7 @@ Here they come first, as everywhere. In version 7.3 axes lie the other way round
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import struct
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from cnnfeat.data.hdf5 import HDF5_MAGIC, Hdf5File
+from cnnfeat.data.hdf5 import Hdf5File, is_hdf5
 from cnnfeat.data.npy import DEFLATE_LIMIT
 from cnnfeat.data.source import Rows, open_regular
 from cnnfeat.errors import DataError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MAT5_MAGIC = b"MATLAB 5.0 MAT-file"
 MAT73_MAGIC = b"MATLAB 7.3 MAT-file"
-_USER_BLOCK = 512  # bytes before HDF5 begins
+_CLASS = "MATLAB_class"  # the attribute of an array's class
 _CHANNELS = (1, 3, 4)
 _CLASSES = {  # of MATLAB's that are numbers, and the bytes that one takes
     **{"logical": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4},
@@ -187,23 +188,30 @@ class Mat73File:
 
     def _class_of(self, name: str) -> str:
         """MATLAB's name for what an array holds; of what it didn't write, by the numbers' own."""
-        kind = self._attributes(name).get("MATLAB_class", b"")
+        kind = self._attributes(name).get(_CLASS, b"")
         if isinstance(kind, bytes) and kind:
             return kind.decode("ascii", "replace")
         return "double" if self._file.dataset(name).dtype.kind in "biuf" else ""
 
 
 def is_mat(path: Path) -> bool:
-    """Whether a file begins as MATLAB's do, from version 5 on; or is HDF5 and ends in `.mat`.
+    """Whether a file begins as MATLAB's do, from version 5 on; or is HDF5 of the same manner.
 
-    The latter is what other programs write in the manner of version 7.3, without its text.
+    That is, without the text, it ends in `.mat` or says of an array which class of MATLAB's it is.
     """
     with open_regular(path) as file:
-        start = file.read(_USER_BLOCK + len(HDF5_MAGIC))
+        start = file.read(len(MAT73_MAGIC))
     if start.startswith((MAT5_MAGIC, MAT73_MAGIC)):
         return True
-    marks = (start[: len(HDF5_MAGIC)], start[_USER_BLOCK:])
-    return path.suffix.lower() == ".mat" and HDF5_MAGIC in marks
+    return is_hdf5(path) and (path.suffix.lower() == ".mat" or _names_classes(path))
+
+
+def _names_classes(path: Path) -> bool:
+    try:
+        with contextlib.closing(Hdf5File(path)) as file:
+            return any(_CLASS in file.dataset(name).attrs for name in file.shapes)
+    except (OSError, RuntimeError, KeyError, DataError):  # whoever reads it says so
+        return False
 
 
 def open_mat(path: Path) -> Mat5File | Mat73File:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 import numpy as np
 
 from cnnfeat.errors import DataError, ImageError, UsageError, near_names
+from cnnfeat.pixels import unusable
 from cnnfeat.records import (
     Batch,
     Fingerprint,
@@ -175,6 +176,8 @@ class OpenedSource(ABC):
         UsageError
             With the splits there are; if `start` and `stop` aren't rows of the split, or
             `batch_size` is less than 1.
+        ImageError
+            If an image holds NaN, infinite or immense numbers, and isn't to be skipped.
         """
         info = self._find(split)
         if batch_size < 1:
@@ -185,7 +188,8 @@ class OpenedSource(ABC):
             raise UsageError(f"rows {start} to {end}: {split} has rows 0 to {n_rows - 1}")
         whole = self._prepared if target is None else target.over(self._prepared)
         asked = RowRequest(info, range(start, end), batch_size, whole, on_error)
-        yield from self._read(asked) if rows is None else self._read_some(asked, rows)
+        for batch in self._read(asked) if rows is None else self._read_some(asked, rows):
+            yield _usable(batch, source=self.name, on_error=on_error)
 
     def __repr__(self) -> str:
         return shown_source(self)
@@ -229,6 +233,30 @@ class OpenedSource(ABC):
                 hint=near_names(split, self._own),
             )
         return self._own[split]
+
+
+def _usable(batch: Batch, *, source: str, on_error: OnError) -> Batch:
+    """Leave out images that hold no pixels, or refuse the first of them."""
+    bad = unusable(batch.images)
+    if not bad:
+        return batch
+    if on_error == "raise":
+        row, reason = next(iter(bad.items()))
+        raise ImageError(
+            f"{source}, {batch.ids[row]}: {reason}",
+            hint="put numbers in their place, or leave such images out",
+        )
+    left_out = [one.row for one in batch.skipped]
+    places = np.setdiff1d(np.arange(batch.start, batch.stop), left_out)
+    here = [SkippedSample(int(places[row]), batch.ids[row], why) for row, why in bad.items()]
+    good = [row for row in range(len(batch)) if row not in bad]
+    return replace(
+        batch,
+        images=batch.images[good],
+        labels=None if batch.labels is None else batch.labels[good],
+        ids=tuple(batch.ids[row] for row in good),
+        skipped=tuple(sorted((*batch.skipped, *here), key=lambda one: one.row)),
+    )
 
 
 def _runs(rows: RowNumbers) -> Iterator[range]:

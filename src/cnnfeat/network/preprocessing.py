@@ -149,9 +149,10 @@ def _check_values(to: ImageInput, image_dtype: str) -> None:
 
 
 def _channels(to: ImageInput, given: int) -> int:
-    if to.channels == 4:
+    if to.channels == 4 != given:
         raise NetworkError(
-            f"the network's input {to.name!r} takes 4 channels, {to}; images are grey or RGB"
+            f"the network's input {to.name!r} takes 4 channels, {to}; the images have {given}",
+            hint="an array of shape (n, height, width, 4) has them",
         )
     return to.channels or given
 

@@ -20,6 +20,7 @@ from cnnfeat.network.graph import Feed, FlatGraph, import_part, node_of, nodes_b
 from cnnfeat.network.preprocessing import Preprocessing
 from cnnfeat.network.runtime import eagerly, with_precision
 from cnnfeat.options import Pooling, ProbeOptions
+from cnnfeat.pixels import range_warning
 from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
 
 _LOG = logging.getLogger("cnnfeat")
@@ -59,6 +60,7 @@ class GraphProbe:
         self._chunk = fit.input.batch or _stated_batch(wanted.feeds)
         self._limit = max(1, batch_size)  # images at a time; less once memory has run out
         self._functions: dict[tuple[int, ...], _Run] = {}
+        self._said = False
         self.outputs: tuple[ProbeOutput, ...] = self._try_out()
 
     @eagerly
@@ -77,6 +79,7 @@ class GraphProbe:
         """
         if len(images) == 0:
             return tuple(np.empty((0, *item.row_shape), item.dtype) for item in self.outputs)
+        self._say_range(images)
         results = self._bounded(images)
         for output, result in zip(self.outputs, results, strict=True):
             if result.shape != (len(images), *output.row_shape):
@@ -87,6 +90,15 @@ class GraphProbe:
                     hint="--pool avg gives rows of one length; --resize gives images of one size",
                 )
         return results
+
+    def _say_range(self, images: Array) -> None:
+        """Warn, once, of floating-point pixels that the scale takes for others."""
+        unit = self._fit.scale != "raw"
+        if self._said or not (unit or self._wanted.options.scale is None):
+            return
+        if warning := range_warning(images, unit=unit):
+            self._said = True
+            _LOG.warning("%s", warning)
 
     def _bounded(self, images: Array) -> tuple[Array, ...]:
         """Run in pieces no longer than memory has allowed so far."""

@@ -24,6 +24,7 @@ from cnnfeat.knobs import fields_of, to_dict
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import FitOptions, RunOptions, TrainOptions
 from cnnfeat.parts import Part
+from cnnfeat.pixels import range_warning
 from cnnfeat.progress import SILENT, Progress, Task
 from cnnfeat.records import ImageTarget, Json, Labels, Parts, RowNumbers, Source, SplitInfo
 
@@ -112,6 +113,8 @@ def train(
     parts = source.parts(split)
     fitted = samples.take(np.flatnonzero(parts == Part.FITTED))
     held_back = _held_back(source, samples, parts)
+    if warning := range_warning(fitted.images, unit=True):
+        logger.warning("%s", warning)
     started = time.perf_counter()
     history = _fit(network, fitted, held_back, config.train, progress)
     elapsed_s = time.perf_counter() - started
@@ -216,7 +219,12 @@ def _held_back(source: Source, samples: _Samples, parts: Parts | None) -> _Sampl
 
 def _say_what_becomes_of(info: SplitInfo, shape: tuple[int, int, int]) -> None:
     """Say how many channels all pictures get, where they may have several numbers of them."""
-    if not info.uniform or shape != info.image_shape:
+    if info.image_shape[2] in (2, 4) and shape[2] == info.image_shape[2] - 1:
+        logger.warning(
+            "images of %d channels: the last is taken for opacity, and laid over white",
+            info.image_shape[2],
+        )
+    elif not info.uniform or shape != info.image_shape:
         other = "grey pictures among them become RGB" if shape[2] == 3 else "none has colour"
         logger.info("images: to %s for the network; %s", "×".join(map(str, shape)), other)
 

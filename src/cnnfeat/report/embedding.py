@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.features import FeatureFile
+from cnnfeat.pixels import unusable
 from cnnfeat.records import class_name
 from cnnfeat.report.figure import CLASS_COLOURS, CLASS_MARKERS, drawing, short
 
@@ -77,7 +78,7 @@ def embed_layer(
     UsageError
         If the method is unknown or not installed.
     DataError
-        If there are fewer than 5 rows, all are equal, or a feature is no finite number.
+        If there are fewer than 5 rows, all are equal, or a feature is NaN, infinite or immense.
     """
     check_method(method)
     n_rows = file.n_rows(split)
@@ -88,10 +89,8 @@ def embed_layer(
     n_points = max(min(n_points, _MATRIX_BYTES // max(row_bytes, 1)), FEWEST_POINTS)
     rows = choose_rows(n_rows, n_points, always=always, seed=seed)
     X = file.take(split, layer, rows).reshape(len(rows), -1).astype(np.float32, copy=False)
-    finite = np.isfinite(X).all(axis=1)
-    if not finite.all():
-        row = int(rows[np.flatnonzero(~finite)[0]])
-        raise DataError(f"{file.path}: {split}/{layer} holds NaN or infinity, first in row {row}")
+    for place, reason in unusable(X).items():
+        raise DataError(f"{file.path}: {split}/{layer}, row {rows[place]}: {reason}")
     if not np.ptp(X, axis=0).any():
         raise DataError(f"all {len(X):,} rows of {split}/{layer} are equal: nothing lies apart")
     points, axes = _project(X, method=method, seed=seed)

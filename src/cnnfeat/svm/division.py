@@ -19,6 +19,7 @@ from cnnfeat.errors import DataError, FeatureFileError
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import SvmOptions
 from cnnfeat.parts import Part, hold_out
+from cnnfeat.pixels import LARGEST
 from cnnfeat.records import VALIDATION_WORDS, Groups, Labels, Parts, class_name
 from cnnfeat.result import FITTED, PICKED, UNKNOWN
 from cnnfeat.svm.matrix import FEW, ChainedRows, Floats, Indices, Moments, RowBlocks, SubsetRows
@@ -430,7 +431,7 @@ def set_aside(division: Division, *, seed: int) -> Mask:
 
 
 def check_finite(file: FeatureFile, layer: str, rows: RowSet, seen: Moments) -> None:
-    """Refuse NaN and infinite features.
+    """Refuse features that are NaN, infinite, or too large for sums of their squares.
 
     Raises
     ------
@@ -440,9 +441,9 @@ def check_finite(file: FeatureFile, layer: str, rows: RowSet, seen: Moments) -> 
     if seen.bad_rows:
         split, row = rows.place(seen.first_bad_row)
         raise FeatureFileError(
-            f"{file.path}: {split}/{layer} has NaN or infinite features in "
-            f"{seen.bad_rows:,} of {len(rows):,} rows; the first is row {row} "
-            f"({file.ids(split, start=row, stop=row + 1)[0]})",
+            f"{file.path}: {split}/{layer} has NaN, infinite or immense features "
+            f"(beyond {LARGEST:g}) in {seen.bad_rows:,} of {len(rows):,} rows; the first is row "
+            f"{row} ({file.ids(split, start=row, stop=row + 1)[0]})",
             hint="look at the network and its weights; extract again with cnnfeat extract",
         )
 

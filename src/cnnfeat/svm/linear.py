@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.pixels import unusable
 from cnnfeat.svm.matrix import ArrayRows, Floats, RowBlocks, SubsetRows
 from cnnfeat.svm.solver import Design, State, Targets, one_against_rest, solve
 
@@ -111,7 +112,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         UsageError
             If a parameter is out of range.
         DataError
-            If there are fewer than two classes.
+            If there are fewer than two classes, or features are immense.
         """
         self._check_parameters()
         rows, labels, weights = self._check_data(X, y, sample_weight)
@@ -180,6 +181,8 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             matrix, labels = validate_data(
                 self, X, y, dtype=(np.float64, np.float32), y_numeric=False, order="C"
             )
+            for row, reason in unusable(matrix).items():
+                raise DataError(f"row {row}: {reason}", hint="scale them, as StandardScaler does")
             rows = ArrayRows(matrix)
         weights = None
         if sample_weight is not None:

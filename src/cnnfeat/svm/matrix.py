@@ -178,7 +178,7 @@ class Moments:
     n_samples: int
     mean: Doubles  # (n_features,)
     variance: Doubles  # (n_features,), divided by n_samples
-    bad_rows: int  # rows with NaN or infinite values
+    bad_rows: int  # rows with NaN, infinite or immense values
     first_bad_row: int  # -1: none
 
 
@@ -188,22 +188,22 @@ def moments(rows: RowBlocks) -> Moments:
     Blocks are merged as in T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing
     the sample variance", The American Statistician 37 (1983) 242-247.
     """
+    from cnnfeat.pixels import LARGEST
+
     count, bad, first = 0, 0, -1
     mean, squares = np.zeros(rows.n_features), np.zeros(rows.n_features)
     for start, block in rows.blocks():
-        part_mean = block.mean(axis=0, dtype=np.float64)
-        if not np.isfinite(part_mean).all():
-            wrong = ~np.isfinite(block).all(axis=1)
+        good = block
+        if block.size and not (block.min() >= -LARGEST and block.max() <= LARGEST):
+            wrong = ~(np.abs(block) <= LARGEST).all(axis=1)  # NaN too
             bad += int(wrong.sum())
-            if wrong.any() and first < 0:
+            if first < 0:
                 first = start + int(wrong.argmax())
             good = block[~wrong]
-            part_mean = good.mean(axis=0, dtype=np.float64) if len(good) else mean
-        else:
-            good = block
         n = len(good)
         if not n:
             continue
+        part_mean = good.mean(axis=0, dtype=np.float64)
         centred = good - part_mean.astype(block.dtype)
         part_squares = np.einsum("ij,ij->j", centred, centred).astype(np.float64)
         delta = part_mean - mean

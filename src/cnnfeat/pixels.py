@@ -1,0 +1,79 @@
+"""Which numbers nothing can be computed from, and which pixels a network would take for others.
+
+Features don't show what is wrong: a rectifier may make 0 of NaN, and then they are ordinary
+numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST = 1e15  # of a number whose square still goes into a sum of single precision
+_ROUNDING = 1e-3
+
+
+def unusable(rows: NDArray[np.generic]) -> dict[int, str]:
+    """Say which rows hold numbers that nothing can be computed from, and what they hold.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_samples, ...)
+        Images or features, of any dtype; integers are always good.
+
+    Returns
+    -------
+    dict of int to str
+        Words such as "784 of 784 numbers are NaN": NaN, infinite, or beyond 1e15.
+    """
+    if rows.dtype.kind != "f" or not rows.size:
+        return {}
+    low, high = _extremes(rows)
+    if low >= -LARGEST and high <= LARGEST:  # NaN is neither
+        return {}
+    found = {row: _what_it_holds(numbers.astype(np.float64)) for row, numbers in enumerate(rows)}
+    return {row: words for row, words in found.items() if words}
+
+
+def _what_it_holds(row: NDArray[np.float64]) -> str:
+    kinds = {
+        "NaN": np.isnan(row),
+        "infinite": np.isinf(row),
+        f"beyond {LARGEST:g}": np.isfinite(row) & (np.abs(row) > LARGEST),
+    }
+    counts = {what: int(np.count_nonzero(bad)) for what, bad in kinds.items()}
+    return ", ".join(f"{n:,} of {row.size:,} numbers are {what}" for what, n in counts.items() if n)
+
+
+def range_warning(images: NDArray[np.generic], *, unit: bool) -> str:
+    """Say that floating-point pixels are taken for others than they are; "" where they aren't.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_samples, height, width, channels)
+        Of any dtype: what white is of whole numbers, their dtype says.
+    unit : bool
+        Whether white is taken to be 1; else it is 255. Numbers some of which are negative have been
+        centred, and have neither.
+    """
+    if images.dtype.kind != "f" or not images.size:
+        return ""
+    low, high = _extremes(images)
+    if low < 0 or (high > 1 + _ROUNDING) != unit:
+        return ""
+    if unit:
+        return (
+            f"floating-point pixels go up to {high:g}, and are taken as they are, where 1 would be "
+            "white: these aren't the features of the same pixels as uint8; if 255 is white, store "
+            "them as uint8 or divide them by 255"
+        )
+    return (
+        f"floating-point pixels go up to {high:g} only, and the network takes 255 for white and "
+        "scales by itself: to it these are all but black; if 1 is white, multiply them by 255 or "
+        "store them as uint8"
+    )
+
+
+def _extremes(rows: NDArray[np.generic]) -> tuple[float, float]:
+    with np.errstate(invalid="ignore"):
+        return float(rows.min()), float(rows.max())
