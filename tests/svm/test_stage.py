@@ -291,11 +291,56 @@ def test_classes_of_one_split_alone_are_refused(make_file, pixels, tmp_path):
     count = int(np.sum(y[500:700] >= 8))
     words = f"2 of 10 classes have no training row, but {count} test rows: '8', '9'"
     _refused(path, tmp_path / "out", DataError, words)
-    names = {"test": few, "train": np.arange(500, 700)}
+
+
+def test_a_test_split_may_lack_classes(make_file, pixels, tmp_path, caplog):
+    X, y = pixels
+    few = 700 + np.flatnonzero(y[700:1000] < 8)
+    names = {"train": np.arange(700), "test": few}
     path = make_file({s: {"whole": X[r]} for s, r in names.items()},
-                     {s: y[r] for s, r in names.items()}, name="b.h5")  # fmt: skip
-    words = f"2 of 10 classes have no test row, but {count} training rows: '8', '9'"
-    _refused(path, tmp_path / "out", DataError, words)
+                     {s: y[r] for s, r in names.items()})  # fmt: skip
+    result = svm_stage(path, tmp_path / "out", options=FIXED)
+    flat = X.reshape(len(X), -1)
+    machine = make_pipeline(StandardScaler(), LinearSVC(C=0.01, dual=False))
+    machine.fit(flat[names["train"]], y[names["train"]])
+    assert result.accuracy == machine.score(flat[few], y[few])
+    assert (len(result.classes), result.confusion.shape) == (10, (10, 10))
+    assert "2 of 10 classes have no row to be scored on, and count in no score: '8', '9'" in (
+        caplog.text
+    )
+    calibrated = dataclasses.replace(FIXED, probability=True)
+    found = svm_stage(path, tmp_path / "calibrated", options=calibrated)
+    assert 0 < found.calibration["log_loss"] < 1
+
+
+def test_a_class_that_is_never_predicted_is_named(make_file, tmp_path, caplog):
+    rng = np.random.default_rng(1)
+    y = np.r_[np.zeros(190, int), np.ones(10, int)]
+    X = {s: {"whole": rng.normal(size=(200, 16)).astype(np.float32)} for s in ("train", "test")}
+    path = make_file(X, {"train": y, "test": y}, classes=("common", "rare"))
+    options = SvmOptions(layer=("whole",), C=1e-6)
+    result = svm_stage(path, tmp_path / "a", options=options)
+    assert result.confusion.tolist() == [[190, 0], [10, 0]]
+    assert "never predicted, though rows are of it: 'rare' (10 rows); --class-weight" in caplog.text
+    caplog.clear()
+    balanced = dataclasses.replace(options, class_weight="balanced")
+    assert svm_stage(path, tmp_path / "b", options=balanced).confusion[:, 1].any()
+    assert "never predicted" not in caplog.text
+
+
+def test_a_layer_is_chosen_without_test_rows_where_C_is_fixed(make_file, tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {"train": 120, "test": 40}
+    X = {
+        split: {f"p{k}": rng.normal(size=(n, 6)).astype(np.float32) for k in range(5)}
+        for split, n in sizes.items()
+    }
+    chosen = set()
+    for test in (np.arange(40) % 2, np.arange(1, 41) % 2):
+        path = make_file(X, {"train": np.arange(120) % 2, "test": test}, classes=("a", "b"))
+        options = SvmOptions(layer=("all",), C=0.01, folds=3)
+        chosen.add(svm_stage(path, tmp_path / "out", options=options, overwrite=True).best.layer)
+    assert len(chosen) == 1
 
 
 def test_fewer_rows_than_folds_are_refused(make_file, pixels, tmp_path):

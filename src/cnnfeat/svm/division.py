@@ -303,7 +303,7 @@ def _leave_small_out(sheet: _Sheet, pool: Mask, min_per_class: int) -> tuple[Mas
 
 def _scored_on_test(sheet: _Sheet, pool: Mask, test: Mask, *, chooses: Mask) -> Division:
     """Score the test split."""
-    _check_same_classes(sheet, pool, test)
+    _check_classes(sheet, pool, test)
     division = _division(sheet, pool, pool=pool, test=test, how="test split")
     if sheet.parts is not None:
         chooses = sheet.parts != Part.FITTED
@@ -337,7 +337,7 @@ def _scored_apart(sheet: _Sheet, pool: Mask, validation: Mask, options: SvmOptio
     if not apart_rows.any() or apart_rows[pool].all():
         apart_rows, how = _held_out(sheet, pool, options), "hold-out"
     train = pool & ~apart_rows
-    _check_same_classes(sheet, train, apart_rows, both=False)
+    _check_classes(sheet, train, apart_rows)
     division = _division(sheet, train, pool=pool, test=apart_rows, how=how)
     if parts is not None:
         division = replace(division, caveat=_caveat(parts[apart_rows]))
@@ -384,7 +384,7 @@ def _scored_in_turn(sheet: _Sheet, pool: Mask) -> Division:
     if len(without):
         _LOG.warning(
             "left out, as the network was fitted to all their rows: %s",
-            ", ".join(repr(sheet.name(int(k))) for k in without[:10]),
+            _named(sheet, without),
         )
     picked = np.count_nonzero(sheet.parts[pool] == Part.VALIDATION)
     caveat = _caveat(sheet.parts[pool])
@@ -479,24 +479,29 @@ def _classes(sheet: _Sheet, mask: Mask) -> Labels:
     return present
 
 
-def _check_same_classes(sheet: _Sheet, train: Mask, test: Mask, *, both: bool = True) -> None:
-    sides = [(train, test, "training", "test"), (test, train, "test", "training")]
-    for here, there, words, other in sides if both else sides[:1]:
-        missing = np.setdiff1d(sheet.labels[there], sheet.labels[here])
-        if len(missing):
-            ways = [
-                "extract more of the source: cnnfeat extract --limit takes its first rows alone",
-                "use --cv",
-            ]
-            ways += ["--min-per-class 2, which leaves them out"] if words == "training" else []
-            rows = int(np.isin(sheet.labels[there], missing).sum())
-            listed = ", ".join(repr(sheet.name(int(k))) for k in missing[:10])
-            n_classes = len(np.union1d(sheet.labels[here], sheet.labels[there]))
-            raise DataError(
-                f"{len(missing)} of {n_classes} classes have no {words} row, "
-                f"but {rows:,} {other} rows: {listed}",
-                hint="; or ".join(ways),
-            )
+def _check_classes(sheet: _Sheet, train: Mask, test: Mask) -> None:
+    """Refuse scored rows of classes that nothing is known of; say which classes none are of."""
+    here, there = sheet.labels[train], sheet.labels[test]
+    unknown = np.setdiff1d(there, here)
+    if len(unknown):
+        raise DataError(
+            f"{len(unknown)} of {len(np.union1d(here, there))} classes have no training row, "
+            f"but {int(np.isin(there, unknown).sum()):,} test rows: {_named(sheet, unknown)}",
+            hint="extract more of the source: cnnfeat extract --limit takes its first rows alone; "
+            "or use --cv; or --min-per-class 2, which leaves them out",
+        )
+    unscored = np.setdiff1d(here, there)
+    if len(unscored):
+        _LOG.warning(
+            "%d of %d classes have no row to be scored on, and count in no score: %s",
+            len(unscored),
+            len(np.unique(here)),
+            _named(sheet, unscored),
+        )
+
+
+def _named(sheet: _Sheet, labels: Labels) -> str:
+    return ", ".join(repr(sheet.name(int(k))) for k in labels[:10])
 
 
 def _division(sheet: _Sheet, train: Mask, *, pool: Mask, test: Mask | None, how: str) -> Division:

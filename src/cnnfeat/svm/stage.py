@@ -284,6 +284,7 @@ def _finish(work: _Work, out: Path, contenders: Sequence[_Contender]) -> SvmResu
         answers = _answers(work, saved, best.layer)
     best = replace(best, elapsed_s=best.elapsed_s + time.monotonic() - started)
     result = _result(work, contenders, best=best, saved=saved, answers=answers)
+    _say_never_predicted(result)
     n_features = best.candidate.rows.n_features
     metadata = machine_metadata(file, division, layer=best.layer, n_features=n_features)
     metadata["parts"] = _parts(work)
@@ -293,6 +294,16 @@ def _finish(work: _Work, out: Path, contenders: Sequence[_Contender]) -> SvmResu
     _write_predictions(out / "predictions.csv", file, division, answers)
     write_result(result, out / "svm.json")
     return result
+
+
+def _say_never_predicted(result: SvmResult) -> None:
+    """Warn of classes that no row is said to be of, though some are."""
+    said = result.confusion.sum(axis=0)
+    silent = {one.name: one.support for one, n in zip(result.per_class, said, strict=True) if not n}
+    rows = [f"{name!r} ({support:,} rows)" for name, support in silent.items() if support]
+    if rows:
+        more = "" if result.class_weight else "; --class-weight balanced makes rare classes count"
+        _LOG.warning("never predicted, though rows are of it: %s%s", ", ".join(rows[:10]), more)
 
 
 def _fit_saved(work: _Work, best: _Contender) -> _Saved:
