@@ -32,12 +32,21 @@ Pooling: TypeAlias = Literal["none", "avg", "max", "flatten"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
+_MOST_PIXELS = 10_000 * 10_000  # that images can be brought to
+
+
 def _parse_size(value: object) -> object:
     """`224x160`: height and width; `224`: both."""
-    parts = value if isinstance(value, list | tuple) else str(value).lower().split("x")
+    parts = (
+        value
+        if isinstance(value, list | tuple)
+        else str(value).lower().replace("×", "x").split("x")
+    )
     sides = [int(str(part)) for part in parts if str(part).isdecimal()]
-    if not 1 <= len(sides) == len(parts) <= 2 or not all(1 <= side <= 65_536 for side in sides):
+    if not 1 <= len(sides) == len(parts) <= 2 or not all(sides):
         raise ValueError(f"{value!r} is no size; 224x160 is 224 high and 160 wide")
+    if sides[0] * sides[-1] > _MOST_PIXELS:
+        raise ValueError(f"{value!r} is too large; {_MOST_PIXELS:,} pixels are the most")
     return sides[0], sides[-1]
 
 

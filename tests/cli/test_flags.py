@@ -144,6 +144,7 @@ def test_flag_environment_file_default(tmp_path):
     [
         (["--resize", "8x8x8"], "--resize: '8x8x8' is no size; 224x160 is 224 high"),
         (["--resize", "0"], "--resize: '0' is no size"),
+        (["--resize", "99999x99999"], "too large; 100,000,000 pixels are the most"),
         (["--feed", "keep_prob"], "--feed: 'keep_prob' is no NAME=VALUE; try keep_prob=1.0"),
         (["--batch-size", "0"], "--batch-size must be at least 1 and at most 1048576, not 0"),
         (["--scale", "unti"], "'unit'"),

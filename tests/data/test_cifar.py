@@ -182,3 +182,11 @@ def test_a_changed_batch_is_seen(ten, pictures):
     with open_source(str(ten)) as source:
         assert source.fingerprint() != before
         assert source.changed_since(state) == "data_batch_4 has changed"
+
+
+def test_batches_that_are_missing_are_named(ten, caplog):
+    (ten / "data_batch_2").unlink()
+    with open_source(str(ten)):
+        pass
+    missing = caplog.text.partition("batches are missing: ")[2]
+    assert "data_batch_2" in missing and "data_batch_1" not in missing

@@ -94,3 +94,12 @@ def test_labels_of_one_picture_may_have_axes_too(tmp_path, pictures):
     np.savez(tmp_path / "a.npz", x_train=pictures[:1], y_train=np.array([[[[7]]]]))
     with open_source(str(tmp_path / "a.npz")) as source:
         assert source.labels("train").tolist() == [7]
+
+
+def test_shards_that_are_missing_are_named(tmp_path, pictures, caplog):
+    for number, picture in zip((0, 2, 4), pictures, strict=True):
+        table(tmp_path / f"train-{number:05d}-of-00005.csv", picture)
+    with open_source(str(tmp_path)) as source:
+        assert source.splits["train"].n_samples == 3
+    named = "files of a split are missing: train-00001-of-00005, train-00003-of-00005"
+    assert named in caplog.text

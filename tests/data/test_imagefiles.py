@@ -371,16 +371,15 @@ def test_remarks_of_pillow_do_not_leak(tmp_path, monkeypatch):
     assert not caught
 
 
-def test_empty_folders_are_refused_with_counts(tmp_path):
-    with pytest.raises(DataError, match="holds no pictures \\(0 other files, 0 folders\\)"):
+def test_empty_folders_are_refused_with_what_they_hold(tmp_path):
+    with pytest.raises(DataError, match="holds no pictures; it has: nothing"):
         open_source(str(tmp_path))
     (tmp_path / "notes.txt").touch()
     (tmp_path / "cat").mkdir()
-    with pytest.raises(
-        DataError, match="holds no pictures \\(1 other files, 1 folders\\)"
-    ) as caught:
+    with pytest.raises(DataError, match=r"holds no pictures; it has: cat/, notes\.txt") as caught:
         open_source(str(tmp_path))
     assert caught.value.exit_code == 3
+    assert caught.value.hint == f"give the folder in it that holds them, such as {tmp_path / 'cat'}"
 
 
 def test_an_empty_class_is_refused_with_counts(tmp_path):

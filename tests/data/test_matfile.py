@@ -155,7 +155,7 @@ def test_what_is_no_array_of_numbers_is_left_alone(tmp_path, pictures, labels, r
     with open_source(str(tmp_path / "a.mat")) as source:
         np.testing.assert_array_equal(read_all(source, "all").images, pictures)
     savemat(tmp_path / "b.mat", extra)
-    with pytest.raises(DataError, match="can't tell which array holds the images; it has: none"):
+    with pytest.raises(DataError, match=r"it has: meta \(struct\), names \(cell\), title"):
         open_source(str(tmp_path / "b.mat"))
 
 
@@ -218,3 +218,13 @@ def test_a_file_that_declares_more_than_it_holds_is_refused(tmp_path):
     path.write_bytes(path.read_bytes().replace(shape, huge))
     with pytest.raises(DataError, match="bytes can't hold that"):
         open_source(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("char", np.array(["cat", "dog"])), ("cell", np.array(["a", "b"], object))]
+)
+def test_labels_that_are_no_numbers_are_said_to_be_left(tmp_path, pictures, caplog, kind, names):
+    savemat(tmp_path / "a.mat", {"X": np.moveaxis(pictures, 0, 3), "y": names})
+    with open_source(str(tmp_path / "a.mat")) as source:
+        assert source.labels("all") is None
+    assert f"labels in y, a {kind} array, aren't read; numbers are" in caplog.text

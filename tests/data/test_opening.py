@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -23,11 +28,53 @@ def test_an_unknown_name_is_told_with_those_allowed_and_near_ones():
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\0\1\2\3", b"%PDF-1.7", b"one line\nmore\n"])
+@pytest.mark.parametrize("content", [b"hello", b"\0\1\2\3", b"%PDF-1.7", b"one line\nmore\n"])
 def test_a_file_of_no_known_kind_is_refused(tmp_path, content):
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(DataError, match=r"x\.csv: no kind of data known here; allowed are"):
         open_source(str(tmp_path / "x.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "hint"),
+    [
+        ("a.tfrecord", gzip.compress(b"x"), "packed with gzip", "gzip -dc < FILE > NEW_FILE"),
+        ("a.csv.gz", gzip.compress(b"label,pixel0\n"), "packed with gzip", "gzip -dc"),
+        ("a.tar.gz", gzip.compress(b"x"), "packed with gzip", "tar -xf FILE"),
+        ("a.tgz", gzip.compress(b"x"), "packed with gzip", "tar -xf FILE"),
+        ("a.csv", bz2.compress(b"x"), "packed with bzip2", "bzip2 -dc < FILE"),
+        ("a.csv", lzma.compress(b"x"), "packed with xz", "xz -dc < FILE"),
+        ("a.tfrecord", zlib.compress(b"x"), "packed with zlib", "zlib.decompress"),
+        ("a.tar", bytes(257) + b"ustar\0", "packed with tar", "tar -xf FILE"),
+        ("a.csv", b"", "an empty file", ""),
+        ("a.csv", b"7,0,0,12,255,0\n", "no kind of data", "a first line that names its columns"),
+        ("a.csv", "label,pixel0\n".encode("utf-16"), "no kind of data", "saved as UTF-8"),
+        ("a.tfrecord-00000-of-00001", b"x" * 20, "no kind of data", "its beginning is damaged"),
+    ],
+)
+def test_a_file_that_is_no_data_is_told_as_far_as_it_is_known(
+    tmp_path, name, content, message, hint
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(str(tmp_path / name))
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 3
+
+
+def test_an_archive_of_pictures_is_to_be_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("cat/1.png", b"x")
+    with pytest.raises(DataError, match="a ZIP archive without arrays") as caught:
+        open_source(str(tmp_path / "photos.zip"))
+    assert caught.value.hint == "unpack it first: unzip FILE"
+
+
+def test_packed_files_in_a_folder_are_named(tmp_path):
+    (tmp_path / "train.tfrecord.gz").write_bytes(gzip.compress(b"x"))
+    with pytest.raises(DataError, match="holds no pictures; it has: train") as caught:
+        open_source(str(tmp_path))
+    assert "train.tfrecord.gz is packed with gzip; unpack it first: gzip -dc" in caught.value.hint
 
 
 def test_a_pipe_is_refused_without_waiting(tmp_path):

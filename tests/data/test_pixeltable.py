@@ -116,10 +116,15 @@ def test_other_columns_are_left_alone(tmp_path, pictures, labels, read_all):
     ("header", "line", "message"),
     [
         (f"label,{names(10)}", "1" + ",0" * 10, "10 pixels a picture; only squares, .* 3×3 or 4×4"),
-        (f"label,{names(12)}", "1" + ",0" * 12, "12 pixels a picture; only squares"),
+        (
+            f"label,{names(12)}",
+            "1" + ",0" * 12,
+            r"12 numbers .* 2×2 in three colours; it doesn't say",
+        ),
         ("emotion,pixels,Usage", "1,0 0 0,Training", "3 pixels a picture"),
         ("emotion,pixels,Usage", "1,,Training", "0 pixels a picture"),
-        ("emotion,pixels,Usage", "1,0 0 0 0,Test", "line 2: Usage 'Test'; Training, PublicTest"),
+        ("emotion,pixels,Usage", "1,0 0 0 0,Other", "line 2: Usage 'Other'; Training, PublicTest"),
+        ("emotion,Usage,pixels", f"1,{'0 ' * 99},x", r"line 2: Usage '(0 ){20}…'; Training"),
         ("emotion,pixels,Usage", "1,0 0 0 x,Training", "line 2: pixels that aren't numbers"),
         ("emotion,pixels,Usage", "1,0 0 0 256,Training", "whole numbers from 0 to 255"),
         ("emotion,pixels,Usage", "1,0 0 0 nan,Training", "whole numbers from 0 to 255"),
@@ -153,3 +158,32 @@ def test_labels_cannot_be_named_besides(tmp_path, pictures, labels):
     spec = write(tmp_path / "a.csv", f"label,{names(25)}", wide(pictures, labels))
     with pytest.raises(UsageError, match="labels can be named where there are several"):
         open_source(spec, labels=":/label")
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_cells_may_stand_between_semicolons_or_tabs(tmp_path, pictures, labels, read_all, mark):
+    lines = [line.replace(",", mark) for line in wide(pictures, labels)]
+    with open_source(
+        write(tmp_path / "a", f"label,{names(25)}".replace(",", mark), lines)
+    ) as source:
+        rows = read_all(source, "all")
+    np.testing.assert_array_equal(rows.images[..., 0], pictures)
+    assert rows.labels.tolist() == labels
+
+
+def test_pixels_stand_in_the_order_of_their_names(tmp_path, pictures, read_all):
+    """As pandas sorts columns: pixel0, pixel1, pixel10, pixel11, pixel12, ..., pixel2."""
+    order = sorted(range(25), key=lambda place: f"pixel{place}")
+    header = ",".join(f"pixel{place}" for place in order)
+    with open_source(
+        write(tmp_path / "a", header, wide(pictures.reshape(12, 25)[:, order]))
+    ) as source:
+        rows = read_all(source, "all")
+    np.testing.assert_array_equal(rows.images[..., 0], pictures)
+
+
+def test_a_column_split_is_the_division_too(tmp_path, read_all):
+    lines = ["3,0 0 0 0,train", "4,1 1 1 1,val", "5,2 2 2 2,test", "6,3 3 3 3,Train"]
+    with open_source(write(tmp_path / "a", "label,pixels,split", lines)) as source:
+        assert list(source.splits) == ["train", "validation", "test"]
+        assert source.labels("train").tolist() == [3, 6]

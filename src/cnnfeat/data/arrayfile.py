@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 from cnnfeat.data.arrays import ArraySource, StackedRows, index_labels, make_split
 from cnnfeat.data.hdf5 import Hdf5File, is_hdf5
 from cnnfeat.data.labels import first_few
-from cnnfeat.data.matfile import is_mat, open_mat
+from cnnfeat.data.matfile import Mat5File, Mat73File, is_mat, open_mat
 from cnnfeat.data.npy import NPY_MAGIC, ZIP_MAGIC, NpyFile, NpzFile, StoredRows
 from cnnfeat.data.source import Rows, file_states, open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
-from cnnfeat.records import SPLIT_WORDS
+from cnnfeat.records import SPLIT_WORDS, some_of
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array
@@ -268,17 +268,28 @@ def _say_unused(file: ArrayFile, path: Path, chosen: Mapping[str, tuple[str, str
                 first_few(found),
                 "--labels :/NAME takes it" if len(chosen) == 1 else "called y_train, … it would be",
             )
+    for name, kind in _others(file).items():
+        split, word = _meaning(name) or ("", "")
+        if word in _LABELS and chosen.get(split, ("", "known"))[1] is None:
+            _log.warning("%s: labels in %s, a %s array, aren't read; numbers are", path, name, kind)
+
+
+def _others(file: ArrayFile) -> Mapping[str, str]:
+    """Names of what else a file of MATLAB's holds, and what each is: cell, char, struct."""
+    return file.others if isinstance(file, Mat5File | Mat73File) else {}
 
 
 def _only(file: ArrayFile, path: Path, *, rank: int) -> str:
     """The only array of at least `rank` dimensions."""
     names = [name for name, shape in file.shapes.items() if len(shape) >= rank or name == ""]
     if len(names) != 1:
-        there = ", ".join(f"{name} {shape}" for name, shape in list(file.shapes.items())[:20])
+        numbers = [f"{name} {shape}" for name, shape in file.shapes.items()]
+        others = [f"{name} ({kind})" for name, kind in _others(file).items()]
+        there = some_of([*numbers, *others], most=20)
         what = "images" if rank > 1 else "labels"
         raise DataError(
             f"{path}: can't tell which array holds the {what}; it has: {there or 'none'}",
-            hint=f"name it: {path}:/NAME",
+            hint=f"name it: {path}:/NAME" if names else "",
         )
     return names[0]
 

@@ -99,6 +99,7 @@ def open_cifar(path: Path, files: CifarFiles, *, labels: str | None) -> ArraySou
         name=str(path),
         classes=_class_names(names, key),
     )
+    _warn_of_missing(path, [one.name for one in files.batches.get("train", ())])
     used = [one for paths in files.batches.values() for one in paths]
     used += [] if files.meta is None else [files.meta]
     return ArraySource(
@@ -112,6 +113,14 @@ def open_cifar(path: Path, files: CifarFiles, *, labels: str | None) -> ArraySou
         states=lambda: file_states({one.name: one for one in used}),
         labels_from=labels or "",
     )
+
+
+def _warn_of_missing(path: Path, names: Sequence[str]) -> None:
+    """Say which of CIFAR-10's batches aren't there."""
+    there = {name for name in names if name.startswith("data_batch_")}
+    missing = [name for n in range(1, 6) if (name := f"data_batch_{n}") not in there]
+    if there and missing:
+        _log.warning("%s: batches are missing: %s", path, ", ".join(missing))
 
 
 def _label_key(batch: Mapping[str, object], labels: str | None, path: Path) -> str:
@@ -142,7 +151,7 @@ def _labels(batches: Mapping[Path, Mapping[str, object]], key: str) -> Array:
     found = []
     for path, batch in batches.items():
         labels = batch.get(key)
-        if isinstance(labels, list) and all(type(label) is int for label in labels):
+        if isinstance(labels, list | tuple) and all(type(label) is int for label in labels):
             labels = np.array(labels, np.int64)
         if not isinstance(labels, np.ndarray):
             raise DataError(f"{path}: {key} isn't a list of whole numbers")

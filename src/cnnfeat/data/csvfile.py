@@ -20,9 +20,14 @@ class LabelColumns:
     labels: str | None = None
 
 
+def separator(line: str) -> str:
+    """Tell what stands between the cells of a file from its first line."""
+    return next((mark for mark in ("\t", ";") if mark in line), ",")
+
+
 def cells_of(line: str) -> list[str]:
     """Divide one line into its cells."""
-    return next(csv.reader([line], delimiter=_separator(line)), [])
+    return next(csv.reader([line], delimiter=separator(line)), [])
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -39,7 +44,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 text: {error}") from error
     first = text.splitlines()[0] if text else ""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(first))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator(first))
     try:
         for row in rows:
             if row:
@@ -91,7 +96,3 @@ def find_group(group_by: str, columns: Sequence[str], *, path: Path, otherwise: 
         hint=near_names(group_by, columns)
         or f"--group-by {otherwise} goes by the pictures' folders",
     )
-
-
-def _separator(line: str) -> str:
-    return next((mark for mark in ("\t", ";") if mark in line), ",")

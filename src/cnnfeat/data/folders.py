@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.data.decode import is_image
-from cnnfeat.data.source import ImageFile, is_utf8, printable, unreadable
+from cnnfeat.data.source import ImageFile, is_utf8, packed_by, printable, unreadable
 from cnnfeat.errors import DataError
-from cnnfeat.records import SPLIT_WORDS
+from cnnfeat.records import SPLIT_WORDS, some_of
 
 # A file with one of these endings claims to be a picture, and is an error if it isn't one.
 _ENDINGS = frozenset(
@@ -218,10 +218,18 @@ def _flat(folder: Path, root: Path, *, grouped: bool) -> tuple[ImageFile, ...]:
 
 
 def _empty(folder: Path) -> DataError:
+    """Say what there is instead, and what could be meant."""
     folders, files = _scan(folder)
+    named = [f"{sub.name}/" for sub in folders] + [file.name for file in files]
+    packed = next(((file, by) for file in files[:5] if (by := packed_by(file))), None)
+    if packed:
+        hint = f"{packed[0].name} is packed with {packed[1][0]}; unpack it first: {packed[1][1]}"
+    elif folders:
+        hint = f"give the folder in it that holds them, such as {folders[0]}"
+    else:
+        hint = "give a folder of pictures, with or without class folders"
     return DataError(
-        f"{folder}: holds no pictures ({len(files)} other files, {len(folders)} folders)",
-        hint="give a folder of pictures, with or without class folders",
+        f"{folder}: holds no pictures; it has: {some_of(named) or 'nothing'}", hint=hint
     )
 
 

@@ -18,11 +18,12 @@ from cnnfeat.data.decode import is_image
 from cnnfeat.data.folders import natural_key
 from cnnfeat.data.source import OpenedSource, unreadable
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.records import SPLIT_WORDS
+from cnnfeat.records import SPLIT_WORDS, some_of
 
 _ORDER = ("train", "validation", "test")
 # At the beginning; or behind a hyphen, as in `mnist-train.tfrecord-00000-of-00001`.
 _WORD = re.compile(rf"(?:^|-)({'|'.join(SPLIT_WORDS)})(?![a-z])", re.IGNORECASE)
+_SHARD = re.compile(r"(.*?-)(\d{1,9})-of-(\d{1,9})")
 _DIGITS = re.compile(r"\d+")
 _NOT_OURS = ("__MACOSX", "__pycache__")
 _MAX_ENTRIES = 20_000
@@ -158,6 +159,8 @@ def _in_order(files: Files, folder: Path) -> Files:
     """Order splits, and the files of each; where no name has a split, all files are one."""
     named = {split: _sorted(files[split]) for split in _ORDER if split in files}
     others = _sorted(files.get("", ()))
+    for paths in (*named.values(), others):
+        _warn_of_missing(folder, [path.name for path in paths])
     if not named:
         return {"all": others}
     if others:
@@ -167,6 +170,18 @@ def _in_order(files: Files, folder: Path) -> Files:
             ", ".join(path.name for path in others[:5]) + (" …" if len(others) > 5 else ""),
         )
     return named
+
+
+def _warn_of_missing(folder: Path, names: Sequence[str]) -> None:
+    """Say which files there should be besides `train-00000-of-00002`, by its own name."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for word in filter(None, map(_SHARD.match, names)):
+        found.setdefault((word[1], word[3]), set()).add(int(word[2]))
+    for (stem, total), numbers in found.items():
+        missing = sorted({*range(min(int(total), _MAX_ENTRIES))} - numbers)
+        if missing:
+            listed = some_of([f"{stem}{number:0{len(total)}d}-of-{total}" for number in missing])
+            _log.warning("%s: files of a split are missing: %s", folder, listed)
 
 
 def _list(folder: Path) -> list[str]:

@@ -109,6 +109,7 @@ class Mat5File:
             for name, shape, kind in listed
             if kind in _CLASSES
         }
+        self.others = {name: kind for name, _, kind in listed if kind not in _CLASSES}
         self._logical = {name for name, _, kind in listed if kind == "logical"}
         for name, shape, kind in listed:
             n_bytes = math.prod(int(length) for length in shape) * _CLASSES.get(kind, 0)
@@ -151,6 +152,7 @@ class Mat73File:
         self._file = Hdf5File(path)
         try:
             found = {name: shape[::-1] for name, shape in self._numbers().items()}
+            self.others = self._not_numbers()
         except (OSError, RuntimeError, KeyError, DataError) as error:
             self._file.close()
             raise _damaged(path, error) from error
@@ -181,6 +183,15 @@ class Mat73File:
             and self._class_of(name) in _CLASSES
             and "MATLAB_empty" not in self._attributes(name)
         }
+
+    def _not_numbers(self) -> dict[str, str]:
+        """MATLAB's names for what the other arrays are, by theirs; of what lies in one, none."""
+        kinds = {
+            name: self._class_of(name)
+            for name in self._file.shapes
+            if not name.startswith("#") and "/" not in name
+        }
+        return {name: kind for name, kind in kinds.items() if kind and kind not in _CLASSES}
 
     def _attributes(self, name: str) -> Mapping[str, object]:
         found: Mapping[str, object] = self._file.dataset(name).attrs

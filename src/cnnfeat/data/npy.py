@@ -216,6 +216,11 @@ class NpzFile:
                 for member in self._archive.infolist()
                 if member.filename.endswith(".npy")
             }
+            if not self._members:
+                raise DataError(
+                    f"{path}: a ZIP archive without arrays, and nothing is unpacked here",
+                    hint="unpack it first: unzip FILE",
+                )
             self._headers = {name: self._header(name) for name in self._members}
         except (*_BAD_ARCHIVE, NotImplementedError, OSError) as error:
             self._file.close()
@@ -303,7 +308,8 @@ def _check_size(header: NpyHeader, actual: int, name: str) -> None:
 def _objects(name: str) -> DataError:
     return DataError(
         f"{name}: an array of Python objects, which only unpickling could read; that is refused",
-        hint="save it again as an array of numbers, for example np.stack(list(x)).astype('uint8')",
+        hint="save it again as an array of numbers, for example np.stack(list(x)).astype('uint8'), "
+        "or of text, x.astype(str)",
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import re
 import stat
 from pathlib import Path
 
@@ -17,7 +19,14 @@ from cnnfeat.data.labelfile import open_labelled_folder
 from cnnfeat.data.manifest import is_manifest, open_manifest
 from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
-from cnnfeat.data.source import OpenedSource, file_states, printable, unreadable
+from cnnfeat.data.source import (
+    OpenedSource,
+    file_states,
+    open_regular,
+    packed_by,
+    printable,
+    unreadable,
+)
 from cnnfeat.divided import leave_out_rare
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.knobs import result_options
@@ -31,6 +40,8 @@ _ALLOWED = (
     "file, an HDF5 data set (images.h5:/x), a CSV or TSV manifest, CIFAR's Python batches, .mat, "
     "parquet and TFRecord files, a CSV of pixels"
 )
+_LINE_BYTES = 2**16
+_NUMBERS = re.compile(rb"\s*\d+(?:[,;\t ]+\d+){3,}[,\d\s]*")
 
 
 def open_source(
@@ -204,8 +215,30 @@ def _open_file(
         return open_manifest(
             path, _columns(options), max_pixels=max_pixels, group_by=options.group_by
         )
-    raise DataError(
-        f"{path}: no kind of data known here; {_ALLOWED.format(names=', '.join(DATASETS))}"
+    raise _unknown(path)
+
+
+def _unknown(path: Path) -> DataError:
+    """Say what a file is that isn't data, as far as that can be told."""
+    if packed := packed_by(path):
+        return DataError(
+            f"{path}: packed with {packed[0]}, and nothing is unpacked here",
+            hint=f"unpack it first: {packed[1]}",
+        )
+    with open_regular(path) as file:
+        start = file.readline(_LINE_BYTES)
+    if not start:
+        return DataError(f"{path}: an empty file")
+    hint = ""
+    if _NUMBERS.fullmatch(start):
+        hint = "a CSV needs a first line that names its columns, such as label,pixel0,pixel1,..."
+    elif start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        hint = "text in UTF-16 is to be saved as UTF-8"
+    elif ".tfrecord" in path.name.lower():
+        hint = "if it was a TFRecord file, its beginning is damaged: no length with its checksum"
+    return DataError(
+        f"{path}: no kind of data known here; {_ALLOWED.format(names=', '.join(DATASETS))}",
+        hint=hint,
     )
 
 

@@ -209,9 +209,10 @@ class PackedSource(ImageFileSource):
         return self._read_files(asked, self._packed[asked.split.name].some(chosen))
 
 
-def given_labels(labels: Array, *, name: str) -> Array | None:
-    """Labels as a file has them; None where all are -1, as a test split has them that has none."""
+def given_labels(labels: Array, shards: Sequence[Shard], split: str) -> Array | None:
+    """Labels as files have them; None where all are -1, as a test split has them that has none."""
     if labels.dtype.kind == "i" and labels.size and np.all(labels == -1):
-        _log.info("%s: all labels are -1, which stands for none", name)
+        where = shards[0].path if len(shards) == 1 else shards[0].path.parent
+        _log.info("%s, %s: all labels are -1, which stands for none", where, split)
         return None
     return labels

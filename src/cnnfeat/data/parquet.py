@@ -24,6 +24,7 @@ from cnnfeat.data.arrays import index_labels
 from cnnfeat.data.packed import PackedSource, given_labels, opened_shards
 from cnnfeat.data.source import open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
+from cnnfeat.records import some_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -205,10 +206,11 @@ def _choose(schema: pa.Schema, path: Path, label: str | None) -> _Columns:
     if image is None and len(pictures) == 1:
         image = pictures[0]
     if image is None:
+        columns = [f"{field.name} ({field.type})" for field in schema]
         raise DataError(
             f"{path}: can't tell which column holds the pictures, encoded, as bytes or in a struct "
-            f"with `bytes`; its columns: {', '.join(schema.names) or 'none'}",
-            hint="name it image",
+            f"with `bytes`; its columns: {some_of(columns, most=20) or 'none'}",
+            hint="name it image" if pictures else "",
         )
     others = [name for name in schema.names if name != image]
     if label is not None and label not in others:
@@ -283,7 +285,7 @@ def _labels(shards: Sequence[ParquetShard], split: str) -> Array | None:
         return None
     if len(known) < len(shards):
         raise DataError(f"some files of the split {split} have no labels: {shards[0].path.parent}")
-    return given_labels(np.concatenate(known), name=f"{shards[0].path.parent}, {split}")
+    return given_labels(np.concatenate(known), shards, split)
 
 
 def _numbers(column: pa.ChunkedArray, shard: ParquetShard) -> Array | None:

@@ -1,8 +1,9 @@
 """Pictures written out as numbers in a CSV file, as Kaggle hands them out.
 
 Either a column a pixel, `label,pixel0,pixel1,…`, or all pixels in one cell, `emotion,pixels,Usage`,
-where the last column is the division. Pictures are grey and square. They are held in memory, a byte
-a pixel, which is less than the file takes.
+where the last column is the division. Pictures are grey and square: of three colours such a file
+doesn't say in which order they stand. They are held in memory, a byte a pixel, which is less than
+the file takes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnfeat.data.arrays import ArraySource, index_labels, make_split
+from cnnfeat.data.csvfile import cells_of, separator
+from cnnfeat.data.folders import natural_key
 from cnnfeat.data.source import file_states, open_regular
 from cnnfeat.errors import DataError
+from cnnfeat.records import SPLIT_WORDS
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array
@@ -30,7 +34,9 @@ _MAX_LINE_BYTES = 2**22  # of the names of the columns
 _LEAST_PIXELS = 4  # columns of pixels; fewer may be anything
 _PIXEL = re.compile(r"(pixel|px|p)[ _-]?\d+|\d+x\d+")
 _LABELS = ("label", "emotion", "class", "target")
-_USAGES = {"training": "train", "publictest": "validation", "privatetest": "test"}
+_DIVISIONS = ("usage", "split")
+_USAGES = {**SPLIT_WORDS, "publictest": "validation", "privatetest": "test"}
+_SHOWN = 40  # characters of a cell
 _ORDER = ("train", "validation", "test", "all")
 
 
@@ -39,9 +45,10 @@ class _Columns:
     """Which columns of a table hold what."""
 
     pixels: range  # one each, or a single one with all of them
-    n_columns: int
+    names: Sequence[str]
     label: int | None
     usage: int | None
+    order: Array | None  # of the pixels, where they don't stand in that of their names
 
 
 @dataclass(slots=True)
@@ -110,16 +117,20 @@ def open_pixel_table(path: Path, files: Mapping[str, Sequence[Path]]) -> ArraySo
 
 def _columns(line: str) -> _Columns | None:
     """Which columns hold what; None if the line names no pixels."""
-    cells = [cell.strip().lower() for cell in next(csv.reader([line]), [])]
+    cells = [cell.strip().lower() for cell in cells_of(line)]
     label = next((cells.index(name) for name in _LABELS if name in cells), None)
-    usage = cells.index("usage") if "usage" in cells else None
+    usage = next((cells.index(name) for name in _DIVISIONS if name in cells), None)
     if "pixels" in cells:
         place = cells.index("pixels")
-        return _Columns(range(place, place + 1), len(cells), label, usage)
+        return _Columns(range(place, place + 1), cells, label, usage, None)
     places = [place for place, cell in enumerate(cells) if _PIXEL.fullmatch(cell)]
     if len(places) < _LEAST_PIXELS or places[-1] - places[0] != len(places) - 1:
         return None
-    return _Columns(range(places[0], places[-1] + 1), len(cells), label, usage)
+    order = np.array(sorted(range(len(places)), key=lambda one: natural_key(cells[places[one]])))
+    sorted_already = np.array_equal(order, np.arange(len(order)))
+    return _Columns(
+        range(places[0], places[-1] + 1), cells, label, usage, None if sorted_already else order
+    )
 
 
 def _read(path: Path, split: str, tables: dict[str, _Table]) -> None:
@@ -127,10 +138,11 @@ def _read(path: Path, split: str, tables: dict[str, _Table]) -> None:
     with open_regular(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", newline="")
         try:
-            columns = _columns(text.readline())
+            first = text.readline()
+            columns = _columns(first)
             if columns is None:
                 raise DataError(f"{path}: its first line names no columns of pixels")
-            for number, row in enumerate(csv.reader(text), 2):
+            for number, row in enumerate(csv.reader(text, delimiter=separator(first)), 2):
                 if row:
                     where = f"{path}, line {number}"
                     table = tables.setdefault(_split_of(row, columns, split, where), _Table())
@@ -142,14 +154,20 @@ def _read(path: Path, split: str, tables: dict[str, _Table]) -> None:
 
 
 def _split_of(row: Sequence[str], columns: _Columns, split: str, where: str) -> str:
-    if len(row) != columns.n_columns:
-        raise DataError(f"{where}: {len(row):,} columns; the first line has {columns.n_columns:,}")
+    n_columns = len(columns.names)
+    if len(row) != n_columns:
+        raise DataError(f"{where}: {len(row):,} columns; the first line has {n_columns:,}")
     if columns.usage is None:
         return split
     usage = row[columns.usage].strip()
     found = _USAGES.get(usage.lower())
     if found is None:
-        raise DataError(f"{where}: Usage {usage!r}; Training, PublicTest, PrivateTest are known")
+        said = repr(usage if len(usage) <= _SHOWN else f"{usage[:_SHOWN]}…")
+        name = columns.names[columns.usage].capitalize()
+        raise DataError(
+            f"{where}: {name} {said}; Training, PublicTest, PrivateTest are known, and "
+            "train, validation, test"
+        )
     return found
 
 
@@ -159,6 +177,8 @@ def _add(table: _Table, row: Sequence[str], columns: _Columns, where: str) -> No
     if len(pixels) != needed or needed != (table.n_pixels or needed):
         raise DataError(f"{where}: {len(pixels):,} pixels; {needed:,} are needed")
     table.n_pixels = needed
+    if columns.order is not None:
+        pixels = pixels[columns.order]
     if columns.label is not None:
         label = row[columns.label].strip()
         if not label:
@@ -194,6 +214,16 @@ def _numbers(text: str, dtype: np.dtype[np.int64 | np.float64]) -> Array | None:
 
 def _images(table: _Table, path: Path) -> Array:
     side = math.isqrt(table.n_pixels)
+    of_colour = math.isqrt(table.n_pixels // 3)
+    if of_colour > 1 and 3 * of_colour**2 == table.n_pixels:
+        size = f"{of_colour}, {of_colour}"
+        raise DataError(
+            f"{path}: {table.n_pixels:,} numbers a picture, which are {of_colour}×{of_colour} in "
+            "three colours; it doesn't say whether a pixel's three stand together or one colour "
+            "comes after another",
+            hint=f"save an .npz of images and labels: x.reshape(-1, {size}, 3), or "
+            f"x.reshape(-1, 3, {size}).transpose(0, 2, 3, 1)",
+        )
     if side**2 != table.n_pixels or not side:
         raise DataError(
             f"{path}: {table.n_pixels:,} pixels a picture; only squares, grey, can be told from "

@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,18 @@ _UNREADABLE = bytes(32)
 _NAME_BYTES = 8
 _STATE_BYTES = 8
 _RECORD_BYTES = _NAME_BYTES + _STATE_BYTES
+_TAR_PLACE, _TAR_MARK = 257, b"ustar"
+_PACKED = (
+    *(("gzip", b"\x1f\x8b"), ("bzip2", b"BZh"), ("xz", b"\xfd7zXZ\0"), ("zstd", b"(\xb5/\xfd")),
+    *(("7z", b"7z\xbc\xaf\x27\x1c"), ("rar", b"Rar!\x1a\x07"), ("zip", b"PK\x03\x04")),
+    *(("zlib", mark) for mark in (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")),
+)
+_UNPACKED_BY = {
+    "7z": "7z x FILE",
+    "rar": "unrar x FILE",
+    "zip": "unzip FILE",
+    "zlib": "Python's zlib.decompress does it",
+}
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -438,6 +451,21 @@ def open_regular(path: Path, *, error: type[DataError] = DataError) -> io.Buffer
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+def packed_by(path: Path) -> tuple[str, str] | None:
+    """What a file was compressed or archived with, and how it is unpacked; None if it wasn't."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(_TAR_PLACE + len(_TAR_MARK))
+    except DataError:
+        return None
+    name = next((name for name, mark in _PACKED if start.startswith(mark)), None)
+    if start[_TAR_PLACE:] == _TAR_MARK or (name and re.search(r"\.(tar\.|t.z2?$)", path.name)):
+        return name or "tar", "tar -xf FILE"
+    if name is None:
+        return None
+    return name, _UNPACKED_BY.get(name, f"{name} -dc < FILE > NEW_FILE")
 
 
 def unreadable(path: Path, problem: OSError, *, error: type[DataError] = DataError) -> DataError:

@@ -253,7 +253,7 @@ def _labels(shards: Sequence[TFRecordShard], split: str) -> Array | None:
         raise DataError(f"{missing.path}: has no labels; other files of its split have")
     if any(isinstance(value, str) for value in values):
         return np.array([str(value) for value in values], np.str_)
-    return given_labels(np.array(values, np.int64), name=f"{shards[0].path.parent}, {split}")
+    return given_labels(np.array(values, np.int64), shards, split)
 
 
 def _named(
