@@ -9,12 +9,12 @@ import dataclasses
 import glob
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from cnnfeat.card import ModelCard, file_sha256, read_card
 from cnnfeat.divided import redivide
@@ -27,6 +27,9 @@ from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json, Source
 from cnnfeat.result import SvmResult, read_result
 from cnnfeat.stages import StageBook, stamp
+
+if TYPE_CHECKING:
+    from cnnfeat.extraction import Extraction, Prober
 
 logger = logging.getLogger("cnnfeat")
 
@@ -98,6 +101,19 @@ class _Run:
     @property
     def data(self) -> dict[str, Json]:
         return {"source": self.source.name, "fingerprint": self.source.fingerprint().digest}
+
+    @property
+    def outputs(self) -> dict[str, tuple[Path, ...]]:
+        """What each stage writes; of a network that exists, none is trained."""
+        names: dict[str, tuple[str, ...]] = {
+            "train": (MODEL, CARD),
+            "extract": (FEATURES,),
+            "svm": svm_files(self.options.svm),
+            "report": (REPORT,),
+        }
+        if self.options.model.path:
+            del names["train"]
+        return {stage: tuple(self.folder / name for name in names[stage]) for stage in names}
 
     @property
     def model(self) -> str:
@@ -254,10 +270,10 @@ def run_pipeline(
             before_network=before_network,
             progress=progress,
         )
-        todo = (
-            (_extract, _svm, _report) if options.model.path else (_train, _extract, _svm, _report)
-        )
-        return _result(run, tuple(stage(run) for stage in todo))
+        for name, outputs in run.outputs.items():
+            run.book.check_owned(name, outputs, overwrite=overwrite)
+        makers = {"train": _train, "extract": _extract, "svm": _svm, "report": _report}
+        return _result(run, tuple(makers[name](run) for name in run.outputs))
 
 
 def _card(options: RunOptions) -> ModelCard | None:
@@ -297,10 +313,10 @@ def _stage(
     name: str,
     *,
     inputs: Mapping[str, Json],
-    outputs: Sequence[Path],
     make: Callable[[], object],
 ) -> StageOutcome:
-    """Make the outputs unless they are current."""
+    """Make the stage's outputs unless they are current."""
+    outputs = run.outputs[name]
     if run.book.is_current(name, inputs):
         logger.info("%s: nothing has changed, %s is kept", name, outputs[0])
         return StageOutcome(name, reused=True, elapsed_s=0.0)
@@ -320,9 +336,20 @@ def _stage(
 def _train(run: _Run) -> StageOutcome:
     def make() -> None:
         run.before_network()
+        from cnnfeat.extraction import Extraction
         from cnnfeat.network.training import train
 
-        train(run.options, run.source, out=model, overwrite=True, progress=run.progress)
+        def foresee(network: Prober, source: Source) -> None:
+            _foresee(run, Extraction.of(network, run.options.extract), source)
+
+        train(
+            run.options,
+            run.source,
+            out=model,
+            overwrite=True,
+            foresee=foresee,
+            progress=run.progress,
+        )
 
     model = run.folder / MODEL
     settings = {
@@ -333,7 +360,6 @@ def _train(run: _Run) -> StageOutcome:
         run,
         "train",
         inputs={**run.data, "data": run.source.options, **settings},
-        outputs=(model, run.folder / CARD),
         make=make,
     )
 
@@ -346,6 +372,7 @@ def _extract(run: _Run) -> StageOutcome:
         network = open_network(run.model, run.options.model, trust=run.trust)
         source = run.source if path is not None else _divided(run)
         extraction = Extraction.of(network, run.options.extract)
+        _foresee(run, extraction, source)
         with run.stopping() as should_stop:
             again = partial(
                 extraction.run,
@@ -381,7 +408,15 @@ def _extract(run: _Run) -> StageOutcome:
         "model": result_options(run.options.model),
         "extract": result_options(run.options.extract),
     }
-    return _stage(run, "extract", inputs=inputs, outputs=(out,), make=make)
+    return _stage(run, "extract", inputs=inputs, make=make)
+
+
+def _foresee(run: _Run, extraction: Extraction, source: Source) -> None:
+    """Refuse now what could only be refused once networks are trained and features written."""
+    plan = extraction.foresee(source)
+    for layer in run.options.svm.layer:
+        if layer != "all":
+            plan.find_layer(layer)
 
 
 def _divided(run: _Run) -> Source:
@@ -416,8 +451,7 @@ def _svm(run: _Run) -> StageOutcome:
 
     options = _of_last_layer(run.options.svm, run.folder / FEATURES)
     inputs = {"extract": run.book.state("extract"), "svm": result_options(options)}
-    outputs = tuple(run.folder / name for name in svm_files(options))
-    return _stage(run, "svm", inputs=inputs, outputs=outputs, make=make)
+    return _stage(run, "svm", inputs=inputs, make=make)
 
 
 def _of_last_layer(options: SvmOptions, features: Path) -> SvmOptions:
@@ -445,9 +479,8 @@ def _report(run: _Run) -> StageOutcome:
         write_report(artifacts, out, data_dir=data_dir, overwrite=True, progress=run.progress)
 
     out = run.folder / REPORT
-    made = ("extract", "svm") if run.options.model.path else ("train", "extract", "svm")
-    inputs = {name: run.book.state(name) for name in made}
-    return _stage(run, "report", inputs=inputs, outputs=(out,), make=make)
+    inputs = {name: run.book.state(name) for name in run.outputs if name != "report"}
+    return _stage(run, "report", inputs=inputs, make=make)
 
 
 def svm_files(options: SvmOptions) -> tuple[str, ...]:

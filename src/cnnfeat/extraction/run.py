@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +58,19 @@ class Extraction:
         """Check the options and look the layers up."""
         options = checked(options)
         return cls(network, options, network.find(options.layer))
+
+    def foresee(self, source: Source) -> FilePlan:
+        """Find out what a run would before its first batch, and write nothing.
+
+        Raises
+        ------
+        UsageError, DataError, NetworkError
+            As `extract` does.
+        """
+        options = self.options
+        if options.batch_size == "auto":  # nothing is to be timed
+            options = dataclasses.replace(options, batch_size=None)
+        return dataclasses.replace(self, options=options)._settle(source, resumed=None).plan()
 
     def run(
         self,

@@ -18,11 +18,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from cnnfeat.errors import LayerLookupError, near_names
 from cnnfeat.records import Array, Groups, Parts, ProbeOutput, SkippedSample
 
 FORMAT = "cnnfeat-features"
@@ -86,6 +87,27 @@ class FilePlan:
     def n_rows(self) -> int:
         """Rows of all splits."""
         return sum(split.n_rows for split in self.splits)
+
+    def find_layer(self, name: str) -> str:
+        """Find the stored name of a layer, as a `FeatureFile` will.
+
+        Raises
+        ------
+        LayerLookupError
+            If there will be none of that name; near names are in the hint.
+        """
+        outputs = {
+            column.name: (column.output.layer, column.output.tensor)
+            for column in self.splits[0].columns
+            if column.output is not None
+        }
+        found = find_stored(name, outputs)
+        if found is None:
+            raise LayerLookupError(
+                f"{name!r} isn't among the layers that are extracted: {', '.join(outputs)}",
+                hint=near_names(name, outputs),
+            )
+        return found
 
     def listed_arrays(self) -> dict[str, object]:
         """List all arrays plainly, to be compared with a journal's."""
@@ -165,6 +187,37 @@ def _free_name(layer: str, taken: Iterable[str]) -> str:
     while name in taken:
         name += "_"
     return name
+
+
+def find_stored(name: str, layers: Mapping[str, tuple[str, str]]) -> str | None:
+    """Return the stored name of a layer that `name` means, or None.
+
+    In turn: the stored name; that in any case; the layer's or tensor's own name, `/` and `:0`
+    included.
+
+    Parameters
+    ----------
+    name : str
+        As a person gave it.
+    layers : mapping of str to (str, str)
+        Stored names, and the names of each one's layer and tensor.
+    """
+    wanted = name.replace("/", ".")
+    for candidates in _spellings(wanted, layers):
+        if len(candidates) == 1:
+            return candidates[0]
+    return None
+
+
+def _spellings(wanted: str, layers: Mapping[str, tuple[str, str]]) -> Iterator[list[str]]:
+    yield [stored for stored in layers if stored == wanted]
+    yield [stored for stored in layers if stored.lower() == wanted.lower()]
+    for without in ("", ":0"):
+        yield [
+            stored
+            for stored, (layer, tensor) in layers.items()
+            if wanted in (layer.replace("/", "."), tensor.removesuffix(without).replace("/", "."))
+        ]
 
 
 def _stored_dtype(computed: str, floats: str) -> str:

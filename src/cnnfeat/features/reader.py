@@ -224,8 +224,9 @@ class FeatureFile:
                 f"{self.path} holds {len(self.layers)} layers: {', '.join(self.layers)}",
                 hint=f"name one: --layer {self.layers[0]}" if self.layers else _HINT,
             )
-        described = [self.layer(self.splits[0], layer) for layer in self.layers]
-        found = _find_name(name, dict(zip(self.layers, described, strict=True)))
+        described = (self.layer(self.splits[0], layer) for layer in self.layers)
+        spelled = [(one.layer, one.tensor) for one in described]
+        found = fmt.find_stored(name, dict(zip(self.layers, spelled, strict=True)))
         if found is None:
             raise self._unknown_layer(name)
         return found
@@ -377,34 +378,6 @@ class FeatureFile:
         return tuple(
             SkippedSample(int(r), i, why) for r, i, why in zip(row[...], name, reason, strict=True)
         )
-
-
-def _find_name(name: str, layers: Mapping[str, StoredLayer]) -> str | None:
-    """Return the stored name that `name` means, or None.
-
-    In turn: the stored name; that in any case; the layer's or tensor's own name, `/` and `:0`
-    included.
-    """
-    wanted = name.replace("/", ".")
-    for candidates in _spellings(wanted, layers):
-        if len(candidates) == 1:
-            return candidates[0]
-    return None
-
-
-def _spellings(wanted: str, layers: Mapping[str, StoredLayer]) -> Iterator[list[str]]:
-    yield [stored for stored in layers if stored == wanted]
-    yield [stored for stored in layers if stored.lower() == wanted.lower()]
-    for without in ("", ":0"):
-        yield [
-            stored
-            for stored, layer in layers.items()
-            if wanted
-            in (
-                layer.layer.replace("/", "."),
-                layer.tensor.removesuffix(without).replace("/", "."),
-            )
-        ]
 
 
 @dataclass(frozen=True, slots=True)

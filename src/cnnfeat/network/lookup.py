@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from cnnfeat.errors import LayerLookupError, near_names
 
 SHOWN = 12  # candidates listed in an error
-_LIST_THEM = "`cnnfeat layers` lists them"
+LIST_THEM = "`cnnfeat layers` lists them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Names:
     top: Sequence[str] = ()  # the layers an index counts; (): all
     blocks: Mapping[str, str] = field(default_factory=dict)  # "conv2" -> what it consists of
     places: Mapping[str, str] = field(default_factory=dict)  # "conv2" -> which layer that would be
+    listed_by: str = LIST_THEM  # a hint; "": nothing lists the names of a network without a file
 
 
 def find(names: Names, query: str) -> tuple[Found, ...]:
@@ -115,7 +116,10 @@ def _matching(names: Names, pattern: str) -> tuple[Found, ...]:
     tensors = match_names(stems, pattern)
     if tensors:
         return tuple(Found(stems[name], False) for name in tensors)
-    raise LayerLookupError(f"no layer matches the pattern {pattern!r}", hint=_LIST_THEM)
+    raise LayerLookupError(
+        f"no layer matches the pattern {pattern!r}; the network has {_all_of(names)}",
+        hint=names.listed_by,
+    )
 
 
 def match_names(names: Iterable[str], pattern: str) -> list[str]:
@@ -153,7 +157,7 @@ def _by_index(names: Names, query: str) -> Found:
         raise LayerLookupError(
             f"there is no layer {index}: the network has {len(top)}, "
             f"counted from 0 or, from the end, from -1",
-            hint=_LIST_THEM,
+            hint=names.listed_by,
         )
     return Found(top[index], True)
 
@@ -164,11 +168,15 @@ def _miss(names: Names, query: str) -> LayerLookupError:
         blocks = [f"{name} ({path})" for name, path in names.blocks.items()]
         known = f"; the blocks of the network are {', '.join(blocks)}"
     elif not hint:
-        known = f"; it has {_several(names.top or names.layers, last='and')}"
+        known = f"; it has {_all_of(names)}"
     return LayerLookupError(
         f"no layer or tensor is called {query!r}{known}",
-        hint="; ".join(part for part in (hint, _LIST_THEM) if part),
+        hint="; ".join(part for part in (hint, names.listed_by) if part),
     )
+
+
+def _all_of(names: Names) -> str:
+    return _several(names.top or names.layers, last="and") or "none"
 
 
 def _near(names: Names, query: str) -> str:

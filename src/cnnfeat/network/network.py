@@ -103,6 +103,7 @@ class Network:
             aliases=graph.aliases,
             scopes={item.scope: item.name for item in named if item.scope},
             top=[layer.name for layer in self.layers if not layer.path],
+            listed_by="" if self.format == Format.LIVE.value else lookup.LIST_THEM,
         )
         self._said: set[str] = set()
 

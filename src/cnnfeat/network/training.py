@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,8 @@ from cnnfeat.errors import DataError, UsageError
 from cnnfeat.files import check_output, replacing
 from cnnfeat.knobs import fields_of, to_dict
 from cnnfeat.network.architecture import build_network
+from cnnfeat.network.loading import load_network
+from cnnfeat.network.network import Network
 from cnnfeat.options import FitOptions, RunOptions, TrainOptions
 from cnnfeat.parts import Part
 from cnnfeat.pixels import range_warning
@@ -57,6 +59,7 @@ def train(
     *,
     out: Path,
     overwrite: bool = False,
+    foresee: Callable[[Network, Source], object] | None = None,
     progress: Progress = SILENT,
 ) -> ModelCard:
     """Train the network of `config` and write it with its card.
@@ -77,6 +80,9 @@ def train(
         The model file, ending in `.keras`; the card gets the same name with `.json`.
     overwrite : bool
         Whether files of these names may be replaced.
+    foresee : callable, optional
+        Called with the network as it is before the training, and the divided source: what is to be
+        done with them later may be refused now.
     progress : Progress
         Told each batch and epoch.
 
@@ -109,6 +115,8 @@ def train(
     for path in (out, card_path(out)):
         needed = network.count_params() * BYTES_PER_WEIGHT + FILE_OVERHEAD_BYTES
         check_output(path, overwrite=overwrite, needed_bytes=needed)
+    if foresee is not None:
+        foresee(load_network(network), source)
     samples = _read(source, split, shape)
     parts = source.parts(split)
     fitted = samples.take(np.flatnonzero(parts == Part.FITTED))
