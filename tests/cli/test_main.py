@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
 import cnnfeat.cli
 import cnnfeat.cli.flags
 from cnnfeat import errors
+from cnnfeat.cli import console, main
+from cnnfeat.features import write_arrays
 
 PYTHON = sys.executable
 HEAVY = {"tensorflow", "keras", "sklearn", "scipy", "h5py", "matplotlib", "PIL", "numpy", "rich"}
@@ -199,3 +204,47 @@ def test_a_value_out_of_range_says_the_range():
     done = run("train", "--batch-size", "0")
     assert done.returncode == 2
     assert "--batch-size must be at least 1" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_names_that_a_terminal_has_no_letters_for_are_escaped(
+    cnnfeat_features, monkeypatch, encoding
+):
+    streams = {}
+    for name in ("stdout", "stderr"):
+        streams[name] = io.BytesIO()
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(streams[name], encoding))
+    for words in (["info", str(cnnfeat_features)], ["info", "犬.h5"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    for name in streams:
+        getattr(sys, name).flush()
+    assert b"classes" in streams["stdout"].getvalue()
+    assert rb"\u72ac" in streams["stdout"].getvalue()
+    assert rb"error: no file \u72ac.h5" in streams["stderr"].getvalue()
+
+
+@pytest.fixture
+def cnnfeat_features(tmp_path: Path) -> Path:
+    path = tmp_path / "features.h5"
+    X = np.zeros((2, 3), np.float32)
+    write_arrays(path, {"all": {"fc": X}}, labels={"all": np.arange(2)}, classes=("犬", "b"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31m.png", r"a\x1b[31m.png"),
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\u202egnp.a", r"\u202egnp.a"),
+        ("\udcff.png", r"\udcff.png"),
+        ("犬 é", "犬 é"),
+    ],
+)
+def test_what_steers_a_terminal_is_escaped(text, shown, capsys):
+    console.show(text)
+    assert capsys.readouterr().out == shown + "\n"
+    console.say(text)
+    kept = "\n" in text
+    assert capsys.readouterr().err == (text if kept else shown) + "\n"

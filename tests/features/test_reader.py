@@ -105,6 +105,20 @@ def test_find_layer_names_what_there_is(sample):
         assert "'test'" in raised.value.hint
 
 
+@pytest.mark.parametrize("name", [None, "a"])
+def test_layers_of_one_split_alone_are_told_with_it(tmp_path, name):
+    X = np.zeros((4, 2), np.float32)
+    write_arrays(tmp_path / "f.h5", {"train": {"a": X}, "test": {"b": X}})
+    with (
+        FeatureFile(tmp_path / "f.h5") as file,
+        pytest.raises(
+            LayerLookupError,
+            match="it holds: in 'train' a; in 'test' b, and none in all splits",
+        ),
+    ):
+        file.find_layer(name)
+
+
 def test_find_layer_without_a_name_takes_the_only_one(tmp_path):
     write_arrays(tmp_path / "one.h5", {"all": {"fc": np.ones((4, 2), "float32")}})
     with FeatureFile(tmp_path / "one.h5") as file:

@@ -100,7 +100,10 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that says how it went."""
+    from cnnfeat.cli.console import fit_streams
+
     settings = Settings()
+    fit_streams()
     atexit.register(gc.freeze)  # else TensorFlow's objects are all walked once more, for 1 s
     signal.signal(signal.SIGTERM, _raise_terminated)
     words = list(sys.argv[1:] if args is None else args)
@@ -149,13 +152,14 @@ def _blame(error: click.ClickException) -> None:
 
 
 def _show(error: CnnfeatError, words: Sequence[str]) -> None:
+    from cnnfeat.cli.console import visible
     from cnnfeat.cli.hints import fit_hint, known_options
 
     hint = fit_hint(error.hint, known_options(cli, words)) if error.hint else ""
     label = "interrupted" if isinstance(error, Interrupted) else "error"
-    click.echo(f"{label}: {error}", err=True)
+    click.echo(f"{label}: {visible(str(error), lines=True)}", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {visible(hint, lines=True)}", err=True)
 
 
 def _raise_terminated(signal_number: int, _frame: object) -> NoReturn:

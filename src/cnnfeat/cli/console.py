@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 5.0  # between two lines of progress where there is no terminal
 NOTE_INTERVAL_S = 3.0  # the same, where the second has news
 
+# Control characters, ends of lines, marks that turn the direction of a text, and half characters.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -34,8 +38,23 @@ def size_text(size_bytes: float) -> str:
     raise AssertionError("the last unit has no limit")
 
 
+def visible(text: str, *, lines: bool = False) -> str:
+    """Escape what steers a terminal instead of being shown; with `lines`, not their ends."""
+    return _STEERING.sub(
+        lambda found: found[0] if lines and found[0] in "\n\t" else ascii(found[0])[1:-1], text
+    )
+
+
+def fit_streams() -> None:
+    """Let characters that stdout or stderr has no bytes for be escaped, whatever they are."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def say(message: str) -> None:
     """Write one line to stderr, above the progress bar if one is drawn."""
+    message = visible(message, lines=True)
     if _live:
         _live[-1].print(message, markup=False, highlight=False, soft_wrap=True)
     else:
@@ -44,14 +63,14 @@ def say(message: str) -> None:
 
 def show(message: str) -> None:
     """Write one line of the result to stdout."""
-    click.echo(message)
+    click.echo(visible(message))
 
 
 def show_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Write names and what they are to stdout, in two columns."""
     width = max(len(name) for name, _ in facts)
     for name, text in facts:
-        click.echo(f"{name:<{width}}  {text}")
+        click.echo(f"{name:<{width}}  {visible(text)}")
 
 
 def source_text(source: Source) -> str:
@@ -101,7 +120,7 @@ def show_table(
             no_wrap=not terminal,
         )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     console = _console(stderr=False)
     if not terminal:
         console.width = 10_000

@@ -220,9 +220,11 @@ class FeatureFile:
         if name is None:
             if len(self.layers) == 1:
                 return self.layers[0]
+            if not self.layers:
+                raise self._unknown_layer("")
             raise UsageError(
                 f"{self.path} holds {len(self.layers)} layers: {', '.join(self.layers)}",
-                hint=f"name one: --layer {self.layers[0]}" if self.layers else _HINT,
+                hint=f"name one: --layer {self.layers[0]}",
             )
         described = (self.layer(self.splits[0], layer) for layer in self.layers)
         spelled = [(one.layer, one.tensor) for one in described]
@@ -232,8 +234,15 @@ class FeatureFile:
         return found
 
     def _unknown_layer(self, name: str) -> LayerLookupError:
+        there = ", ".join(self.layers)
+        if not there:
+            there = "; ".join(
+                f"in {split!r} {', '.join(self._layers_of(split)) or 'none'}"
+                for split in self.splits
+            )
+            there += ", and none in all splits"
         return LayerLookupError(
-            f"{self.path} holds no layer {name!r}; it holds: {', '.join(self.layers)}",
+            f"{self.path} holds no layer{f' {name!r}' if name else ''}; it holds: {there}",
             hint=near_names(name, self.layers),
         )
 
