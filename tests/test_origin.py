@@ -276,8 +276,10 @@ def test_a_recorded_path_is_followed_only_where_the_user_points(tmp_path, monkey
     found = network_spec({"network": str(tmp_path / "private" / "model.keras")}, beside=machine)
     assert Path(found) == theirs / "model.keras"
     monkeypatch.chdir("/")
-    with pytest.raises(UntrustedModelError, match="lies neither"):
-        network_spec({"network": str(tmp_path / "private" / "other.keras")}, beside=machine)
+    gone = {"network": str(tmp_path / "private" / "other.keras")}
+    with pytest.raises(UntrustedModelError, match=r"lies neither.* and can't be found") as caught:
+        network_spec(gone, beside=machine)
+    assert caught.value.hint == "--model FILE says where it is now"
 
 
 def test_a_machine_that_points_elsewhere_is_not_followed(cli, images, tmp_path):

@@ -211,3 +211,5 @@ def test_a_result_shows_itself_with_what_must_be_said(tmp_path: Path):
     assert score.endswith("; seen before")
     assert trained == "  trained   on 8 rows of 2 classes"
     assert layers.startswith("  layers    conv2 75.00%, fc1 75.00%, on ")
+    path.write_text(json.dumps({**DOCUMENT, "note": "who knows"}), "utf-8")
+    assert repr(read_result(path)).splitlines()[-1] == "  note      who knows"

@@ -267,6 +267,7 @@ def _svm_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]]
         ("layer", f"{best.layer} ({best.n_features} features)"),
         ("machine", f"{result.kernel} kernel, C = {best.C}, {result.n_train} training rows"),
         (result.score_name, result.score_words),
+        *([("note", result.note)] if result.note else []),
         (
             "features",
             f"{features.get('path')}, from {features.get('source')} "

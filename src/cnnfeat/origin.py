@@ -211,11 +211,22 @@ def _followed(recorded: str, beside: Path, flag: str) -> str:
         if path.exists() or not own.exists():
             return recorded
     elif not own.exists():
+        there = _is_there(path)
         raise UntrustedModelError(
-            f"{beside} names {recorded}, which lies neither beside it nor in the current folder",
-            hint=f"if you know where {beside.name} comes from: {flag} {recorded}",
+            f"{beside} names {recorded}, which lies neither beside it nor in the current folder"
+            + ("" if there else ", and can't be found"),
+            hint=f"if you know where {beside.name} comes from: {flag} {recorded}"
+            if there
+            else f"{flag} FILE says where it is now",
         )
     return str(beside.parent / own.name)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that the user may not read
+        return False
 
 
 def _gone(what: str, recorded: str, beside: Path, flag: str) -> NetworkError:

@@ -556,6 +556,8 @@ def _result(run: _Run, stages: tuple[StageOutcome, ...]) -> RunResult:
     from cnnfeat.features import FeatureFile
 
     svm = read_result(run.folder / SVM_RESULT)
+    if svm.note and any(one.name == "svm" and one.reused for one in stages):
+        logger.info("%s", svm.note)  # a stage that is done says it itself
     with FeatureFile(run.folder / FEATURES) as file:
         n_skipped = sum(len(file.skipped(split)) for split in file.splits)
     names = (FEATURES, *svm_files(run.options.svm), REPORT)

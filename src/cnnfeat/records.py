@@ -288,6 +288,7 @@ class Provenance:
     network_test_accuracy: float | None = None
     source_labels: str = ""  # where its labels lie, if that was said apart
     network_source: str = ""  # what the network was trained on, where that is known
+    network_source_fingerprint: str = ""
     division: Mapping[str, Json] | None = None  # how the source was divided for its training
     # What was asked for, by table of a run: "data", "model" (how the network was read), "extract"
     options: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)

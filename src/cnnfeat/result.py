@@ -168,6 +168,7 @@ class SvmResult:
             f"SvmResult of a {self.kernel} machine on {best.layer}{cost}\n"
             f"  {self.score_name}  {self.score_words}\n"
             f"  trained   on {self.n_train:,} rows of {len(self.classes)} classes{compared}"
+            + (f"\n  note      {self.note}" if self.note else "")
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnnfeat.data import open_source
 from cnnfeat.features import FeatureFile
 from cnnfeat.parts import Part, hold_out
 
@@ -241,3 +243,77 @@ def test_run_and_the_three_commands_make_the_same(train, run, npz):
     code, _, err = run("run", "run.toml", "--data", npz, "-o", "whole")
     assert code == 0
     assert "nothing has changed" not in err
+
+
+def older_network(folder: Path, source: Path) -> None:
+    """Save a network with a card of before sources were divided: all rows were trained on."""
+    import keras
+
+    folder.mkdir()
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 1), dtype="uint8", name="image")
+    hidden = keras.layers.Dense(4, activation="relu", name="fc1")(
+        keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
+    )
+    keras.Model(image, keras.layers.Dense(2, name="fc2")(hidden)).save(folder / "model.keras")
+    with open_source(str(source)) as images:
+        name, fingerprint = images.name, images.fingerprint()
+    card = {
+        "format": "cnnfeat-model",
+        "format_version": 1,
+        "cnnfeat": "0.0.9",
+        "tensorflow": "2.21.0",
+        "keras": "3.15.1",
+        "created": "2026-01-02T03:04:05+00:00",
+        "config": {"data": {"source": str(source)}, "network": {}, "train": {"seed": 0}},
+        "source": {"name": name, "kind": "npz", "fingerprint": fingerprint.digest,
+                   "fingerprint_method": fingerprint.method},
+        "classes": ["0", "1"],
+        "image_shape": [8, 8, 1],
+        "history": [{"epoch": 1, "loss": 0.7, "accuracy": 0.5, "val_loss": 0.7,
+                     "val_accuracy": 0.5, "learning_rate": 0.002}],
+        "best_epoch": 1,
+        "validation_accuracy": 0.5,
+        "test_accuracy": None,
+        "n_train": 90,
+        "n_validation": 10,
+        "n_test": 0,
+        "elapsed_s": 1.0,
+        "model_sha256": hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest(),
+    }  # fmt: skip
+    (folder / "model.json").write_text(json.dumps(card), "utf-8")
+
+
+def test_a_network_of_an_older_cnnfeat_goes_all_the_way(run, npz):
+    """Its card keeps no division: everything works, and what isn't known is said everywhere."""
+    unknown = "it is not known which rows the network was fitted to"
+    older_network(Path("artifacts"), npz)
+    code, out, _ = run("info", "artifacts/model.json")
+    assert code == 0 and "90 images fitted to, 10 picked the epoch, 0 never seen" in out
+    code, out, err = run("extract", "--layer", "fc1")
+    assert code == 0, err
+    assert "100 rows" in out
+    assert "isn't known: the network's card is of an older cnnfeat" in err
+    with FeatureFile(Path("artifacts/features.h5")) as file:
+        assert (file.splits, file.parts("all")) == (("all",), None)
+    code, out, err = run("svm", "--C", "0.1")
+    assert code == 0, err
+    assert f" {score(Path('artifacts'))} of 20 held-out rows" in out
+    assert unknown in out and "accuracy" not in out
+    code, out, _ = run("info", "artifacts/svm.json")
+    assert code == 0 and unknown in out and "accuracy" not in out
+    code, _, err = run("predict", "x.npz")
+    assert code == 0, err
+    assert "all: " in err and "of 20 right" in err and "of 80 right" in err
+    assert err.count("what the network was fitted to isn't known") == 2
+    code, _, err = run("predict", "artifacts/features.h5")
+    assert err.count("what the network was fitted to isn't known") == 2
+    code, _, err = run("report", "--embedding", "pca", "--points", "20")
+    assert code == 0, err
+    page = Path("artifacts/report.html").read_text("utf-8")
+    assert f"score of 20 held-out rows; {unknown}" in page
+    assert "accuracy of 20 held-out rows" not in page
+
+
+def score(folder: Path) -> str:
+    return f"{json.loads((folder / 'svm.json').read_text('utf-8'))['accuracy']:.2%}"

@@ -89,6 +89,26 @@ def test_the_same_rows_without_parts_have_words_beside_them(make_file, tmp_path)
     assert result.score_words.endswith("; " + FITTED)
 
 
+@pytest.mark.parametrize(
+    "known", [{"network_source": "digits"}, {"network_source_fingerprint": "a1" * 32}]
+)
+def test_a_score_is_none_on_new_pictures_where_the_network_was_trained_on_the_source(
+    make_file, tmp_path, known
+):
+    """By name or fingerprint it is the same source, and its division isn't known any more."""
+    X = np.random.default_rng(SEED).standard_normal((300, 16)).astype(np.float32)
+    y = np.arange(300) % 2
+    path = make_file({"all": {"x": X}}, {"all": y}, classes=("cat", "dog"), **known)
+    result = svm_stage(path, tmp_path / "out", options=SvmOptions(C=0.1))
+    assert (result.evaluation, result.caveat, result.note) == ("hold-out", UNKNOWN, "")
+    assert result.score_name == "score"
+    assert result.score_words.endswith("; " + UNKNOWN)
+    elsewhere = dict.fromkeys(known, "other")
+    path = make_file({"all": {"x": X}}, {"all": y}, classes=("cat", "dog"), **elsewhere)
+    result = svm_stage(path, tmp_path / "other", options=SvmOptions(C=0.1))
+    assert (result.score_name, result.caveat, result.note) == ("accuracy", "", UNKNOWN)
+
+
 @pytest.mark.parametrize("layers", [(3.0,), (3.0, 2.0, 0.0)])
 def test_cross_validation_takes_rows_that_were_not_fitted_to(make_file, tmp_path, layers):
     path = divided().write(make_file, layers=layers)
@@ -256,8 +276,31 @@ def test_a_group_that_is_a_whole_class_is_named(make_file, pixels, tmp_path):
     path = make_file(
         {"all": {"whole": X}}, {"all": y}, classes=("cat", "dog"), groups={"all": groups}
     )
-    with pytest.raises(DataError, match="needs 2 groups of each class; class 'dog' has 1"):
+    with pytest.raises(
+        DataError, match="needs 2 groups of each class; class 'dog' has 1"
+    ) as caught:
         svm_stage(path, tmp_path / "out", options=SvmOptions(C=0.01))
+    assert "of other groups" in caught.value.hint
+    assert "cnnfeat extract without --group-by" in caught.value.hint
+
+
+def test_too_high_a_least_number_of_rows_is_said(make_file, pixels, tmp_path):
+    y = np.where(np.arange(100) < 90, 0, 1)
+    path = make_file({"all": {"whole": pixels[0][:100]}}, {"all": y}, classes=("cat", "dog"))
+    words = "fewer than two classes have 50 rows to train on or more: class 'dog' has 10"
+    with pytest.raises(DataError, match=words) as caught:
+        svm_stage(path, tmp_path / "out", options=SvmOptions(C=0.01, min_per_class=50))
+    assert caught.value.hint == "give --min-per-class a smaller number"
+
+
+def test_leaving_classes_out_is_offered_only_where_two_are_left(make_file, pixels, tmp_path):
+    X, y = pixels[0][:30], np.arange(30) % 3
+    for trained_on, offered in (([0], False), ([0, 1], True)):
+        rows = np.flatnonzero(np.isin(y, trained_on))
+        path = make_file({"train": {"x": X[rows]}, "test": {"x": X}}, {"train": y[rows], "test": y})
+        with pytest.raises(DataError, match="have no training row") as caught:
+            svm_stage(path, tmp_path / "out", options=SvmOptions(C=0.01))
+        assert ("--min-per-class 2" in caught.value.hint) == offered
 
 
 def test_a_test_split_without_labels_is_not_scored(make_file, pixels, tmp_path, caplog):

@@ -112,6 +112,9 @@ class Job:
             tensorflow=version("tensorflow"),
             network_test_accuracy=None if card is None else card.test_accuracy,
             network_source="" if card is None else str(card.source.get("name", "")),
+            network_source_fingerprint=""
+            if card is None
+            else str(card.source.get("fingerprint", "")),
             division=source.division,
             options={
                 "data": source.options,

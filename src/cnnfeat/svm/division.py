@@ -27,6 +27,7 @@ from cnnfeat.svm.trials import TrialPlan, apart, check_classes, in_turn, list_cl
 
 ENOUGH_TO_CHOOSE = 30  # rows; on fewer, C would be chosen by chance
 SET_ASIDE = 0.2  # of the training rows, for probabilities where no others are there for it
+_MORE_ROWS = "extract more of the source: cnnfeat extract --limit takes its first rows alone"
 
 _LOG = logging.getLogger("cnnfeat")
 Mask: TypeAlias = NDArray[np.bool_]
@@ -292,11 +293,15 @@ def _leave_small_out(sheet: _Sheet, pool: Mask, min_per_class: int) -> tuple[Mas
     counts = np.bincount(codes[pool], minlength=len(labels))
     small = counts < min_per_class
     if small.any():
-        _LOG.warning(
-            "left out, with fewer than %d rows: %s",
-            min_per_class,
-            list_classes(np.flatnonzero(small), counts, [sheet.name(int(k)) for k in labels]),
-        )
+        listed = list_classes(np.flatnonzero(small), counts, [sheet.name(int(k)) for k in labels])
+        if np.count_nonzero(~small) < 2:
+            raise DataError(
+                f"fewer than two classes have {min_per_class} rows to train on or more: {listed}",
+                hint=_MORE_ROWS
+                if np.count_nonzero(counts) < 2
+                else "give --min-per-class a smaller number",
+            )
+        _LOG.warning("left out, with fewer than %d rows: %s", min_per_class, listed)
     kept = ~small[codes]
     return pool & kept, kept
 
@@ -341,6 +346,8 @@ def _scored_apart(sheet: _Sheet, pool: Mask, validation: Mask, options: SvmOptio
     division = _division(sheet, train, pool=pool, test=apart_rows, how=how)
     if parts is not None:
         division = replace(division, caveat=_caveat(parts[apart_rows]))
+    elif _trained_on_source(sheet.file):
+        division = replace(division, caveat=UNKNOWN, note="")
     _LOG.info(
         "no test split: trained on %s rows of %s, scored on %s %s; --cv scores all of them in turn",
         f"{len(division.train):,}",
@@ -349,6 +356,15 @@ def _scored_apart(sheet: _Sheet, pool: Mask, validation: Mask, options: SvmOptio
         f"held out (stratified, seed {options.seed})" if how == "hold-out" else how,
     )
     return division
+
+
+def _trained_on_source(file: FeatureFile) -> bool:
+    """Whether the network was trained on rows of the file's source, that these may be among."""
+    facts = file.attributes
+    return any(
+        facts.get(f"network_{key}") and facts.get(f"network_{key}") == facts.get(key)
+        for key in ("source", "source_fingerprint")
+    )
 
 
 def _held_out(sheet: _Sheet, pool: Mask, options: SvmOptions) -> Mask:
@@ -474,7 +490,7 @@ def _classes(sheet: _Sheet, mask: Mask) -> Labels:
         )
         raise DataError(
             f"the training rows hold {one}; an SVM needs at least two",
-            hint="extract more of the source: cnnfeat extract --limit takes its first rows alone",
+            hint=_MORE_ROWS,
         )
     return present
 
@@ -484,11 +500,13 @@ def _check_classes(sheet: _Sheet, train: Mask, test: Mask) -> None:
     here, there = sheet.labels[train], sheet.labels[test]
     unknown = np.setdiff1d(there, here)
     if len(unknown):
+        ways = [_MORE_ROWS, "use --cv"]
+        if np.count_nonzero(np.unique(here, return_counts=True)[1] >= 2) >= 2:
+            ways.append("--min-per-class 2, which leaves them out")
         raise DataError(
             f"{len(unknown)} of {len(np.union1d(here, there))} classes have no training row, "
             f"but {int(np.isin(there, unknown).sum()):,} test rows: {_named(sheet, unknown)}",
-            hint="extract more of the source: cnnfeat extract --limit takes its first rows alone; "
-            "or use --cv; or --min-per-class 2, which leaves them out",
+            hint="; or ".join(ways),
         )
     unscored = np.setdiff1d(here, there)
     if len(unscored):

@@ -13,6 +13,11 @@ from cnnfeat.errors import DataError
 from cnnfeat.result import CostSearch, Trial
 
 APART = -1  # no machine leaves the row out: it is trained on by all, and scored by none
+_MORE = "add pictures of these classes"
+_MORE_GROUPS = (
+    "add pictures of these classes that are of other groups; "
+    "with a network from elsewhere: cnnfeat extract without --group-by"
+)
 UNEVEN = 1.5  # times as many rows as the rarest class has, from which the commonest outweighs it
 
 Measure = Literal["accuracy", "balanced accuracy"]
@@ -253,7 +258,7 @@ def check_classes(
     raise DataError(
         f"{need} {'rows' if groups is None else 'groups'} of each class; "
         f"{list_classes(few, units, names)}",
-        hint=" or ".join(possible) or "add pictures of these classes",
+        hint=" or ".join(possible) or (_MORE if groups is None else _MORE_GROUPS),
     )
 
 
