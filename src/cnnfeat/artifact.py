@@ -207,6 +207,7 @@ def _features_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
             "source SHA-256",
             f"{facts.get('source_fingerprint')}, of {facts.get('source_fingerprint_method')}",
         ),
+        *([("not steady", str(unsteady))] if (unsteady := facts.get("network_unsteady")) else []),
         ("preprocessing", str(facts.get("preprocessing", "unknown"))),
         ("precision", str(facts.get("precision", "unknown"))),
         (

@@ -263,6 +263,7 @@ class Probe(Protocol):
     outputs: tuple[ProbeOutput, ...]
     preprocessing: Mapping[str, Json]  # how images are fitted to the input, to be done again
     target: ImageTarget  # what the source shall bring images to
+    unsteady: Mapping[str, Sequence[str]]  # by layer, what makes its features change
 
     def __call__(self, images: Array) -> tuple[Array, ...]:
         """Activations in the order of `outputs`, each `(n_samples, *row_shape)`.
@@ -290,6 +291,8 @@ class Provenance:
     network_source: str = ""  # what the network was trained on, where that is known
     network_source_fingerprint: str = ""
     division: Mapping[str, Json] | None = None  # how the source was divided for its training
+    # By layer, operations that make features change from run to run or with their batch.
+    network_unsteady: Mapping[str, Json] | None = None
     # What was asked for, by table of a run: "data", "model" (how the network was read), "extract"
     options: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
 

@@ -141,7 +141,7 @@ def test_float16_is_stored_and_overflow_is_said(run, work, tmp_path, caplog):
 @pytest.mark.parametrize("kind", ["int32", "uint8", "bool", "int64"])
 def test_whole_numbers_keep_their_type(run, tmp_path, kind):
     class Argmax:
-        target, preprocessing = ImageTarget(), {}
+        target, preprocessing, unsteady = ImageTarget(), {}, {}
         outputs = (ProbeOutput("top", "top:0", "ArgMax", (), kind, (), kind, "none"),)
 
         def __call__(self, images):

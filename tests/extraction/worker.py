@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 
@@ -148,6 +149,7 @@ class CountingProbe:
     """Gives rows that tell which image they came from."""
 
     target = ImageTarget()
+    unsteady: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, layers: dict[str, tuple[int, ...]] | None = None, *, delay_s: float = 0.0):
         self.preprocessing = {"scale": "none"}

@@ -116,6 +116,7 @@ class Job:
             if card is None
             else str(card.source.get("fingerprint", "")),
             division=source.division,
+            network_unsteady={name: list(ops) for name, ops in self.probe.unsteady.items()} or None,
             options={
                 "data": source.options,
                 "model": result_options(network.read_options),

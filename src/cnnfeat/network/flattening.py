@@ -24,6 +24,7 @@ _WRITES = re.compile(
     r"|(Scalar|Histogram|Image|Audio|Tensor|Merge)Summary(V2)?"
 )
 _BY_REFERENCE = {"RefSwitch", "RefMerge", "RefEnter", "RefExit", "RefNextIteration", "RefIdentity"}
+_STILL = {"Placeholder", "PlaceholderWithDefault", "VarHandleOp", "VariableV2", "Variable"}
 _GRAPHS = count(1)
 _BIG_BYTES = 16 << 10  # a constant of more is a weight
 
@@ -65,7 +66,12 @@ def inline_functions(
 
 
 def _without_seams(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
-    """Take out the identities that inlining leaves at the border of each function."""
+    """Take out what inlining leaves at the border of each function: identities, and waiting.
+
+    A function's nodes wait for all that it is given, needed or not. An input or a variable's handle
+    has nothing to do that could be waited for.
+    """
+    still = {node.name for node in graph_def.node if node.op in _STILL}
     through = {
         node.name: node.input[0]
         for node in graph_def.node
@@ -78,7 +84,11 @@ def _without_seams(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
         return entry
 
     for node in graph_def.node:
-        inputs = [entry if entry[0] == "^" else source(entry) for entry in node.input]
+        inputs = [
+            entry if entry[0] == "^" else source(entry)
+            for entry in node.input
+            if entry.removeprefix("^") not in still or entry[0] != "^"
+        ]
         del node.input[:]
         node.input.extend(inputs)
     return graph_def

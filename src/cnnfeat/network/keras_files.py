@@ -165,7 +165,7 @@ def _load_keras_2(path: Path, suffix: str, *, reason: Exception) -> FlatGraph:
     NetworkError
         If `tf-keras` is not installed, or can't read it either.
     """
-    tf_keras = _keras_2()
+    tf_keras = keras_2()
     if tf_keras is None:
         stranger = unknown_class(path, reason)
         if stranger is not None and not any(name in str(reason) for name in _KERAS_2_ONLY):
@@ -211,7 +211,7 @@ def trace_keras_2(model: tf.Module, layer: type, *, path: str) -> FlatGraph:
     )
 
 
-def _keras_2() -> ModuleType | None:
+def keras_2() -> ModuleType | None:
     try:
         import tf_keras
     except ImportError:

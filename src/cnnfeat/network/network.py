@@ -35,6 +35,7 @@ from cnnfeat.network.layers import scope_layers, trunk
 from cnnfeat.network.preprocessing import fit_images, rescales, size_taken
 from cnnfeat.network.probe import GraphProbe, Wanted, check_pooling
 from cnnfeat.network.runtime import check_precision, eagerly
+from cnnfeat.network.steadiness import shown, unsteady
 from cnnfeat.network.trust import check_operations
 from cnnfeat.network.weights import check_restored
 from cnnfeat.options import ProbeOptions, ReadOptions
@@ -331,6 +332,7 @@ class Network:
         wanted = self._wanted(layers, options)
         _LOG.info("images: %s", fitted)
         probe = GraphProbe(self._graph, fitted, wanted, batch_size=batch_size)
+        self._warn(probe)
         for oldest in list(self._probes)[: 1 - _KEPT_PROBES]:
             del self._probes[oldest]
         self._probes[asked] = probe
@@ -373,7 +375,24 @@ class Network:
         )
         part = subgraph(self._graph.graph_def, needed - set(self._graph.weights))
         self._check_trust(part)
-        return Wanted(layers, part, feeds, options)
+        found = unsteady(
+            part,
+            {layer.name: layer.tensor.name for layer in layers},
+            images=self.input.tensor,
+            feeds=feeds,
+            infos=self._all,
+        )
+        return Wanted(layers, part, feeds, options, found)
+
+    def _warn(self, probe: Probe) -> None:
+        """Say, once, which features aren't the same each time."""
+        warning = (
+            f"{self.path}: some features change from run to run, or with the images beside them in "
+            f"a batch: {shown(probe.unsteady)}"
+        )
+        if probe.unsteady and warning not in self._said:
+            self._said.add(warning)
+            _LOG.warning("%s", warning)
 
     def _fed(self) -> dict[str, Feed]:
         named = {item.name: item.tensor for item in self._graph.inputs}

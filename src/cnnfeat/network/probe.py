@@ -26,6 +26,7 @@ from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
 _LOG = logging.getLogger("cnnfeat")
 _RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
 _RUNTIME_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
+_ROUNDING = 1e-2  # of the largest value: what another order of sums makes of one, and more
 _Run = Callable[[tf.Tensor], Sequence[tf.Tensor]]
 _AXES = {
     0: (),
@@ -44,6 +45,7 @@ class Wanted:
     part: tf.compat.v1.GraphDef  # the nodes they need
     feeds: Mapping[str, Feed]  # tensors with a fixed value
     options: ProbeOptions
+    unsteady: Mapping[str, Sequence[str]]  # operations that change a layer's features, by layer
 
 
 class GraphProbe:
@@ -61,6 +63,7 @@ class GraphProbe:
         self._limit = max(1, batch_size)  # images at a time; less once memory has run out
         self._functions: dict[tuple[int, ...], _Run] = {}
         self._said = False
+        self.unsteady: Mapping[str, Sequence[str]] = wanted.unsteady
         self.outputs: tuple[ProbeOutput, ...] = self._try_out()
 
     @eagerly
@@ -193,6 +196,7 @@ class GraphProbe:
         """Run two and three made-up images: the shapes tell whether rows are images."""
         height, width, channels = self._fit.shape
         counts = (self._chunk,) if self._chunk else (2, 3)
+        tried = []
         for count in counts:
             shape = (count, height or 1, width or 1, channels)
             pixels = np.arange(np.prod(shape), dtype=np.int64).reshape(shape) % 251
@@ -207,10 +211,24 @@ class GraphProbe:
                         f"{count} images of shape {shape[1:]} give {result.shape}",
                         hint="features are tensors with one row an image; see `cnnfeat layers`",
                     )
+            tried.append(results)
+        self._compare(*tried)
         return tuple(
             self._output(layer, result)
             for layer, result in zip(self._wanted.layers, results, strict=True)
         )
+
+    def _compare(self, first: Sequence[Array], *again: Sequence[Array]) -> None:
+        """Note layers whose features of the same images were others the second time."""
+        if self._wanted.options.precision != "float32":
+            return  # its rounding may differ with the number of images
+        changed = {
+            layer.name: ["a computation on all images of a batch"]
+            for other in again
+            for layer, one, two in zip(self._wanted.layers, first, other, strict=True)
+            if not _alike(one, two[: len(one)])
+        }
+        self.unsteady = {**changed, **self.unsteady}
 
     def _output(self, layer: LayerInfo, result: Array) -> ProbeOutput:
         first = _channels_first(nodes_by_name(self._wanted.part), layer.tensor.name)
@@ -238,6 +256,14 @@ class GraphProbe:
             f"{self._fit.input.name!r} takes {self._fit.input}: {reason}",
             hint="--resize HxW brings images to another size",
         )
+
+
+def _alike(one: Array, two: Array) -> bool:
+    """Whether two results differ by no more than rounding does; those of other shapes don't say."""
+    if one.shape != two.shape or not np.issubdtype(one.dtype, np.floating):
+        return True
+    largest = np.abs(one, where=np.isfinite(one), out=np.zeros_like(one)).max(initial=0)
+    return np.allclose(one, two, rtol=0, atol=_ROUNDING * float(largest), equal_nan=True)
 
 
 def _stated_batch(feeds: Mapping[str, Feed]) -> int | None:

@@ -21,6 +21,7 @@ from tensorflow.core.protobuf import (
 )
 
 from cnnfeat.errors import NetworkError, near_names
+from cnnfeat.network.augmentation import at_inference
 from cnnfeat.network.feeding import can_take_images, graph_inputs, internal_input
 from cnnfeat.network.flattening import (
     CALLS,
@@ -82,7 +83,9 @@ def load_saved_model(path: Path, options: ReadOptions) -> FlatGraph:
         entries = restored_entries(meta.graph_def, meta.saver_def.restore_op_name)
     outputs = [info.name for info in chosen.outputs.values() if info.name]
     graph_def = forward_part(known_part(modernise(_served(meta.graph_def, outputs))))
-    graph_def = inline_functions(graph_def, [*outputs, *ends(graph_def)])
+    graph_def = at_inference(
+        forward_part(inline_functions(graph_def, [*outputs, *ends(graph_def)]))
+    )
     weights = take_out_constants(graph_def)
     values, owners = take_out_variables(
         graph_def, checkpoint, entries, wanted=read_variables(graph_def)

@@ -15,6 +15,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.training import checkpoint_state_pb2
 
 from cnnfeat.errors import NetworkError
+from cnnfeat.network.augmentation import at_inference
 from cnnfeat.network.feeding import graph_inputs, internal_input
 from cnnfeat.network.flattening import (
     forward_part,
@@ -70,7 +71,7 @@ def flat_graph(
     """Make a graph without a signature flat, and find its inputs and ends."""
     held = {**take_out_constants(graph_def), **(weights or {})}
     part = forward_part(known_part(modernise(graph_def)))
-    part = inline_functions(part, ends(part))
+    part = at_inference(forward_part(inline_functions(part, ends(part))))
     inputs = tuple(item for item in graph_inputs(part) if item.name not in held)
     if input_name is not None and input_name not in {item.name for item in inputs}:
         internal = internal_input(part, input_name)

@@ -53,6 +53,7 @@ _PURE = re.compile(
             r"RemoteCallless|TensorArray\w*|TensorList\w*|EmptyTensorList",
             r"ReadVariableOp|ResourceGather\w*|VarIsInitializedOp|VariableShape|IsVariableInitialized",
             r"Random(Uniform|StandardNormal|Gamma|Poisson|Shuffle)\w*|Multinomial",
+            r"Rng(ReadAnd)?Skip|Stateful(Uniform|StandardNormal|TruncatedNormal)\w*",
             r"TruncatedNormal|ParameterizedTruncatedNormal|Stateless(Random|Truncated|Multinomial)\w*",
             r"Stateless(Parameterized|SampleDistorted|Shuffle)\w*|SampleDistortedBoundingBox\w*",
             r"Sparse\w*|Deserialize(Many)?Sparse|String(Join|Length|Lower|Upper|Split|Strip)\w*",
