@@ -170,6 +170,36 @@ def test_a_free_network_on_images_of_several_sizes(tmp_path: Path) -> None:
     assert "--pool avg" in caught.value.hint
 
 
+@pytest.mark.parametrize("pool", ["avg", "max", "flatten"])
+def test_images_of_many_sizes_take_one_function(rng, monkeypatch, pool: str) -> None:
+    """As a folder of photographs has them; a function for each size would take a second each."""
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(image)
+    if pool == "flatten":  # rows have one length
+        x = keras.layers.GlobalMaxPooling2D(keepdims=True)(x)
+    model = keras.Model(image, keras.layers.Identity(name="end")(x))
+    network = load_network(model)
+    compiled = []
+    compile_one = GraphProbe._compile
+    monkeypatch.setattr(
+        GraphProbe,
+        "_compile",
+        lambda probe, shape: compiled.append(shape) or compile_one(probe, shape),
+    )
+    probe = probe_of(network, "end", image_shape=(9, 8, 3), pool=pool, scale="raw")
+    for height, width in zip(range(9, 29), rng.permutation(20) + 8, strict=True):
+        images = rng.integers(0, 256, (2, height, width, 3), np.uint8)
+        plain = np.asarray(model(images.astype(np.float32)))
+        expected = {
+            "avg": plain.mean((1, 2)),
+            "max": plain.max((1, 2)),
+            "flatten": plain.reshape(2, -1),
+        }[pool]
+        np.testing.assert_allclose(probe(images)[0], expected, rtol=1e-4, atol=1e-4)
+    assert compiled[-1] == (None, None, 3)
+    assert len(compiled) <= 5
+
+
 @pytest.mark.parametrize(
     ("dtype", "returned"),
     [

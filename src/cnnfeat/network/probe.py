@@ -7,6 +7,7 @@ images and before the pooling; everything runs as one TensorFlow function.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
 
 _LOG = logging.getLogger("cnnfeat")
 _RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
+_SIZES = 4  # of images that a function is compiled for each; one for all sizes comes after them
 _RUNTIME_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
 _ROUNDING = 1e-2  # of the largest value: what another order of sums makes of one, and more
 _Run = Callable[[tf.Tensor], Sequence[tf.Tensor]]
@@ -61,7 +63,7 @@ class GraphProbe:
         self._wanted = wanted
         self._chunk = fit.input.batch or _stated_batch(wanted.feeds)
         self._limit = max(1, batch_size)  # images at a time; less once memory has run out
-        self._functions: dict[tuple[int, ...], _Run] = {}
+        self._functions: dict[tuple[int | None, ...], _Run] = {}
         self._said = False
         self.unsteady: Mapping[str, Sequence[str]] = wanted.unsteady
         self.outputs: tuple[ProbeOutput, ...] = self._try_out()
@@ -147,10 +149,21 @@ class GraphProbe:
         )
 
     def _run(self, images: Array) -> tuple[Array, ...]:
-        function = self._functions.get(images.shape[1:]) or self._compile(images.shape[1:])
+        shape: tuple[int | None, ...] = images.shape[1:]
+        if shape not in self._functions and len(self._functions) >= _SIZES:
+            shape = self._any_size(shape)
+        function = self._functions.get(shape) or self._compile(shape)
         return tuple(_array(tensor) for tensor in function(tf.constant(images)))
 
-    def _compile(self, shape: tuple[int, ...]) -> _Run:
+    def _any_size(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Leave height and width open, where the network does."""
+        taken = self._fit.input
+        ranks = [layer.tensor.shape for layer in self._wanted.layers]
+        if taken.height or taken.width or taken.features or None in ranks:
+            return shape
+        return (None, None, shape[2])
+
+    def _compile(self, shape: tuple[int | None, ...]) -> _Run:
         fixed = self._fit.shape
         if any(want not in (None, have) for want, have in zip(fixed, shape, strict=True)) and (
             self._fit.input.height or self._fit.input.features or fixed[2] != shape[2]
@@ -344,10 +357,8 @@ def check_pooling(pooling: str) -> None:
 
 
 def _product(lengths: Sequence[int | None]) -> int:
-    product = 1
-    for length in lengths:
-        product *= -1 if length is None else length
-    return product if product >= 0 else -1
+    known = [length for length in lengths if length is not None]
+    return math.prod(known) if len(known) == len(lengths) else -1
 
 
 def _numbers(tensor: tf.Tensor) -> tf.Tensor:
