@@ -455,6 +455,29 @@ def test_right_ones_are_counted_by_split(command, divided: Path):
     assert {line.split(",")[1] for line in lines.splitlines()[1:]} == {"test"}
 
 
+def test_a_source_that_has_changed_and_an_older_machine_are_said_to_tell_nothing(
+    run: Path, tmp_path: Path, caplog
+):
+    """Some of the rows were seen, and nobody knows which: no bare number of right ones."""
+    start = f"which rows of {run / 'pictures'} the machine has seen isn't known: "
+    saved = load_svm(run / "svm.skops")
+    older = {name: value for name, value in saved.metadata.items() if name != "parts"}
+    changed = {**saved.metadata, "source_fingerprint": "0" * 64}
+    for metadata, why in (
+        (saved.metadata, None),
+        (older, "the machine is of an older cnnfeat, which didn't say"),
+        (changed, "it has changed since"),
+        ({**changed, "source": "elsewhere"}, None),
+    ):
+        save_svm(saved.pipeline, tmp_path / "svm.skops", metadata=metadata)
+        machine = load_machine(tmp_path / "svm.skops", network=run / "model.keras")
+        for images in (run / "features.h5", run / "pictures"):
+            caplog.clear()
+            machine.predict(images)
+            said = [record.getMessage() for record in caplog.records if "seen" in record.message]
+            assert said == ([] if why is None else [start + why])
+
+
 def test_of_other_pictures_nothing_is_claimed(command, divided: Path, tmp_path: Path):
     shutil.copytree(divided / "pictures" / "digit 3", tmp_path / "few" / "digit 3")
     shutil.copytree(divided / "pictures" / "digit 4", tmp_path / "few" / "digit 4")

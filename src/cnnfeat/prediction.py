@@ -110,6 +110,8 @@ def predict_features(
     """
     with FeatureFile(path) as file:
         _check_features(saved, file)
+        own = str(file.attributes.get("source")), file.attributes.get("source_fingerprint")
+        _say(None, _unknown(saved, *own), level=logging.WARNING)
         for split in _asked(splits, file.splits):
             labels = file.labels(split)
             n_rows = file.n_rows(split)
@@ -148,6 +150,20 @@ def open_to_predict(saved: SavedSVM, options: DataOptions) -> Source:
         source = open_data(again)
     division = saved.metadata.get("division")
     return (redivide(source, json.loads(str(division))) if division else None) or source
+
+
+def _unknown(saved: SavedSVM, source: str, fingerprint: object) -> str:
+    """Say why it isn't known what the machine saw of its own source; "" where it is, or another."""
+    facts = saved.metadata
+    if fingerprint != facts.get("source_fingerprint"):
+        if source != facts.get("source"):
+            return ""
+        why = "it has changed since"
+    elif facts.get("parts"):
+        return ""
+    else:
+        why = "the machine is of an older cnnfeat, which didn't say"
+    return f"which rows of {source} the machine has seen isn't known: {why}"
 
 
 def predict_images(
@@ -202,7 +218,9 @@ def predict_images(
     check_network(saved, network)
     layers = network.find([str(saved.metadata["tensor"])])
     asked = _Fitting.of(saved, fitting, any_size=any_size)
-    facts = {"source_fingerprint": source.fingerprint().digest}
+    fingerprint = source.fingerprint().digest
+    _say(said, _unknown(saved, source.name, fingerprint), level=logging.WARNING)
+    facts = {"source_fingerprint": fingerprint}
     for split in _asked(splits, tuple(source.splits)):
         info = source.splits[split]
         machine = machine_parts(saved, facts, split, n_samples=info.n_samples)

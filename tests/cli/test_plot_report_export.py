@@ -70,6 +70,18 @@ def test_plot_prints_the_path_and_refuses_to_replace(cnnfeat, folder):
     assert cnnfeat("plot", "confusion", "--overwrite").returncode == 0
 
 
+@pytest.mark.parametrize("kind", ["confusion", "layers"])
+def test_plots_of_a_result_need_nothing_but_the_result(cnnfeat, folder, kind):
+    (folder / "moved").mkdir()
+    (folder / "svm.json").rename(folder / "moved" / "result.json")
+    (folder / "features.h5").unlink()
+    done = cnnfeat("plot", kind, "--svm", "moved/result.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = cnnfeat("plot", kind, "--overwrite")
+    assert done.returncode == 2
+    assert "no SVM result" in done.stderr and "hint: cnnfeat svm makes it" in done.stderr
+
+
 def test_dpi_and_ending_are_obeyed(cnnfeat, folder):
     def drawn(*args: str) -> Path:
         done = cnnfeat("plot", "errors", "--count", "3", *args)

@@ -17,7 +17,7 @@ from cnnfeat.svm import svm_stage
 def test_the_stage_s_outputs_are_read(run, tmp_path):
     shutil.copy(run.folder / "features.h5", tmp_path)
     result = svm_stage(
-        tmp_path / "features.h5", tmp_path, options=SvmOptions(layer=("all",), C=0.01)
+        tmp_path / "features.h5", tmp_path, options=SvmOptions(layer=("all",), grid=(0.01, 0.1))
     )
     read = read_result(tmp_path / "svm.json")
     assert [score.layer for score in read.layers] == ["conv2", "fc1"]
@@ -32,3 +32,5 @@ def test_the_stage_s_outputs_are_read(run, tmp_path):
         f"No filters and no training curve: there is no model {tmp_path / 'model.keras'}.",
     )
     assert "Mistakes" in report.sections
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "; cross-validated: accuracy in 5-fold cross-validation on " in page

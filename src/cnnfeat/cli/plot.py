@@ -87,8 +87,14 @@ def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
 
     svm = path("svm", "svm.json")
     features = path("features", "features.h5") if "features" in values else None
+    needs_network = "model" in values
     model = values.pop("model", None)
-    if model is None and features is None and not artifact("features.h5").exists():
+    if (
+        needs_network
+        and model is None
+        and features is None
+        and not artifact("features.h5").exists()
+    ):
         model = own_model("--model names another")
     artifacts = Artifacts(
         model=None if model is None else str(model),
