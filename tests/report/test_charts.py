@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cnnfeat.errors import DataError, UsageError
-from cnnfeat.report.charts import plot_confusion
+from cnnfeat.report.charts import plot_confusion, plot_training
 
 CONFUSION = [[50, 0, 3], [1, 40, 0], [0, 7, 61]]
 
@@ -85,3 +85,13 @@ def test_a_matrix_that_does_not_fit_the_classes_is_refused(tmp_path):
 def test_only_png_and_svg_are_written(tmp_path):
     with pytest.raises(UsageError, match=r"written as \.png or \.svg, not as '.*c\.gif'"):
         plot_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "c.gif", title="t")
+
+
+@pytest.mark.parametrize(("n_epochs", "marked"), [(6, True), (1_500, False)])
+def test_epochs_are_marked_where_there_is_room(tmp_path, n_epochs, marked):
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    history = [{"epoch": i + 1, **dict.fromkeys(names, 1 / (i + 1))} for i in range(n_epochs)]
+    out = tmp_path / "training.svg"
+    plot_training(history, out, best_epoch=3)
+    # A mark is defined once and used at each epoch, in four lines; in the legend and at ticks too.
+    assert (out.read_text("utf-8").count("<use ") > 4 * n_epochs) == marked

@@ -197,9 +197,9 @@ def _session_of(
     if session is not None and session.graph is graph:
         return session
     whose = "there is no session" if session is None else "the session is that of another graph"
-    more = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
+    more = f" and {len(wanted) - 1} more are variables" if len(wanted) > 1 else " is a variable"
     raise UsageError(
-        f"a graph holds no weights, and {whose}: {min(wanted)!r}{more} are variables",
+        f"a graph holds no weights, and {whose}: {min(wanted)!r}{more}",
         hint="session=SESSION, or variables={NAME: array}",
     )
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NUMBERED = 20  # classes up to which every cell shows its count
 _NAMED = 50  # classes up to which every row shows its name
+_MARKED_EPOCHS = 60  # of more, marks would hide the lines
 
 
 def plot_confusion(
@@ -230,7 +231,8 @@ def plot_training(
                 ("val_", "validation", "C1", "s--"),
             ):
                 values = [scale * record[prefix + key] for record in history]
-                axes.plot(epochs, values, line, color=colour, markersize=4, label=name)
+                style = line if len(history) <= _MARKED_EPOCHS else line[1:]
+                axes.plot(epochs, values, style, color=colour, markersize=4, label=name)
             axes.axvline(best_epoch, color="0.5", linewidth=1, linestyle=":", label="kept")
             axes.set_xlabel("epoch")
             axes.set_ylabel(label)
