@@ -243,3 +243,47 @@ def test_what_was_chosen_is_said(seed_network, caplog: pytest.LogCaptureFixture)
             seed_network.find(["fc1"]), ProbeOptions(resize=(28, 28)), image_shape=(8, 8, 3)
         )
     assert "images: to 'image', (28, 28, 1) uint8, --scale raw, resized to 28×28" in caplog.text
+
+
+def preprocessed(name: str):
+    return getattr(keras.applications, name).preprocess_input
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize(
+    "before",
+    [
+        preprocessed("resnet50"),
+        preprocessed("mobilenet_v2"),
+        preprocessed("densenet"),
+        lambda x: keras.layers.Rescaling(1 / 255)(x[:, ::-1]),
+        keras.layers.Normalization(mean=[120.0, 115.0, 100.0], variance=[900.0] * 3),
+    ],
+    ids=["caffe", "tf", "torch", "flipped", "normalized"],
+)
+def test_what_is_scaled_inside_takes_pixels_as_they_are(before, exported, tmp_path) -> None:
+    from cnnfeat.network import load_network
+
+    image = keras.Input((6, 6, 3))
+    model = keras.Model(image, keras.layers.Conv2D(2, 3, name="c")(before(image)))
+    path = tmp_path / "m.keras"
+    model.save(path)
+    if exported:
+        path = tmp_path / "export"
+        model.export(str(path), verbose=False)
+    network = load_network(str(path))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
+    (found,) = network.probe(network.find(["c"]), image_shape=(6, 6, 3))(pixels)
+    assert network.default_scale == "raw"
+    assert np.allclose(found, model(pixels.astype("float32")).numpy(), rtol=1e-4, atol=1e-3)
+
+
+def test_a_chosen_scale_is_said_with_its_reason(cnnfeat, tmp_path) -> None:
+    model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Conv2D(2, 3, name="c")])
+    model.save(tmp_path / "m.keras")
+    np.save(tmp_path / "x.npy", np.zeros((2, 6, 6, 3), np.uint8))
+    words = ["--model", "m.keras", "--layer", "c", "--data", "x.npy", "-o", "o.h5"]
+    said = cnnfeat("extract", *words, folder=tmp_path).stderr
+    assert "--scale unit (a guess, as nothing in the network shows what it takes" in said
+    assert "a guess" not in cnnfeat("extract", *words, "--scale", "unit", "--overwrite").stderr
+    assert "--scale unit (a guess" in cnnfeat("layers", "m.keras").stdout

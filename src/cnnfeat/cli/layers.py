@@ -134,7 +134,7 @@ def _show(layers: Sequence[LayerInfo], n_images: int | None) -> None:
 def _title(network: Network) -> str:
     return (
         f"{network.path} ({network.format}): images go to {network.input.name!r}, {network.input}, "
-        f"--scale {network.default_scale}"
+        f"--scale {network.default_scale} ({network.scale_reason})"
     )
 
 

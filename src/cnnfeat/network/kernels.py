@@ -32,6 +32,10 @@ _HARMLESS = {
     "AddV2",
     "Cast",
     "Const",
+    "Maximum",
+    "Neg",
+    "RealDiv",
+    "Sqrt",
     "ExpandDims",
     "Identity",
     "Mul",
@@ -79,7 +83,7 @@ def find_kernel(graph: FlatGraph, tensor: str) -> Kernel | None:
     if node is None:
         return None
     for entry in node.input[1::-1]:  # the weights come second, but in an Einsum they may not
-        weights = _constant(graph, nodes, tensor_of(entry))
+        weights = constant_value(graph, nodes, tensor_of(entry))
         if weights is not None:
             return Kernel(node.op, _standard(weights, node.op))
     return None
@@ -100,10 +104,20 @@ def _nearest(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> tf.compa
     return None
 
 
-def _constant(
+def constant_value(
     graph: FlatGraph, nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str
 ) -> NDArray[np.float32] | None:
-    """Compute a tensor that depends on weights alone; None if it depends on more."""
+    """Compute a tensor that depends on weights alone; None if it depends on more.
+
+    Parameters
+    ----------
+    graph : FlatGraph
+        The network.
+    nodes : mapping
+        Its nodes by name.
+    tensor : str
+        The tensor.
+    """
     needed = ancestors(nodes, [tensor], control=False)
     for name in needed:
         unknown = nodes[name].op == "Placeholder" and name not in graph.weights

@@ -32,7 +32,8 @@ from cnnfeat.network.graph import (
 )
 from cnnfeat.network.kernels import Kernel, find_kernel
 from cnnfeat.network.layers import scope_layers, trunk
-from cnnfeat.network.preprocessing import fit_images, rescales, size_taken
+from cnnfeat.network.pixelrange import pixels_taken
+from cnnfeat.network.preprocessing import fit_images, size_taken
 from cnnfeat.network.probe import GraphProbe, Wanted, check_pooling
 from cnnfeat.network.runtime import check_precision, eagerly
 from cnnfeat.network.steadiness import shown, unsteady
@@ -160,11 +161,28 @@ class Network:
     @property
     def default_scale(self) -> str:
         """How pixels are scaled where nothing is said."""
+        return self._scaling[0]
+
+    @property
+    def scale_reason(self) -> str:
+        """Why pixels are scaled so where nothing is said."""
+        return self._scaling[1]
+
+    @functools.cached_property
+    @eagerly
+    def _scaling(self) -> tuple[str, str]:
         if self._graph.scale:
-            return self._graph.scale
-        whole = tf.dtypes.as_dtype(self.input.dtype).is_integer
-        inside = self._graph.rescales or rescales(self._graph.graph_def, self.input.tensor)
-        return "raw" if whole or inside else "unit"
+            return self._graph.scale, "as it was trained"
+        if tf.dtypes.as_dtype(self.input.dtype).is_integer:
+            return "raw", "the input takes whole numbers"
+        taken = pixels_taken(self._graph, self.input.tensor)
+        if self._graph.rescales and taken.scale is None:
+            return "raw", "a layer of the network scales them"
+        if taken.scale == "raw":
+            return "raw", f"the network scales them itself, in {taken.node}"
+        if taken.scale == "unit":
+            return "unit", f"the network takes values up to 1, by {taken.node}"
+        return "unit", "a guess, as nothing in the network shows what it takes; raw is 0 to 255"
 
     @property
     def everything(self) -> tuple[LayerInfo, ...]:
@@ -330,7 +348,7 @@ class Network:
             default_scale=self.default_scale,
         )
         wanted = self._wanted(layers, options)
-        _LOG.info("images: %s", fitted)
+        _LOG.info("images: %s%s", fitted, "" if options.scale else f" ({self.scale_reason})")
         probe = GraphProbe(self._graph, fitted, wanted, batch_size=batch_size)
         self._warn(probe)
         for oldest in list(self._probes)[: 1 - _KEPT_PROBES]:
