@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -138,6 +139,18 @@ def test_lock_that_is_let_go_meanwhile_is_taken(tmp_path: Path, monkeypatch: pyt
         assert lock.read_text() == str(os.getpid())
     os.close(handle)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_file_systems_without_locks_are_named(tmp_path, monkeypatch, number):
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StorageError, match="its file system has no locks") as caught:
+        locked(tmp_path / "f").__enter__()
+    assert not isinstance(caught.value, LockedError)
+    assert "free" not in caught.value.hint
 
 
 def test_lock_whose_holder_gives_no_number_is_refused(

@@ -221,6 +221,21 @@ def test_a_bad_picture_ends_the_run_or_is_left_out(command, run: Path, tmp_path:
     assert "1 pictures were left out" in done.stderr
 
 
+def test_pictures_named_one_by_one_are_left_out_likewise(command, run: Path, tmp_path: Path):
+    good = [str(path) for path in sorted((run / "pictures" / "digit 5").iterdir())[:2]]
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
+    words = [good[0], str(tmp_path / "bad.png"), good[1], "--svm", "svm.skops", "--json"]
+    assert "bad.png: damaged" in command(run, *words, code=3).stderr
+    done = command(run, *words, "--on-error", "skip", code=6)
+    assert [item["id"] for item in json.loads(done.stdout)] == good
+    assert f"left out: {tmp_path / 'bad.png'}: damaged" in done.stderr
+    large = enlarged(run, tmp_path, "digit 5")
+    words = [good[0], str(large), good[1], "--svm", "svm.skops", "--json", "--no-resize"]
+    done = command(run, *words, "--on-error", "skip", code=6)
+    assert [item["id"] for item in json.loads(done.stdout)] == good
+    assert f"left out: {large}: it is 40×32, and the machine was trained on" in done.stderr
+
+
 def test_no_machine_yet_names_the_command(command, tmp_path: Path):
     assert "cnnfeat svm" in command(tmp_path, "digits", code=2).stderr
 
@@ -268,8 +283,8 @@ def test_pictures_of_the_right_size_are_said_nothing_of(command, run):
 def test_a_picture_of_another_size_can_be_refused(command, run, tmp_path):
     picture = str(enlarged(run, tmp_path, "digit 3"))
     done = command(run, picture, "--svm", "svm.skops", "--no-resize", code=4)
-    assert "(40, 32, 1) don't fit" in done.stderr
-    assert "--resize 8x8" in done.stderr
+    assert "digit 3.png: it is 40×32, and the machine was trained on pictures of 8×8" in done.stderr
+    assert "hint: without --no-resize" in done.stderr
     own = str(sorted((run / "pictures" / "digit 3").iterdir())[0])
     command(run, own, "--svm", "svm.skops", "--no-resize")
     words = ["--no-resize", "--fit", "crop"]
@@ -323,7 +338,7 @@ def test_what_was_done_to_the_machine_s_pictures_is_done_again(run, tmp_path, in
         np.testing.assert_allclose(by_image, by_row, atol=1e-4)
         other = predict_images(saved, network, source, fitting=FitOptions(fit="stretch"))
         assert not np.allclose([item.margin for item in other], by_row, atol=1e-4)
-        with pytest.raises(NetworkError, match="don't fit"):
+        with pytest.raises(NetworkError, match="the machine was trained on pictures of 8×8"):
             next(predict_images(saved, network, source, any_size=False))
     features = LayerFeatures.from_features(tmp_path / "f.h5", model=str(run / "model.keras")).fit(
         images[:, :, :, None]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.errors import UsageError
+from cnnfeat.errors import ImageError, UsageError
 from cnnfeat.knobs import checked, from_record
 from cnnfeat.options import (
     ArchitectureOptions,
@@ -390,7 +390,16 @@ class Machine:
                 self.saved, Path(named), splits=asked.splits, scores=asked.scores
             )
             return
-        with self._opened(images) as source:
+        with contextlib.ExitStack() as opened:
+            try:
+                source = opened.enter_context(self._opened(images))
+            except ImageError as error:  # a single picture
+                if asked.on_error == "raise" or named is None:
+                    raise
+                reason = error.message.removeprefix(f"{Path(named).absolute()}: ")
+                skipped.append(SkippedSample(0, named, reason))
+                return
+            before = len(skipped)
             found = predict_images(
                 self.saved,
                 self.network,
@@ -407,6 +416,8 @@ class Machine:
             if source.kind == "image" and named is not None:  # several may have one name
                 found = (dataclasses.replace(item, id=named) for item in found)
             yield from found
+            if source.kind == "image" and named is not None:
+                skipped[before:] = [dataclasses.replace(one, id=named) for one in skipped[before:]]
 
     @contextlib.contextmanager
     def _opened(self, given: Array | DataOptions | Source) -> Iterator[Source]:

@@ -11,6 +11,7 @@
     │   ├── ImageError                            3    one picture that can't be read
     │   └── FeatureFileError                      3    a feature or SVM file, damaged or foreign
     ├── NetworkError       (ValueError)           4    a network that can't be read or used
+    │   ├── MisfitError                           4    images whose shape doesn't go through it
     │   ├── LayerLookupError (LookupError)        4    a layer name that means none, or several
     │   └── UntrustedModelError                   4    a model that would do more than compute
     ├── StorageError       (OSError)              5    disk, permissions
@@ -89,6 +90,10 @@ class NetworkError(CnnfeatError, ValueError):
     """A network that can't be read, or can't be used on these pictures."""
 
     exit_code = 4
+
+
+class MisfitError(NetworkError):
+    """Images whose shape doesn't go through a network, where others may."""
 
 
 class LayerLookupError(NetworkError, LookupError):

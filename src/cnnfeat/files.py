@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from cnnfeat.errors import LockedError, OutputExistsError, StorageError
 
 _QUOTED_ENDS = "\r\n"  # the csv module quotes a cell only for characters of its own line end
 _HOLDER_WAIT_S = 0.5
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without them says
 
 
 def check_output(
@@ -158,11 +160,23 @@ def locked(path: Path) -> Iterator[None]:
                 if holder is not None or time.monotonic() > end:
                     raise _locked_error(path, holder or "unknown") from error
                 time.sleep(0.01)
+            except (OSError, NotImplementedError) as error:
+                if getattr(error, "errno", errno.ENOSYS) in _NO_LOCKS:
+                    raise _no_locks(path) from error
+                raise
     try:
         yield
     finally:
         file.unlink(missing_ok=True)  # before letting go: no second file of that name while held
         lock.release()
+
+
+def _no_locks(path: Path) -> StorageError:
+    folder = Path(os.path.realpath(path)).parent
+    return StorageError(
+        f"{folder}: its file system has no locks, which keep others from writing {path.name}",
+        hint="-o writes elsewhere, such as to a local disk",
+    )
 
 
 def _write_process_id(handle: int) -> None:

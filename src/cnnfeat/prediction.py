@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from cnnfeat.brightness import opposites_warning, some_images
 from cnnfeat.data import open_data
 from cnnfeat.divided import redivide
-from cnnfeat.errors import DataError, FeatureFileError, LayerLookupError, NetworkError, UsageError
+from cnnfeat.errors import (
+    DataError,
+    FeatureFileError,
+    LayerLookupError,
+    MisfitError,
+    NetworkError,
+    UsageError,
+)
 from cnnfeat.extraction import default_batch_size
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import DataOptions, FitOptions, ProbeOptions, Size, check_fit
@@ -30,6 +37,7 @@ from cnnfeat.records import (
     ImageTarget,
     Labels,
     OnError,
+    Probe,
     SkippedSample,
     Source,
     SplitInfo,
@@ -226,7 +234,8 @@ def predict_images(
         machine = machine_parts(saved, facts, split, n_samples=info.n_samples)
         seen = source.parts(split)
         how = asked.how(network, info)
-        shape = ImageTarget(how.resize).shape_of(info.image_shape)
+        size = asked.size(network, info)
+        shape = ImageTarget(size).shape_of(info.image_shape)
         rows_at_once = batch_size or default_batch_size(shape)
         probe = network.probe(
             layers,
@@ -241,14 +250,13 @@ def predict_images(
             images = some_images(source, split, target)
             warning = opposites_warning(images, network.card.pixels, inverted=asked.invert)
             _say(said, warning, level=logging.WARNING)
-        for batch in source.batches(
+        for read in source.batches(
             split, batch_size=rows_at_once, target=target, on_error=on_error
         ):
-            asked.check(batch)
+            batch, rows = _computed(read, probe, size=None if any_size else size, on_error=on_error)
             if skipped is not None:
                 skipped.extend(batch.skipped)
             if len(batch):
-                (rows,) = probe(batch.images)
                 left_out = [sample.row for sample in batch.skipped]
                 here = np.setdiff1d(np.arange(batch.start, batch.stop), left_out)
                 known = _Known(
@@ -260,6 +268,22 @@ def predict_images(
                     network=None if seen is None else seen[here],
                 )
                 yield from _predict(saved, rows, known, scores=scores)
+
+
+def _computed(
+    batch: Batch, probe: Probe, *, size: Size | None, on_error: OnError
+) -> tuple[Batch, Array]:
+    """Compute features; pictures whose shape doesn't go through are left out, if they may be."""
+    if not len(batch):
+        return batch, np.empty(0)
+    try:
+        _check_size(batch, size)
+        (rows,) = probe(batch.images)
+    except MisfitError as error:  # all pictures of a batch have one shape
+        if on_error == "raise":
+            raise MisfitError(f"{batch.ids[0]}: {error.message}", hint=error.hint) from error
+        return batch.without(dict.fromkeys(range(len(batch)), error.message)), np.empty(0)
+    return batch, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +308,13 @@ class _Fitting:
             any_size=any_size,
         )
 
+    def size(self, network: Network, info: SplitInfo) -> Size | None:
+        """What size pictures have when they come to the network; None: their own."""
+        return self.resize or network.size_for(info.image_shape)
+
     def how(self, network: Network, info: SplitInfo) -> ProbeOptions:
         """How activations of a split's pictures are computed."""
-        size = self.resize or network.size_for(info.image_shape)
+        size = self.size(network, info)
         if not self.any_size:
             return dataclasses.replace(self.recorded, resize=None, fit=None)
         check_fit(self.fit, size)
@@ -294,17 +322,16 @@ class _Fitting:
             size = None
         return dataclasses.replace(self.recorded, resize=size, fit=self.fit if size else None)
 
-    def check(self, batch: Batch) -> None:
-        """Refuse pictures of another size, where they must have the right one."""
-        if self.any_size or not self.resize or not len(batch):
-            return
-        height, width = batch.images.shape[1:3]
-        if (height, width) != self.resize:
-            raise NetworkError(
-                f"{batch.ids[0]} is {height}×{width}, and the machine was trained on pictures of "
-                f"{self.resize[0]}×{self.resize[1]}",
-                hint="without --no-resize it is brought to that size",
-            )
+
+def _check_size(batch: Batch, size: Size | None) -> None:
+    """Refuse pictures of another size than one, where there is one."""
+    height, width = batch.images.shape[1:3]
+    if size not in (None, (height, width)):
+        raise MisfitError(
+            f"it is {height}×{width}, and the machine was trained on pictures of "
+            f"{size[0]}×{size[1]}",
+            hint="without --no-resize it is brought to that size",
+        )
 
 
 def _becomes(info: SplitInfo, target: ImageTarget) -> str:

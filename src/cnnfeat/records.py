@@ -6,7 +6,7 @@ Nothing here imports TensorFlow, h5py or scikit-learn; NumPy is for types alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -56,6 +56,20 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def without(self, reasons: Mapping[int, str]) -> Batch:
+        """Leave out some of its images: those in these rows of `images`, and why."""
+        left_out = {one.row for one in self.skipped}
+        places = [place for place in range(self.start, self.stop) if place not in left_out]
+        more = [SkippedSample(places[row], self.ids[row], why) for row, why in reasons.items()]
+        good = [row for row in range(len(self)) if row not in reasons]
+        return replace(
+            self,
+            images=self.images[good],
+            labels=None if self.labels is None else self.labels[good],
+            ids=tuple(self.ids[row] for row in good),
+            skipped=tuple(sorted((*self.skipped, *more), key=lambda one: one.row)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,3 +201,27 @@ def test_signal_ends_in_order_and_the_command_it_says_goes_on(
         wanted = _by_keras(model, images[::50], "conv1")
         found = file.take("all", "conv1", np.arange(0, 1000, 50))
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_a_picture_too_small_for_a_network_is_named_or_left_out(cnnfeat, tmp_path, rng):
+    given = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, name="c1")(keras.layers.Rescaling(1 / 255)(given))
+    model = keras.Model(given, keras.layers.GlobalAveragePooling2D(name="gap")(x))
+    model.save(tmp_path / "net.keras")
+    sizes = {"a": (30, 20), "b": (31, 20), "c": (1, 1), "d": (30, 20)}
+    (tmp_path / "d").mkdir()
+    pixels = {name: rng.integers(0, 256, (h, w, 3), np.uint8) for name, (h, w) in sizes.items()}
+    for name, image in pixels.items():
+        Image.fromarray(image).save(tmp_path / "d" / f"{name}.png")
+    words = ("extract", "--model", "net.keras", "--layer", "gap", "--data", "d", "-o", "o.h5")
+    done = cnnfeat(*words, folder=tmp_path)
+    assert done.returncode == 4
+    assert "error: 'c.png': images of shape (1, 1, 3) don't go through the network" in done.stderr
+    assert "{{" not in done.stderr and "Conv2D[" not in done.stderr
+    done = cnnfeat(*words, "--on-error", "skip", "--overwrite", folder=tmp_path)
+    assert done.returncode == 6
+    with FeatureFile(tmp_path / "o.h5") as file:
+        assert [(one.row, one.id) for one in file.skipped("all")] == [(2, "c.png")]
+        found = file.read("all", "gap")
+    expected = [model.predict(pixels[n][None].astype("f4"), verbose=0)[0] for n in "abd"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

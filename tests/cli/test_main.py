@@ -232,6 +232,12 @@ def cnnfeat_features(tmp_path: Path) -> Path:
     return path
 
 
+def test_hdf5_takes_no_locks(cnnfeat, monkeypatch):
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
+    cnnfeat("--version")
+    assert os.environ["HDF5_USE_FILE_LOCKING"] == "FALSE"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pickle
@@ -104,6 +105,18 @@ def test_three_grey_pictures_may_be_a_coloured_one(tmp_path, rng, caplog):
     with open_source(saved(tmp_path, x)) as source:
         np.testing.assert_array_equal(read(source, "all")[..., 0], x)
     assert "is taken as 3 grey pictures; one in colour is (height, width, 3)" in caplog.text
+
+
+def test_hdf5_is_read_without_a_lock(tmp_path, x):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["images"] = x
+    with path.open("r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # a lock of HDF5's own is refused now, as without locks
+        with pytest.raises(OSError, match="unable to lock"):
+            h5py.File(path, "r", locking=True)
+        with open_source(str(path)) as source:
+            np.testing.assert_array_equal(read(source, "all")[..., 0], x)
 
 
 @pytest.mark.parametrize("block", [512, 4096])

@@ -89,7 +89,7 @@ def test_dicom_is_known_by_its_content_and_the_extra_is_named(tmp_path: Path, sc
     with pytest.raises(ImageError, match="scan: a DICOM picture needs pydicom") as caught:
         decode_image(path)
     assert caught.value.hint == "pip install 'cnnfeat[dicom]'"
-    with pytest.raises(DataError, match=r"none of the 1 pictures .*needs pydicom") as refused:
+    with pytest.raises(DataError, match="needs pydicom") as refused:
         open_source(str(tmp_path))
     assert refused.value.hint == "pip install 'cnnfeat[dicom]'"
 

@@ -85,7 +85,7 @@ def test_quotes_and_a_missing_column_of_labels(folder):
         ("path,label\n,x\n", "line 2: no path"),
         ("path,label,split\na.png,x,odd\n", "line 2: split 'odd'; train, training, val, valid"),
         ("path,label\na.png," + "x" * 200_000 + "\n", "line 2: field larger than field limit"),
-        ("path,label\nimages/99.png,x\n", r"none of the 1 pictures .*99\.png"),
+        ("path,label\nimages/99.png,x\n", r"99\.png: can.t be read"),
         ("path,label\nimages/1.png,0.5\nimages/2.png,1\n", "continuous targets, 2 different"),
         ("path,label\nimages/1.png,a|b\nimages/2.png,a\n", "multi-label, 1 of 2 different labels"),
         ("path,x,y\nimages/1.png,1,1\nimages/2.png,0,1\n", r"x, y: multi-label, .* \(lines 2\)"),

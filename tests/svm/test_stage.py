@@ -263,6 +263,14 @@ def test_one_class_is_refused(make_file, pixels, tmp_path):
 def test_no_labels_are_refused(make_file, pixels, tmp_path):
     path = make_file({"train": {"whole": pixels[0][:50]}, "test": {"whole": pixels[0][:9]}})
     _refused(path, tmp_path / "out", DataError, "split 'train' has no labels")
+    for kind, way in {
+        "folder": "a list.csv of pictures",
+        "npy": "extract with --labels FILE",
+    }.items():
+        path = make_file({"train": {"whole": pixels[0][:50]}}, source_kind=kind)
+        with pytest.raises(DataError) as caught:
+            svm_stage(path, tmp_path / "out", options=FIXED)
+        assert way in caught.value.hint
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e18])

@@ -104,6 +104,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
     settings = Settings()
     fit_streams()
+    # Keras would lock what it reads, and some file systems have no locks. HDF5 asks once.
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     atexit.register(gc.freeze)  # else TensorFlow's objects are all walked once more, for 1 s
     signal.signal(signal.SIGTERM, _raise_terminated)
     words = list(sys.argv[1:] if args is None else args)

@@ -65,7 +65,7 @@ class Hdf5File:
         self._path = path
         open_regular(path).close()
         try:
-            self._file = h5py.File(path, "r", rdcc_nbytes=_CACHE_BYTES)
+            self._file = h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES)
         except OSError as error:
             raise DataError(f"{path}: not a complete HDF5 file: {error}") from error
         try:

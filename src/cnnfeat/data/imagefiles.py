@@ -230,6 +230,8 @@ class ImageFileSource(OpenedSource):
                 has_labels=file.label is not None,
                 uniform=len(files) == 1,
             )
+        if first_error is not None and len(files) == 1:
+            raise first_error
         raise DataError(
             f"{name}: none of the {len(files):,} pictures can be read; the first: {first_error}",
             hint=first_error.hint if first_error else "",

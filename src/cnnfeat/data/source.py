@@ -259,17 +259,7 @@ def _usable(batch: Batch, *, source: str, on_error: OnError) -> Batch:
             f"{source}, {batch.ids[row]}: {reason}",
             hint="put numbers in their place, or leave such images out",
         )
-    left_out = [one.row for one in batch.skipped]
-    places = np.setdiff1d(np.arange(batch.start, batch.stop), left_out)
-    here = [SkippedSample(int(places[row]), batch.ids[row], why) for row, why in bad.items()]
-    good = [row for row in range(len(batch)) if row not in bad]
-    return replace(
-        batch,
-        images=batch.images[good],
-        labels=None if batch.labels is None else batch.labels[good],
-        ids=tuple(batch.ids[row] for row in good),
-        skipped=tuple(sorted((*batch.skipped, *here), key=lambda one: one.row)),
-    )
+    return batch.without(bad)
 
 
 def _runs(rows: RowNumbers) -> Iterator[range]:

@@ -224,7 +224,11 @@ def _run(
     row_bytes = max(split.size_bytes // split.n_rows for split in plan.splits)
     with (
         progress.task("extracting", total=plan.n_rows, unit="images") as task,
-        Threads(job.probe, batch_bytes=job.batch_size * row_bytes) as threads,
+        Threads(
+            job.probe,
+            batch_bytes=job.batch_size * row_bytes,
+            on_error=job.options.on_error,
+        ) as threads,
     ):
         task.advance(writer.n_done)
 

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from cnnfeat.errors import NetworkError
-from cnnfeat.records import Array, Batch, Probe
+from cnnfeat.errors import MisfitError, NetworkError
+from cnnfeat.records import Array, Batch, OnError, Probe
 
 READ_AHEAD = 2  # batches read before they are needed
 IN_FLIGHT = 2  # calls of the probe at one time
@@ -17,6 +17,7 @@ UNWRITTEN_BYTES = 64 << 20  # of batches computed, or being computed, and not ye
 FEWEST_UNWRITTEN, MOST_UNWRITTEN = IN_FLIGHT + 1, 8  # batches, whatever their size
 
 Piece = tuple[str, Batch]  # a split's name, and some of its samples
+_Computed = tuple[Batch, tuple[Array, ...]]
 Write = Callable[[str, Batch, tuple[Array, ...]], None]
 
 
@@ -29,10 +30,13 @@ class Threads:
         Called with two batches at a time.
     batch_bytes : int
         Of a batch's activations; the larger, the fewer batches wait to be written.
+    on_error : {"raise", "skip"}
+        What becomes of images whose shape doesn't go through the network.
     """
 
-    def __init__(self, probe: Probe, *, batch_bytes: int) -> None:
+    def __init__(self, probe: Probe, *, batch_bytes: int, on_error: OnError = "raise") -> None:
         self._probe = probe
+        self._on_error = on_error
         most = min(MOST_UNWRITTEN, UNWRITTEN_BYTES // max(1, batch_bytes))
         self._most_unwritten = max(FEWEST_UNWRITTEN, most)
         self._failed = False
@@ -104,33 +108,46 @@ class Threads:
     def _read(self, jobs: Iterator[Piece]) -> Future[Piece | None]:
         return self._reader.submit(next, jobs, None)
 
-    def _compute(self, batch: Batch) -> tuple[Array, ...]:
+    def _compute(self, batch: Batch) -> _Computed:
         if not len(batch):
-            return tuple(np.empty((0, *o.row_shape), o.dtype) for o in self._probe.outputs)
+            nothing = (np.empty((0, *o.row_shape), o.dtype) for o in self._probe.outputs)
+            return batch, tuple(nothing)
         try:
-            results = self._probe(batch.images)
+            return batch, self._checked(batch)
+        except MisfitError as error:  # all images of a batch have one shape
+            if self._on_error == "raise":
+                raise _named(batch, error) from error
+            return self._compute(batch.without(dict.fromkeys(range(len(batch)), error.message)))
         except NetworkError as error:
-            raise NetworkError(
-                f"{batch.ids[0]!r} to {batch.ids[-1]!r}: {error.message}", hint=error.hint
-            ) from error
+            raise _named(batch, error) from error
+
+    def _checked(self, batch: Batch) -> tuple[Array, ...]:
+        results = self._probe(batch.images)
         for output, result in zip(self._probe.outputs, results, strict=True):
             if result.shape != (len(batch), *output.row_shape):
-                raise NetworkError(
+                raise MisfitError(
                     f"layer {output.layer!r} gives rows of shape {result.shape[1:]} for "
-                    f"{batch.ids[0]!r} (images of shape {batch.images.shape[1:]}), and "
-                    f"{output.row_shape} was expected",
+                    f"images of shape {batch.images.shape[1:]}, and {output.row_shape} was "
+                    "expected",
                     hint="--resize brings all images to one size; --pool gives rows of one length",
                 )
         return results
 
-    def _write(self, write: Write, job: Piece, computed: Future[tuple[Array, ...]]) -> None:
+    def _write(self, write: Write, job: Piece, computed: Future[_Computed]) -> None:
         if self._failed:
             return
         try:
-            write(*job, computed.result())
+            write(job[0], *computed.result())
         except BaseException:
             self._failed = True
             raise
+
+
+def _named(batch: Batch, error: NetworkError) -> NetworkError:
+    """Say which images an error is of."""
+    ids = dict.fromkeys((batch.ids[0], batch.ids[-1]))
+    names = " to ".join(map(repr, ids))
+    return type(error)(f"{names}: {error.message}", hint=error.hint)
 
 
 def _drop(writes: deque[Future[None]]) -> None:

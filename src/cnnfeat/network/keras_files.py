@@ -125,7 +125,7 @@ def _inside(item: object) -> list[object]:
 
 def _configuration(path: Path) -> tuple[Mapping[str, object], str]:
     """The model's configuration and the version of Keras that wrote it."""
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         text = file.attrs.get("model_config")
         version = _text(file.attrs.get("keras_version", ""))
         if text is None:

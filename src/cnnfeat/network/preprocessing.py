@@ -8,7 +8,7 @@ from typing import get_args
 
 import tensorflow as tf
 
-from cnnfeat.errors import NetworkError
+from cnnfeat.errors import MisfitError, NetworkError
 from cnnfeat.network.graph import ImageInput
 from cnnfeat.options import ProbeOptions, Scale
 from cnnfeat.records import Fit, ImageTarget, Json
@@ -156,7 +156,7 @@ def _flat_size(to: ImageInput, size: tuple[int, int], channels: int) -> tuple[tu
     return size, channels
 
 
-def _misfit(to: ImageInput, shape: tuple[int, int, int]) -> NetworkError:
+def _misfit(to: ImageInput, shape: tuple[int, int, int]) -> MisfitError:
     if to.height and to.width:
         hint = f"--resize {to.height}x{to.width} brings images to the network's size"
     elif to.features:
@@ -168,7 +168,7 @@ def _misfit(to: ImageInput, shape: tuple[int, int, int]) -> NetworkError:
         )
     else:
         hint = "--resize HxW brings images to another size"
-    return NetworkError(
+    return MisfitError(
         f"images of shape {shape} don't fit the network's input {to.name!r}, which takes {to}",
         hint=hint,
     )

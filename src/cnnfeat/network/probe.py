@@ -16,7 +16,7 @@ from typing import get_args
 import numpy as np
 import tensorflow as tf
 
-from cnnfeat.errors import NetworkError
+from cnnfeat.errors import MisfitError, NetworkError
 from cnnfeat.network.graph import Feed, FlatGraph, import_part, node_of, nodes_by_name
 from cnnfeat.network.preprocessing import Preprocessing
 from cnnfeat.network.runtime import eagerly, with_precision
@@ -29,6 +29,7 @@ _RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
 _SIZES = 4  # of images that a function is compiled for each; one for all sizes comes after them
 _RUNTIME_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
 _ROUNDING = 1e-2  # of the largest value: what another order of sums makes of one, and more
+_NODE = re.compile(r"[ :,]*(?:for|in|at|by)?[ ']*\{\{")  # what the graph calls the place
 _Run = Callable[[tf.Tensor], Sequence[tf.Tensor]]
 _AXES = {
     0: (),
@@ -79,8 +80,10 @@ class GraphProbe:
 
         Raises
         ------
-        NetworkError
+        MisfitError
             If they don't fit, or give rows of another shape than `outputs` states.
+        NetworkError
+            If there is no memory for a single one.
         """
         if len(images) == 0:
             return tuple(np.empty((0, *item.row_shape), item.dtype) for item in self.outputs)
@@ -88,7 +91,7 @@ class GraphProbe:
         results = self._bounded(images)
         for output, result in zip(self.outputs, results, strict=True):
             if result.shape != (len(images), *output.row_shape):
-                raise NetworkError(
+                raise MisfitError(
                     f"{output.layer!r} ({output.tensor}) changes its shape from image to image: "
                     f"{output.row_shape} at first, {result.shape[1:]} for images of shape "
                     f"{images.shape[1:]}",
@@ -128,6 +131,8 @@ class GraphProbe:
                 len(images),
                 self._limit,
             )
+        except _RUNTIME_ERRORS as error:
+            raise self._misfit(error, images.shape[1:]) from error
         return self._bounded(images)
 
     def _evaluate(self, images: Array) -> tuple[Array, ...]:
@@ -168,7 +173,7 @@ class GraphProbe:
         if any(want not in (None, have) for want, have in zip(fixed, shape, strict=True)) and (
             self._fit.input.height or self._fit.input.features or fixed[2] != shape[2]
         ):
-            raise NetworkError(
+            raise MisfitError(
                 f"images of shape {shape} came where the network was prepared for {fixed}",
                 hint="--resize brings all images to one size",
             )
@@ -178,7 +183,7 @@ class GraphProbe:
             wrapped = tf.compat.v1.wrap_function(self._body, [spec])
             function = with_precision(wrapped, self._wanted.options.precision)
         except (ValueError, TypeError) as error:
-            raise self._misfit(error) from error
+            raise self._misfit(error, shape) from error
         self._functions[shape] = function
         return function
 
@@ -216,7 +221,7 @@ class GraphProbe:
             try:
                 results = self._run(pixels.astype(self._fit.dtype))
             except _RUNTIME_ERRORS as error:
-                raise self._misfit(error) from error
+                raise self._misfit(error, shape[1:]) from error
             for layer, result in zip(self._wanted.layers, results, strict=True):
                 if result.shape[:1] != (count,):
                     raise NetworkError(
@@ -262,10 +267,10 @@ class GraphProbe:
             axes=_axis_names(len(row_shape), channels_first=first),
         )
 
-    def _misfit(self, error: Exception) -> NetworkError:
+    def _misfit(self, error: Exception, shape: Sequence[int | None]) -> MisfitError:
         reason = _reason(error)
-        return NetworkError(
-            f"images of shape {self._fit.shape} don't go through the network, whose input "
+        return MisfitError(
+            f"images of shape {tuple(shape)} don't go through the network, whose input "
             f"{self._fit.input.name!r} takes {self._fit.input}: {reason}",
             hint="--resize HxW brings images to another size",
         )
@@ -309,7 +314,8 @@ def _reason(error: Exception) -> str:
     noise = ("Graph execution error", "Detected at node", "<stack traces", "[[", "(")
     lines = [line.strip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(noise)]
-    return (telling[0] if telling else type(error).__name__)[:300]
+    reason = telling[0] if telling else type(error).__name__
+    return _NODE.split(reason)[0][:300]
 
 
 def _array(tensor: tf.Tensor) -> Array:

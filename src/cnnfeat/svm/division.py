@@ -475,9 +475,19 @@ def _labels(file: FeatureFile, split: str, *, needed: bool) -> Labels | None:
     if labels is None:
         raise DataError(
             f"{file.path}: split {split!r} has no labels, and an SVM needs one for each row",
-            hint="cnnfeat extract with a folder for each class, or with --labels FILE, has labels",
+            hint=_ways_to_labels(str(file.attributes.get("source_kind"))),
         )
     raise DataError(f"{file.path}: split {split!r} has no rows")
+
+
+def _ways_to_labels(source_kind: str) -> str:
+    """Say how features of the same images can have labels."""
+    if source_kind in ("folder", "image", "manifest"):
+        return (
+            "cnnfeat extract of a folder for each class, or of a list.csv of pictures and their "
+            "classes, has labels"
+        )
+    return "cnnfeat extract with --labels FILE, an array with a label for each image, has labels"
 
 
 def _classes(sheet: _Sheet, mask: Mask) -> Labels:
