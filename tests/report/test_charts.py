@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.report import figure
 from cnnfeat.report.charts import plot_confusion, plot_training
 
 CONFUSION = [[50, 0, 3], [1, 40, 0], [0, 7, 61]]
@@ -51,9 +52,21 @@ def test_names_are_drawn_literally(tmp_path):
     assert "a\N{REPLACEMENT CHARACTER}b" in texts
 
 
-def test_glyphs_no_font_has_are_no_error(tmp_path):
-    plot_confusion([[1, 0], [0, 1]], ["𓀀", "b"], tmp_path / "c.png", title="t")
+def test_glyphs_no_font_has_are_said(tmp_path, caplog):
+    plot_confusion([[1, 0], [0, 1]], ["𓀀", "𓀁"], tmp_path / "c.png", title="t")
     assert (tmp_path / "c.png").exists()
+    (said,) = [one.getMessage() for one in caplog.records]
+    assert "c.png: no font here has 𓀀, 𓀁: drawn as boxes" in said
+
+
+def test_an_installed_font_that_has_a_letter_is_used(tmp_path, monkeypatch, caplog):
+    letter = "\u210a"  # in STIXGeneral, which comes with matplotlib, and not in DejaVu Sans
+    plot_confusion([[1, 0], [0, 1]], [letter, "b"], tmp_path / "c.png", title="t")
+    assert "no font here has" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(figure, "_other_fonts", lambda: ("STIXGeneral",))
+    plot_confusion([[1, 0], [0, 1]], [letter, "b"], tmp_path / "c.png", title="t")
+    assert not caplog.records
 
 
 def test_png_has_the_asked_resolution_and_replaces_the_old_one(tmp_path):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import matplotlib as mpl
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -24,6 +28,17 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
     from numpy.typing import NDArray
 
+_log = logging.getLogger("cnnfeat")
+# With letters of China, Japan, Korea, India and others; those that are installed are used.
+_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR"),
+    *("Source Han Sans", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "IPAGothic", "NanumGothic"),
+    *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Microsoft YaHei", "SimHei", "MS Gothic", "Yu Gothic", "Malgun Gothic"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Hebrew", "Noto Sans Arabic"),
+    *("Noto Sans", "FreeSans", "Unifont"),
+)
+_MISSING = re.compile(r"Glyph (\d+) .*missing from")
 FORMATS = (".png", ".svg")
 
 # Okabe & Ito, https://jfly.uni-koeln.de/color/: told apart by colour-blind eyes. Yellow is left out
@@ -82,11 +97,11 @@ def drawing(
         If it can't be written.
     """
     check_picture(out)
-    with mpl.rc_context(_STYLE | (_DARK if dark else _LIGHT)):
+    families: dict[RcKeyType, Any] = {"font.family": ["sans-serif", *_other_fonts()]}
+    with mpl.rc_context(_STYLE | families | (_DARK if dark else _LIGHT)):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        with replacing(out) as partial, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # drawn as a box
+        with replacing(out) as partial, _missing_letters_said(out), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="constrained_layout not applied")
             figure.savefig(
                 partial,
@@ -94,6 +109,33 @@ def drawing(
                 dpi=dpi,
                 metadata={"Date": None} if out.suffix.lower() == ".svg" else None,
             )
+
+
+@functools.cache
+def _other_fonts() -> tuple[str, ...]:
+    """Installed fonts that have the letters matplotlib's own font lacks."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return tuple(name for name in _FONTS if name in installed)
+
+
+@contextmanager
+def _missing_letters_said(out: Path) -> Iterator[None]:
+    """Say which letters no font has: boxes are drawn for them, all alike."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message="Glyph .* missing from")
+        yield
+    letters: dict[str, None] = {}
+    for one in caught:
+        if found := _MISSING.match(str(one.message)):
+            letters[chr(int(found[1]))] = None
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if letters:
+        _log.warning(
+            "%s: no font here has %s: drawn as boxes, which look alike; installed fonts are used, "
+            "such as Noto Sans CJK",
+            *(out, ", ".join(letters)),
+        )
 
 
 def check_picture(out: Path) -> None:
