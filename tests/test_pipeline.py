@@ -470,9 +470,9 @@ def test_a_folder_of_photographs_of_any_size(cnnfeat, tmp_path: Path):
             np.testing.assert_allclose(
                 again[f"{split}/fc1"][:], whole[f"{split}/fc1"][:], atol=1e-5
             )
-    for other in (
-        [*words, "new.h5", "--data", "new"],
-        ["predict", "--no-resize", new / "china0.png"],
+    for other, hint in (
+        ([*words, "new.h5", "--data", "new"], "--resize 24x20 brings images to"),
+        (["predict", "--no-resize", new / "china0.png"], "without --no-resize it is brought to"),
     ):
         done = cnnfeat(*other)
-        assert (done.returncode, "--resize 24x20" in done.stderr) == (4, True), done.stderr
+        assert (done.returncode, hint in done.stderr) == (4, True), done.stderr
