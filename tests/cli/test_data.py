@@ -120,3 +120,14 @@ def test_a_shape_is_given_for_all_images_only_where_that_was_looked_at(tmp_path)
     ):
         with open_data(options) as source:
             assert source_text(source) == f"{source.name}: {said}"
+
+
+def test_classes_are_counted_without_those_that_are_left_out(tmp_path):
+    for name, n in {"ant": 3, "bee": 3, "cow": 1}.items():
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / name / f"{i}.png")
+    for least, said in ((1, "7 all images, the first 9×9×1, 3 classes"),
+                        (2, "6 all images, the first 9×9×1, 2 classes")):  # fmt: skip
+        with open_data(DataOptions(source=str(tmp_path), min_per_class=least)) as source:
+            assert source_text(source) == f"{source.name}: {said}"

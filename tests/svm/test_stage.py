@@ -329,7 +329,7 @@ def test_a_class_that_is_never_predicted_is_named(make_file, tmp_path, caplog):
     options = SvmOptions(layer=("whole",), C=1e-6)
     result = svm_stage(path, tmp_path / "a", options=options)
     assert result.confusion.tolist() == [[190, 0], [10, 0]]
-    assert "never predicted, though rows are of it: 'rare' (10 rows); --class-weight" in caplog.text
+    assert "never predicted, though rows are of it: 'rare' (10 rows); class weights" in caplog.text
     caplog.clear()
     balanced = dataclasses.replace(options, class_weight="balanced")
     assert svm_stage(path, tmp_path / "b", options=balanced).confusion[:, 1].any()

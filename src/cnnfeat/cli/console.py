@@ -86,7 +86,9 @@ def source_text(source: Source) -> str:
         shapes = f", the first {shape}"
     if source.options.get("invert"):
         shapes += ", inverted"
-    classes = f", {len(source.classes):,} classes" if source.classes else ", no labels"
+    labels = [found for split in source.splits if (found := source.labels(split)) is not None]
+    n_classes = len({label for found in labels for label in set(found.tolist())})
+    classes = f", {n_classes:,} class{'es' * (n_classes > 1)}" if n_classes else ", no labels"
     return f"{source.name}: {counts} images{shapes}{classes}"
 
 

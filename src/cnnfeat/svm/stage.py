@@ -302,7 +302,7 @@ def _say_never_predicted(result: SvmResult) -> None:
     silent = {one.name: one.support for one, n in zip(result.per_class, said, strict=True) if not n}
     rows = [f"{name!r} ({support:,} rows)" for name, support in silent.items() if support]
     if rows:
-        more = "" if result.class_weight else "; --class-weight balanced makes rare classes count"
+        more = "" if result.class_weight else "; class weights make rare classes count: balanced"
         _LOG.warning("never predicted, though rows are of it: %s%s", ", ".join(rows[:10]), more)
 
 
