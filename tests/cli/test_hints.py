@@ -98,7 +98,9 @@ class Texts:
                 return self.of(body, seen) + self.of(other, seen)
             case ast.BoolOp(values=values):
                 return [text for value in values for text in self.of(value, seen)]
-            case ast.Name(id=name) if name in self.known and name not in seen:
+            case ast.Name(id=name) | ast.Attribute(attr=name) if (
+                name in self.known and name not in seen
+            ):
                 return [text for v in self.known[name] for text in self.of(v, (*seen, name))]
             case ast.Call(args=args):
                 inner = [item for arg in args for item in ast.walk(arg)]
