@@ -225,3 +225,20 @@ def test_a_picture_too_small_for_a_network_is_named_or_left_out(cnnfeat, tmp_pat
         found = file.read("all", "gap")
     expected = [model.predict(pixels[n][None].astype("f4"), verbose=0)[0] for n in "abd"]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_four_channels_go_to_a_network_of_four(cnnfeat, tmp_path, rng):
+    model = keras.Sequential([keras.Input((9, 9, 4)), keras.layers.Conv2D(2, 3, name="c")])
+    model.save(tmp_path / "four.keras")
+    x = rng.integers(0, 256, (5, 9, 9, 4), np.uint8)
+    np.save(tmp_path / "four.npy", x)
+    np.save(tmp_path / "three.npy", x[..., :3])
+    words = ("extract", "--model", "four.keras", "--layer", "c", "-o", "o.h5", "--data")
+    done = cnnfeat(*words, "four.npy", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with FeatureFile(tmp_path / "o.h5") as file:
+        found = file.read("all", "c")
+    expected = model.predict(x.astype("f4") / 255, verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    done = cnnfeat(*words, "three.npy", "--overwrite", folder=tmp_path)
+    assert done.returncode == 4 and "takes 4 channels" in done.stderr

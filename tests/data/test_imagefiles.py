@@ -145,6 +145,35 @@ def test_split_folders_are_no_classes(tmp_path, caplog, folders, found, said):
     assert [text.rpartition(": ")[2] for text in warned] == ([said] if said else [])
 
 
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("place", ["", "cat", "train/cat"])
+def test_pictures_of_other_kinds_are_counted(tmp_path, caplog, place, labels):
+    caplog.set_level("INFO", "cnnfeat")
+    put(tmp_path / place / "1.png")
+    for name in ("2.NEF", "3.nef", "4.jp2", "notes.txt", "README", ".hidden"):
+        (tmp_path / place / name).write_bytes(b"II*\0" if name == ".hidden" else b"words")
+    (tmp_path / "labels.csv").write_text("id,label\n1.png,a\n")
+    options = {"labels": str(tmp_path / "labels.csv")} if labels else {}
+    with open_source(str(tmp_path), **options) as source:
+        assert sum(info.n_samples for info in source.splits.values()) == 1
+    said = {one.levelname: one.getMessage() for one in reversed(caplog.records)}
+    assert "can't be read here: 2 .nef, 1 .jp2; as PNG" in said["WARNING"]
+    csv = [] if labels or place.startswith("train") else ["1 .csv"]
+    assert said["INFO"].partition("used: ")[2].split(", ") == [
+        "1 without an ending",
+        *csv,
+        "1 .txt",
+    ]
+
+
+def test_a_table_beside_pictures_without_labels_is_named(tmp_path, caplog):
+    put(tmp_path / "1.png")
+    (tmp_path / "labels.csv").write_text("id,label\n1.png,a\n")
+    with open_source(str(tmp_path)) as source:
+        assert source.labels("all") is None
+    assert "not used, though they may hold some: labels.csv; --labels names one" in caplog.text
+
+
 def test_two_folders_for_one_split_are_refused(tmp_path):
     for folder in ("train/cat", "val/cat", "valid/cat"):
         put(tmp_path / folder / "1.png")

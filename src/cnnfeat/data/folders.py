@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,15 @@ _ENDINGS = frozenset(
     for ending in endings.split()
 )
 _APART = re.compile(r"[ _.-]+")  # what divides the words of a folder's name
+# Pictures of kinds that are not read: as cameras write them, of medicine, vectors and others.
+_UNREAD = frozenset(
+    f".{ending}"
+    for endings in (
+        "cr2 cr3 crw nef nrw arw srf sr2 dng raf orf rw2 pef srw x3f erf mrw 3fr raw rwl iiq",
+        "jxl jp2 j2k jpx jxr svg psd xcf exr hdr tga ico pcx dds eps nii mha nrrd fits fit czi",
+    )
+    for ending in endings.split()
+)
 FOLDER = "folder"  # --group-by: the folder that a picture lies in
 _NOT_OURS = ("__MACOSX", "__pycache__")
 _ORDER = ("train", "validation", "test")
@@ -69,9 +79,10 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     DataError
         If there are no pictures, a class has none, or pictures lie beside class folders.
     """
-    splits = _find_splits(root)
+    splits, others = _find_splits(root), set[Path]()
     found = {
-        split: _list_split(folder, root) for split, folder in (splits or {"all": root}).items()
+        split: _list_split(folder, root, others)
+        for split, folder in (splits or {"all": root}).items()
     }
     names = sorted({name for classes in found.values() for name in classes or ()}, key=natural_key)
     if any(classes is None for classes in found.values()) and names:
@@ -79,9 +90,17 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
             f"{root}: some splits have class folders and some have not: {', '.join(found)}"
         )
     if not names:
-        return Listing(
-            {split: _flat(splits.get(split, root), root, grouped=grouped) for split in found}, ()
-        )
+        flat = {
+            split: _flat(splits.get(split, root), root, others, grouped=grouped) for split in found
+        }
+        _say_unread(root, others)
+        if tables := [path.name for path in others if path.suffix.lower() in (".csv", ".tsv")]:
+            _log.warning(
+                "%s: no labels; not used, though they may hold some: %s; --labels names one",
+                *(printable(str(root)), some_of(sorted(map(printable, tables)))),
+            )
+        return Listing(flat, ())
+    _say_unread(root, others)
     labels = {name: label for label, name in enumerate(names)}
     return Listing(
         {
@@ -101,15 +120,16 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     )
 
 
-def list_pictures(root: Path) -> Listing:
-    """List all pictures below a folder without labels: its folders say no more than the split."""
-    splits = _find_splits(root)
+def list_pictures(root: Path, *, labels: Path) -> Listing:
+    """List all pictures below a folder whose labels a file has: folders say the split at most."""
+    splits, others = _find_splits(root), set[Path]()
     found = {
-        split: tuple(ImageFile(_id(path, root), path, None) for path in _walk(folder, ()))
+        split: tuple(ImageFile(_id(path, root), path, None) for path in _walk(folder, (), others))
         for split, folder in (splits or {"all": root}).items()
     }
     if not all(found.values()):
         raise _empty(root)
+    _say_unread(root, others - {labels})
     return Listing(found, ())
 
 
@@ -177,19 +197,19 @@ def _inner(split: Path) -> Path:
     return folders[0] if same and not any(map(_is_candidate, files)) else split
 
 
-def _list_split(folder: Path, root: Path) -> dict[str, list[Path]] | None:
+def _list_split(folder: Path, root: Path, others: set[Path]) -> dict[str, list[Path]] | None:
     """Pictures by class; None where there are no class folders."""
     found, files = _scan(folder)
     above = (_identity(root), _identity(folder))
     folders = [sub for sub in found if not _leads_back(sub, above)]
     if not folders:
         return None
-    classes = {_utf8_name(sub): list(_walk(sub, above)) for sub in folders}
+    classes = {_utf8_name(sub): list(_walk(sub, above, others)) for sub in folders}
     if not any(classes.values()):
-        if any(_is_candidate(path) for path in files):
+        if any(map(_is_candidate, files)):
             return None
         raise _empty(root)
-    loose = [path for path in files if _is_candidate(path)]
+    loose = list(_pictures(files, others))
     if loose:
         raise DataError(
             f"{folder}: {len(loose)} pictures lie beside {len(folders)} class folders, for example "
@@ -205,12 +225,11 @@ def _list_split(folder: Path, root: Path) -> dict[str, list[Path]] | None:
     return classes
 
 
-def _flat(folder: Path, root: Path, *, grouped: bool) -> tuple[ImageFile, ...]:
+def _flat(folder: Path, root: Path, others: set[Path], *, grouped: bool) -> tuple[ImageFile, ...]:
     _, files = _scan(folder)
     images = tuple(
         ImageFile(_id(path, root), path, None, _group(path, folder) if grouped else None)
-        for path in files
-        if _is_candidate(path)
+        for path in _pictures(files, others)
     )
     if not images:
         raise _empty(folder)
@@ -233,14 +252,41 @@ def _empty(folder: Path) -> DataError:
     )
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Pictures in a folder and all folders in it."""
+def _walk(folder: Path, above: tuple[tuple[int, int], ...], others: set[Path]) -> Iterator[Path]:
+    """Pictures in a folder and all folders in it; what else there is goes to `others`."""
     if _leads_back(folder, above):
         return
     folders, files = _scan(folder)
-    yield from (path for path in files if _is_candidate(path))
+    yield from _pictures(files, others)
     for sub in folders:
-        yield from _walk(sub, (*above, _identity(folder)))
+        yield from _walk(sub, (*above, _identity(folder)), others)
+
+
+def _pictures(files: Sequence[Path], others: set[Path]) -> Iterator[Path]:
+    for path in files:
+        if _is_candidate(path):
+            yield path
+        else:
+            others.add(path)
+
+
+def _say_unread(root: Path, others: Collection[Path]) -> None:
+    """Say which files beside the pictures aren't read; warn where these are pictures, too."""
+    counts = Counter(path.suffix.lower() for path in others)
+    photos = {ending: n for ending, n in counts.items() if ending in _UNREAD}
+    if photos:
+        _log.warning(
+            "%s: left out, as such pictures can't be read here: %s; as PNG or TIFF they can",
+            *(printable(str(root)), _counted(photos)),
+        )
+    if plain := {ending: n for ending, n in counts.items() if ending not in _UNREAD}:
+        _log.info("%s: no pictures, and not used: %s", printable(str(root)), _counted(plain))
+
+
+def _counted(endings: Mapping[str, int]) -> str:
+    """Count files by their endings: "5 .nef, 1 without an ending"."""
+    most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    return some_of([f"{n:,} {printable(ending) or 'without an ending'}" for ending, n in most])
 
 
 def _leads_back(folder: Path, above: tuple[tuple[int, int], ...]) -> bool:

@@ -49,7 +49,7 @@ def open_labelled_folder(
 
     Its folders are no classes; those called `train`, `val` and `test` are splits.
     """
-    listing = attach_labels(list_pictures(folder), labels, named, group_by=group_by)
+    listing = attach_labels(list_pictures(folder, labels=labels), labels, named, group_by=group_by)
     files = {file.id: file.path for split in listing.splits.values() for file in split}
     said = f"labels {labels}"
     return ImageFileSource(

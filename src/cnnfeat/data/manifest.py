@@ -29,7 +29,7 @@ _COLUMNS = {
         *("label", "class", "target", "labels", "classes", "class_name", "classname"),
         *("category", "breed", "species", "diagnosis", "dx"),
     ),
-    "split": ("split", "subset", "set"),
+    "split": ("split", "subset", "set", "partition", "phase"),
 }
 _ORDER = ("train", "validation", "test", "all")
 _START_BYTES = 65_536
