@@ -207,6 +207,12 @@ class ReadOptions:
         (), "A value for a placeholder; may be repeated.", metavar="NAME=VALUE", parse=_parse_feeds
     )
     weights: str | None = option(None, "For keras:NAME: imagenet, none, or a file.")
+    imports: tuple[str, ...] = option(
+        (),
+        "Run this code to read the network with, layers of your own; may be repeated.",
+        flag="--import",
+        metavar="FILE.py|MODULE",
+    )
 
     def over(self, recorded: ReadOptions) -> ReadOptions:
         """Put what is said here above what was recorded; feeds one by one, `x:0` is `x`."""

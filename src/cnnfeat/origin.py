@@ -55,7 +55,7 @@ def recorded_reading(
     NetworkError
         If there are no such weights any more.
     """
-    recorded = _options(ReadOptions, facts, "model")
+    recorded = dataclasses.replace(_options(ReadOptions, facts, "model"), imports=())  # asked anew
     whole = recorded if read is None else read.over(recorded)
     if whole.weights in (None, *_WORDS) or (read and read.weights):
         return whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,8 +61,8 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     trust : bool
         Run a model that does more than compute.
     read : ReadOptions, optional
-        How the network is read: signature, input, feeds, weights.
-    signature, input, feed, weights : optional
+        How the network is read: signature, input, feeds, weights, imports.
+    signature, input, feed, weights, imports : optional
         The same one by one, before what `read` says; feeds are `{"keep_prob": 1.0}`.
     session : tf.compat.v1.Session, optional
         Of a graph: what holds the values of its variables.
@@ -110,6 +110,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         input: str | None = None,
         feed: Mapping[str, FeedValue] | None = None,
         weights: str | None = None,
+        imports: Sequence[str] = (),
         session: object = None,
         variables: Mapping[str, ArrayLike] | None = None,
         resize: Size | None = None,
@@ -128,6 +129,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.input = input
         self.feed = feed
         self.weights = weights
+        self.imports = imports
         self.session = session
         self.variables = variables
         self.resize = resize
@@ -280,7 +282,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _reading(self) -> ReadOptions:
         feed = tuple((self.feed or {}).items())
-        said = ReadOptions(self.signature, self.input, feed, self.weights)
+        said = ReadOptions(self.signature, self.input, feed, self.weights, tuple(self.imports))
         return said.over(self.read or ReadOptions())
 
     def _compile(self, network: Network) -> Probe:

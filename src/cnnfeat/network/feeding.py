@@ -97,7 +97,7 @@ def _rating(item: GraphInput) -> int:
 
 
 def _describe(item: GraphInput) -> ImageInput:
-    layout, (height, width, channels), features = _layout(item.shape)
+    layout, (height, width, channels), features = _layout(item.shape, batched=item.batched)
     return ImageInput(
         name=item.name,
         tensor=item.tensor,
@@ -112,7 +112,7 @@ def _describe(item: GraphInput) -> ImageInput:
 
 
 def _layout(
-    shape: tuple[int | None, ...] | None,
+    shape: tuple[int | None, ...] | None, *, batched: bool
 ) -> tuple[str, tuple[int | None, int | None, int | None], int | None]:
     if shape is None:
         return "NHWC", (None, None, None), None
@@ -122,7 +122,9 @@ def _layout(
             return "NCHW", (second, last, first), None
         return "NHWC", (first, second, last), None
     if len(shape) == 3 and shape[2] in _CHANNELS:
-        return "HWC", shape, None
+        pixels = batched or (shape[0] is None and shape[1] is not None)
+        own = (None, None, shape[2]) if pixels else shape
+        return ("pixels", own, shape[1]) if pixels else ("HWC", own, None)
     if len(shape) == 3:
         return "NHW", (shape[1], shape[2], 1), None
     return "flat", (None, None, None), shape[1]

@@ -8,7 +8,7 @@ once in memory, however often the graph is copied, and no graph outgrows a proto
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import tensorflow as tf
@@ -28,6 +28,7 @@ class GraphInput:
     dtype: tf.DType
     shape: tuple[int | None, ...] | None  # with the batch axis; None: rank unknown
     reach: int = 0  # convolutions and matrix products behind it, where that was counted
+    batched: bool = False  # whether its first axis is known to be the batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,11 @@ class ImageInput:
     name: str
     tensor: str
     dtype: str
-    layout: str  # "NHWC", "NCHW", "NHW", "HWC" (one image at a time) or "flat"
+    layout: str  # "NHWC", "NCHW", "NHW", "HWC" (one image at a time), "flat" or "pixels"
     height: int | None
     width: int | None
     channels: int | None
-    features: int | None = None  # of a flat input
+    features: int | None = None  # of a flat input; of one of pixels, how many these are
     batch: int | None = None  # of an input that takes exactly so many images
 
     @property
@@ -56,6 +57,7 @@ class ImageInput:
             "NHW": (self.height, self.width),
             "HWC": (self.height, self.width, self.channels),
             "flat": (self.features,),
+            "pixels": (self.features, self.channels),
         }[self.layout]
         inner = ", ".join("any" if length is None else str(length) for length in lengths)
         return f"({inner}{',' if len(lengths) == 1 else ''}) {self.dtype}"
@@ -111,6 +113,8 @@ class FlatGraph:
     scale: str | None = None  # the scaling the weights were trained with, where known
     signature: str | None = None  # of a SavedModel's, the one that was chosen
     owner: object = None  # keeps what holds the weights alive
+    # The same for images of one (height, width), where no one graph is for all sizes.
+    sized: Callable[[tuple[int, int]], FlatGraph] | None = None
 
 
 def node_of(tensor: str) -> str:

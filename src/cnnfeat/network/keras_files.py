@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +16,8 @@ import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.graph import FlatGraph
+from cnnfeat.network.imports import NOTHING, Imported
+from cnnfeat.network.keras_archive import as_keras_reads_it
 from cnnfeat.network.keras_trust import (
     KERAS_ERRORS,
     check_archive,
@@ -25,7 +29,7 @@ from cnnfeat.network.keras_trust import (
     regular_name,
     unknown_class,
 )
-from cnnfeat.network.tracing import trace, trace_keras
+from cnnfeat.network.tracing import trace, trace_any_size, trace_keras
 
 _LOG = logging.getLogger("cnnfeat")
 _LEGACY_HINT = "Keras 2 may read it: pip install 'cnnfeat[legacy]'"
@@ -35,8 +39,8 @@ _KERAS_2_ONLY = (
 )  # fmt: skip
 
 
-def load_keras(path: Path) -> FlatGraph:
-    """Load a `.keras` file and trace it.
+def load_keras(path: Path, own: Imported = NOTHING) -> FlatGraph:
+    """Load a `.keras` file and trace it, with layers of the user's `own` code.
 
     Raises
     ------
@@ -45,23 +49,38 @@ def load_keras(path: Path) -> FlatGraph:
     NetworkError
         If it can't be read.
     """
-    config = check_archive(path)
+    config = check_archive(path, own)
+    with as_keras_reads_it(path, config) as readable, quiet():
+        try:
+            if is_keras_2(path):
+                check_meanings(json.dumps(config))
+            with regular_name(readable, ".keras") as named:
+                model = keras.saving.load_model(named, compile=False, safe_mode=True)
+            return trace_keras(model, config)
+        except KERAS_ERRORS as error:
+            if is_keras_2(path):
+                return _load_keras_2(readable, ".keras", reason=error, name=path)
+            raise unknown_class(path, error) or NetworkError(
+                f"{path}: Keras {keras.__version__} can't read it: {first_line(error)}"
+            ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Keras's warnings off stderr: they are of how a model was written, not of what it is."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        if is_keras_2(path):
-            check_meanings(json.dumps(config))
-        with regular_name(path, ".keras") as named:
-            model = keras.saving.load_model(named, compile=False, safe_mode=True)
-        return trace_keras(model, config)
-    except KERAS_ERRORS as error:
-        if is_keras_2(path):
-            return _load_keras_2(path, ".keras", reason=error)
-        raise unknown_class(path, error) or NetworkError(
-            f"{path}: Keras {keras.__version__} can't read it: {first_line(error)}"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
-def load_hdf5(path: Path) -> FlatGraph:
-    """Load a whole model from HDF5 and trace it.
+def load_hdf5(path: Path, own: Imported = NOTHING) -> FlatGraph:
+    """Load a whole model from HDF5 and trace it, with layers of the user's `own` code.
 
     Raises
     ------
@@ -72,13 +91,14 @@ def load_hdf5(path: Path) -> FlatGraph:
     """
     check_hdf5(path, name=str(path))
     config, version = _configuration(path)
-    check_config(config, path=path)
+    check_config(config, path=path, own=own)
     try:
         if not version.startswith("3"):
             check_meanings(json.dumps(config))
         with (
+            quiet(),
             regular_name(path, ".h5") as named,
-            keras.saving.custom_object_scope(_operations(config)),
+            keras.saving.custom_object_scope({**own.objects, **_operations(config)}),
         ):
             model = keras.saving.load_model(str(named), compile=False, safe_mode=True)
         return trace_keras(model)
@@ -157,15 +177,28 @@ def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _load_keras_2(path: Path, suffix: str, *, reason: Exception) -> FlatGraph:
+def _load_keras_2(
+    readable: Path, suffix: str, *, reason: Exception, name: Path | None = None
+) -> FlatGraph:
     """Load a file of Keras 2 with Keras 2; `tf-keras`, an extra, is Keras 2 kept alive.
+
+    Parameters
+    ----------
+    readable : Path
+        The file, or a copy of it.
+    suffix : str
+        The ending Keras wants to see.
+    reason : Exception
+        What Keras 3 said.
+    name : Path, optional
+        The file as it was given, where `readable` is a copy.
 
     Raises
     ------
     NetworkError
         If `tf-keras` is not installed, or can't read it either.
     """
-    tf_keras = keras_2()
+    tf_keras, path = keras_2(), name or readable
     if tf_keras is None:
         stranger = unknown_class(path, reason)
         if stranger is not None and not any(name in str(reason) for name in _KERAS_2_ONLY):
@@ -176,7 +209,7 @@ def _load_keras_2(path: Path, suffix: str, *, reason: Exception) -> FlatGraph:
             hint=_LEGACY_HINT,
         ) from reason
     try:
-        with regular_name(path, suffix) as named:
+        with quiet(), regular_name(readable, suffix) as named:
             model = tf_keras.models.load_model(str(named), compile=False, safe_mode=True)
     except KERAS_ERRORS as error:
         raise unknown_class(path, error) or NetworkError(
@@ -203,12 +236,14 @@ def trace_keras_2(model: tf.Module, layer: type, *, path: str) -> FlatGraph:
     specs = [tf.TensorSpec(item.shape, item.dtype, name=item.name) for item in model.inputs]
     struct = getattr(model, "_nested_inputs", None)
     struct = model.inputs if struct is None else struct
-    return trace(
-        model,
-        call_owner=layer,
-        specs=specs,
-        pack=lambda tensors: tf.nest.pack_sequence_as(struct, tensors),
-    )
+
+    def pack(tensors: Sequence[tf.Tensor]) -> object:
+        return tf.nest.pack_sequence_as(struct, tensors)
+
+    def make(specs: Sequence[tf.TensorSpec]) -> FlatGraph:
+        return trace(model, call_owner=layer, specs=specs, pack=pack)
+
+    return trace_any_size(specs, make)
 
 
 def keras_2() -> ModuleType | None:

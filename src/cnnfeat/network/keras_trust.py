@@ -16,14 +16,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TypeVar
 
 import h5py
 import keras
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
+from cnnfeat.network.imports import NOTHING, Imported
 
+T = TypeVar("T")
 _RATIO, _SLACK_BYTES = 50, 64 << 20
 _EXPORT = (
     "load it where it was made and export it as a SavedModel, model.export('folder'); "
@@ -55,8 +57,15 @@ KERAS_ERRORS = (
 )  # fmt: skip
 
 
-def check_archive(path: Path) -> Mapping[str, object]:
+def check_archive(path: Path, own: Imported = NOTHING) -> Mapping[str, object]:
     """Look through a `.keras` archive and return its configuration.
+
+    Parameters
+    ----------
+    path : Path
+        The archive.
+    own : Imported
+        Code that the user has named.
 
     Raises
     ------
@@ -83,8 +92,22 @@ def check_archive(path: Path) -> Mapping[str, object]:
         raise NetworkError(f"{path}: its config.json can't be read: {error}") from error
     if not isinstance(config, dict):
         raise NetworkError(f"{path}: its config.json is no Keras configuration")
-    check_config(config, path=path)
+    config = without_compilation(config)
+    check_config(config, path=path, own=own)
     _check_promise(config, stored, path)
+    return config
+
+
+def without_compilation(config: T) -> T:
+    """Leave out what models were compiled with, losses and the like: it is never loaded."""
+    if isinstance(config, Mapping):
+        return {  # type: ignore[return-value]
+            key: without_compilation(value)
+            for key, value in config.items()
+            if key != "compile_config" or "class_name" not in config
+        }
+    if isinstance(config, list):
+        return [without_compilation(one) for one in config]  # type: ignore[return-value]
     return config
 
 
@@ -94,7 +117,7 @@ def _check_promise(config: Mapping[str, object], stored: int, path: Path) -> Non
     The model is built without its weights: in a stateless scope Keras makes no arrays, and what
     it computes from shapes stays in a graph that is never run.
     """
-    copy = {key: value for key, value in deepcopy(config).items() if key != "compile_config"}
+    copy = dict(deepcopy(config))
     try:
         with tf.Graph().as_default(), keras.StatelessScope():
             model = keras.saving.deserialize_keras_object(copy, safe_mode=True)
@@ -135,7 +158,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
             )
 
 
-def check_config(config: object, *, path: Path) -> None:
+def check_config(config: object, *, path: Path, own: Imported = NOTHING) -> None:
     """Refuse a configuration that holds code or names classes that are not Keras's.
 
     Raises
@@ -147,13 +170,13 @@ def check_config(config: object, *, path: Path) -> None:
     while waiting:
         item = waiting.pop()
         if isinstance(item, Mapping):
-            _check_item(item, path)
+            _check_item(item, path, own)
             waiting.extend(item.values())
         elif isinstance(item, list):
             waiting.extend(item)
 
 
-def _check_item(item: Mapping[str, object], path: Path) -> None:
+def _check_item(item: Mapping[str, object], path: Path, own: Imported) -> None:
     name = item.get("class_name")
     if not isinstance(name, str):
         return
@@ -172,7 +195,9 @@ def _check_item(item: Mapping[str, object], path: Path) -> None:
             raise UntrustedModelError(
                 f"{path}: the layer {layer} would open the file {config[key]!r}", hint=_EXPORT
             )
-    if registered in known or name in known:
+    if registered in known or name in known or own.knows(name, module):
+        return
+    if name == "function" and own.knows(inner, module):
         return
     if name == "function":
         _check_named_function(module, inner, path)
@@ -209,7 +234,8 @@ def _unregistered(path: Path, layer: str, name: str) -> UntrustedModelError:
     """Make the error for a class that is not Keras's own."""
     return UntrustedModelError(
         f"{path}: {layer} is of a class that is not Keras's own: {name}",
-        hint=f"{_EXPORT}; in Python, keras.saving.register_keras_serializable makes a class known",
+        hint=f"--import my_layers.py runs the code that defines it, if you have it; {_EXPORT}; "
+        f"in Python, keras.saving.register_keras_serializable makes a class known",
     )
 
 
@@ -317,13 +343,19 @@ def _check_dataset(dataset: h5py.Dataset, name: str) -> int:
     return int(dataset.size or 0)
 
 
-def unknown_class(path: Path, error: Exception) -> UntrustedModelError | None:
+def unknown_class(path: Path, error: BaseException) -> UntrustedModelError | None:
     """Say it plainly where Keras failed for want of a class that somebody wrote."""
-    text = str(error)
-    match = re.search(r"(?:Unknown layer|Could not locate class|Unknown object): ?'?(\w+)", text)
-    if match is None:
-        return None
-    return _unregistered(path, "a layer", match.group(1))
+    told: BaseException | None = error
+    while told is not None:
+        match = re.search(
+            r"(?:Unknown layer|Could not locate class|Unknown object): ?'?(\w+)"
+            r"|Could not locate (?:class|function) '([\w>.]+)'",
+            str(told),
+        )
+        if match is not None:
+            return _unregistered(path, "a layer", match.group(1) or match.group(2))
+        told = told.__cause__ or told.__context__
+    return None
 
 
 def first_line(error: Exception) -> str:

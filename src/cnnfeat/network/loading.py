@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +18,7 @@ from cnnfeat.knobs import checked
 from cnnfeat.network.applications import load_application
 from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
+from cnnfeat.network.imports import imported
 from cnnfeat.network.keras_files import load_hdf5, load_keras
 from cnnfeat.network.keras_trust import first_line
 from cnnfeat.network.live import Values, freeze
@@ -42,6 +43,7 @@ def load_network(
     input_name: str | None = None,
     weights: str | None = None,
     feeds: Mapping[str, FeedValue] | None = None,
+    imports: Sequence[str] = (),
 ) -> Network:
     """Open a network: a file, or what lives in this program.
 
@@ -65,6 +67,8 @@ def load_network(
         The input that takes the images.
     weights : str, optional
         Of `keras:NAME`: "imagenet" (the default), "none", or a file.
+    imports : sequence of str
+        Code to run first, files or modules, that defines layers of a Keras file.
     feeds : mapping, optional
         Values of other placeholders, by name: `{"keep_prob": 1.0}`.
 
@@ -90,6 +94,7 @@ def load_network(
         input=input_name,
         feed=tuple((feeds or {}).items()),
         weights=weights,
+        imports=tuple(imports),
     )
     return open_network(spec, options, trust=trust, session=session, variables=variables)
 
@@ -173,15 +178,19 @@ def _open(spec: str, options: ReadOptions, values: Values, *, trust: bool) -> Ne
 
 
 def _load(kind: Format, path: Path, options: ReadOptions) -> FlatGraph:
+    if options.imports and kind not in (Format.KERAS, Format.HDF5):
+        raise NetworkError("--import goes with files of Keras; others name no classes")
     if kind is Format.KERAS:
-        return load_keras(path)
+        with imported(options.imports) as own:
+            return load_keras(path, own)
     if kind is Format.SAVED_MODEL:
         return load_saved_model(path, options)
     if kind is Format.CHECKPOINT:
         return load_checkpoint(path, options)
     if kind is Format.GRAPH_DEF:
         return load_graph_def(path, options)
-    return load_hdf5(path)
+    with imported(options.imports) as own:
+        return load_hdf5(path, own)
 
 
 def digest_of(path: Path) -> str:

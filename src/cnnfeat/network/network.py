@@ -46,6 +46,7 @@ _LOG = logging.getLogger("cnnfeat")
 AS_IT_IS = ReadOptions()
 _AS_THEY_ARE = ProbeOptions()
 _KEPT_PROBES = 4
+_OTHER_SIZE = (320, 352)  # unlike the first in all that a network makes of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class Network:
         self._nodes = nodes_by_name(graph.graph_def)
         self._probes: dict[object, Probe] = {}
         infos = _infos(graph)
+        if graph.sized is not None:
+            infos = _of_any_size(infos, _infos(graph.sized(_OTHER_SIZE)))
         dependent = descendants(graph.graph_def, [self.input.tensor])
         self._dependent = dependent
         self._all = infos
@@ -393,6 +396,17 @@ class Network:
         )
         part = subgraph(self._graph.graph_def, needed - set(self._graph.weights))
         self._check_trust(part)
+
+        def sized(size: tuple[int, int]) -> tuple[FlatGraph, tf.compat.v1.GraphDef]:
+            """The same of the graph for images of one size."""
+            graph = self._graph.sized(size) if self._graph.sized else self._graph
+            behind = ancestors(
+                nodes_by_name(graph.graph_def),
+                [layer.tensor.name for layer in layers],
+                stop=[self.input.tensor, *feeds],
+            )
+            return graph, subgraph(graph.graph_def, behind - set(graph.weights))
+
         found = unsteady(
             part,
             {layer.name: layer.tensor.name for layer in layers},
@@ -400,7 +414,9 @@ class Network:
             feeds=feeds,
             infos=self._all,
         )
-        return Wanted(layers, part, feeds, options, found)
+        return Wanted(
+            layers, part, feeds, options, found, None if self._graph.sized is None else sized
+        )
 
     def _warn(self, probe: Probe) -> None:
         """Say, once, which features aren't the same each time."""
@@ -432,6 +448,25 @@ def _infos(graph: FlatGraph) -> dict[str, TensorInfo]:
         tf.graph_util.import_graph_def(part, input_map=held, name="")
 
     return tensor_infos(tf.compat.v1.wrap_function(body, []).graph)
+
+
+def _of_any_size(
+    infos: Mapping[str, TensorInfo], other: Mapping[str, TensorInfo]
+) -> dict[str, TensorInfo]:
+    """Leave lengths open that are others for images of another size."""
+    return {
+        name: dataclasses.replace(info, shape=_common(info.shape, other[name].shape))
+        for name, info in infos.items()
+        if name in other
+    }
+
+
+def _common(
+    shape: tuple[int | None, ...] | None, other: tuple[int | None, ...] | None
+) -> tuple[int | None, ...] | None:
+    if shape is None or other is None or len(shape) != len(other):
+        return None
+    return tuple(one if one == two else None for one, two in zip(shape, other, strict=True))
 
 
 def _layer(item: NamedTensor, infos: Mapping[str, TensorInfo]) -> LayerInfo:

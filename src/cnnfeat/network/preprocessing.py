@@ -66,10 +66,12 @@ class Preprocessing:
             return tf.squeeze(values, axis=3)
         if self.input.layout == "HWC":
             return tf.squeeze(values, axis=0)
+        height, width, channels = self.shape
         if self.input.layout == "flat":
-            height, width, channels = self.shape
             n_features = (height or 0) * (width or 0) * channels
             return tf.reshape(values, [-1, n_features])
+        if self.input.layout == "pixels":
+            return tf.reshape(values, [tf.shape(values)[0], -1, channels])
         return values
 
 
@@ -98,6 +100,8 @@ def fit_images(
     fits = all(want in (None, have) for want, have in zip(wanted, size, strict=True))
     if to.layout == "flat":
         fits = to.features in (None, size[0] * size[1] * channels)
+    if to.layout == "pixels":
+        fits = to.features in (None, size[0] * size[1])
     if not fits:
         raise _misfit(to, (*size, channels))
     return Preprocessing(
@@ -116,13 +120,15 @@ def size_taken(to: ImageInput, image_shape: tuple[int, int, int]) -> tuple[int, 
     Of a flat input they are the images' own where these have as many numbers, else a square.
     """
     height, width, channels = image_shape
-    if to.layout != "flat":
+    if to.layout not in ("flat", "pixels"):
         return (to.height or height, to.width or width) if to.height or to.width else None
     if to.features is None:
         return None
-    if to.features in {height * width * count for count in (channels, 1, 3)}:
+    counts = (1,) if to.layout == "pixels" else (1, 3)
+    own = () if to.layout == "pixels" else (channels,)
+    if to.features in {height * width * count for count in (*own, *counts)}:
         return height, width
-    for count in (1, 3):
+    for count in counts:
         side = round((to.features / count) ** 0.5)
         if side * side * count == to.features:
             return side, side

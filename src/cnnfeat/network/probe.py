@@ -49,6 +49,8 @@ class Wanted:
     feeds: Mapping[str, Feed]  # tensors with a fixed value
     options: ProbeOptions
     unsteady: Mapping[str, Sequence[str]]  # operations that change a layer's features, by layer
+    # The graph and the nodes for images of one (height, width), where none are for all.
+    sized: Callable[[tuple[int, int]], tuple[FlatGraph, tf.compat.v1.GraphDef]] | None = None
 
 
 class GraphProbe:
@@ -189,7 +191,10 @@ class GraphProbe:
 
     def _body(self, images: tf.Tensor) -> list[tf.Tensor]:
         graph, wanted = self._graph, self._wanted
-        nodes = nodes_by_name(wanted.part)
+        part = wanted.part
+        if wanted.sized is not None:
+            graph, part = wanted.sized((images.shape[1], images.shape[2]))
+        nodes = nodes_by_name(part)
         values = self._fit(images)
         n_images = tf.shape(images)[0]
         fed = {name: feed.spread(n_images) for name, feed in wanted.feeds.items()}
@@ -197,7 +202,7 @@ class GraphProbe:
         held = {f"{name}:0": value for name, value in graph.weights.items()}
         names = [layer.tensor.name for layer in wanted.layers]
         fetches = [name for name in names if name not in fed]
-        found = iter(import_part(wanted.part, {**held, **fed}, fetches=fetches, name="network"))
+        found = iter(import_part(part, {**held, **fed}, fetches=fetches, name="network"))
         return [
             self._finish(fed[name] if name in fed else next(found), name, nodes) for name in names
         ]

@@ -6,6 +6,8 @@ gives every layer exactly one tensor of the traced graph. It works for Keras 3 a
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from cnnfeat.network.graph import FlatGraph, GraphInput, NamedTensor, shape_of
 
 Pack = Callable[[Sequence[tf.Tensor]], object]
 _LOCK = Lock()  # the watch replaces a class's `__call__`, which all threads share
+_FIRST_SIZE, _KEPT_SIZES = (256, 256), 8  # (height, width) that a model is looked at with
 _RESCALING = {"Rescaling", "Normalization"}
 
 
@@ -98,7 +101,7 @@ def trace(
         function = tf.function(forward).get_concrete_function(*specs)
     graph = function.graph
     inputs = tuple(
-        GraphInput(spec.name, tensor.name, tensor.dtype, shape_of(tensor.shape))
+        GraphInput(spec.name, tensor.name, tensor.dtype, shape_of(tensor.shape), batched=True)
         for spec, tensor in zip(specs, function.inputs, strict=False)
     )
     rename = _renamer(watch.calls, {op.name for op in graph.get_operations()})
@@ -254,7 +257,57 @@ def trace_keras(
         Take images of any size, whatever size the model was built for.
     """
     specs, pack = _inputs(model, config or {}, free)
-    return trace(model, call_owner=keras.Operation, specs=specs, pack=pack, scale=scale)
+
+    def make(specs: Sequence[tf.TensorSpec]) -> FlatGraph:
+        return trace(model, call_owner=keras.Operation, specs=specs, pack=pack, scale=scale)
+
+    return trace_any_size(specs, make)
+
+
+def trace_any_size(
+    specs: Sequence[tf.TensorSpec], make: Callable[[Sequence[tf.TensorSpec]], FlatGraph]
+) -> FlatGraph:
+    """Trace a model for images of any size; where that can't be, anew for each size.
+
+    Some layers compute sizes as Python numbers, which there must be then.
+
+    Parameters
+    ----------
+    specs : sequence of tf.TensorSpec
+        The inputs.
+    make : callable
+        Traces the model for such inputs.
+    """
+    try:
+        return make(specs)
+    except (ValueError, TypeError, AttributeError, tf.errors.OpError):
+        if not any(_is_free(spec) for spec in specs):
+            raise
+
+    @functools.lru_cache(maxsize=_KEPT_SIZES)
+    def sized(size: tuple[int, int]) -> FlatGraph:
+        whole = [_of_size(spec, size) if _is_free(spec) else spec for spec in specs]
+        return make(whole)
+
+    graph = sized(_FIRST_SIZE)
+    inputs = tuple(
+        dataclasses.replace(item, shape=shape_of(spec.shape))
+        for item, spec in zip(graph.inputs, specs, strict=True)
+    )
+    return dataclasses.replace(graph, inputs=inputs, sized=sized)
+
+
+def _is_free(spec: tf.TensorSpec) -> bool:
+    return spec.shape.rank == 4 and None in spec.shape.as_list()[1:]
+
+
+def _of_size(spec: tf.TensorSpec, size: tuple[int, int]) -> tf.TensorSpec:
+    """Fill the lengths that are open with the image's; a batch stays open."""
+    shape = spec.shape.as_list()
+    places = [2, 3] if shape[1] is not None and shape[3] is None else [1, 2]  # channels first
+    for place, length in zip(places, size, strict=True):
+        shape[place] = length if shape[place] is None else shape[place]
+    return tf.TensorSpec(shape, spec.dtype, name=spec.name)
 
 
 def _free(shape: Sequence[int | None]) -> list[int | None]:
