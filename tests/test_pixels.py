@@ -177,3 +177,11 @@ def test_a_network_that_scales_by_itself_gets_no_floats_to_1_unsaid(tmp_path, ca
     probe(np.full((2, 8, 8, 1), 0.5, np.float32))
     probe(np.full((2, 8, 8, 1), 0.5, np.float32))
     assert caplog.text.count("the network takes 255 for white") == 1
+    caplog.clear()
+    deep = network.probe(
+        network.find(["c"]), image_shape=(8, 8, 1), image_dtype="uint16", batch_size=4
+    )
+    deep(np.full((2, 8, 8, 1), 200, np.uint16))
+    assert "16 bits" not in caplog.text
+    deep(np.full((2, 8, 8, 1), 4_000, np.uint16))
+    assert "pixels of 16 bits go up to 4,000" in caplog.text

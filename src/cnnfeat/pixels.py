@@ -46,16 +46,23 @@ def _what_it_holds(row: NDArray[np.float64]) -> str:
 
 
 def range_warning(images: NDArray[np.generic], *, unit: bool) -> str:
-    """Say that floating-point pixels are taken for others than they are; "" where they aren't.
+    """Say that pixels are taken for others than they are; "" where they aren't.
 
     Parameters
     ----------
     images : ndarray of shape (n_samples, height, width, channels)
-        Of any dtype: what white is of whole numbers, their dtype says.
+        Of any dtype. What white is of whole numbers, their dtype says; of floating-point ones it is
+        1, unless some are negative: then they have been centred.
     unit : bool
-        Whether white is taken to be 1; else it is 255. Numbers some of which are negative have been
-        centred, and have neither.
+        Whether the network is given 1 for white; else it is given the numbers as they are, and
+        takes 255 for it.
     """
+    if images.dtype == np.uint16 and images.size and not unit and images.max() > 255:
+        return (
+            f"pixels of 16 bits go up to {images.max():,}, and come as they are to a network that "
+            "scales by itself: unless it was made for them, it takes 255 for white, and 8-bit "
+            "copies are what it needs"
+        )
     if images.dtype.kind != "f" or not images.size:
         return ""
     low, high = _extremes(images)

@@ -102,9 +102,10 @@ class GraphProbe:
         return results
 
     def _say_range(self, images: Array) -> None:
-        """Warn, once, of floating-point pixels that the scale takes for others."""
+        """Warn, once, of pixels that the network takes for others than they are."""
         unit = self._fit.scale != "raw"
-        if self._said or not (unit or self._wanted.options.scale is None):
+        meant = self._wanted.options.scale == "raw" or self._fit.input.dtype == "uint16"
+        if self._said or (meant and not unit):
             return
         if warning := range_warning(images, unit=unit):
             self._said = True
