@@ -236,6 +236,39 @@ def test_pictures_named_one_by_one_are_left_out_likewise(command, run: Path, tmp
     assert f"left out: {large}: it is 40×32, and the machine was trained on" in done.stderr
 
 
+def test_pixels_of_another_depth_are_told(run: Path, tmp_path, rng, caplog):
+    """The machine's were bytes, and its network divides by 255 itself."""
+    images = rng.integers(0, 256, (2, 8, 8), np.uint8)
+    machine = load_machine(run / "svm.skops")
+    expected = machine.predict(images)
+    assert "were uint8 for the machine" not in caplog.text
+    float_machine(run, tmp_path)
+    again = load_machine(tmp_path / "svm.skops")
+    assert again.predict(images).margins == pytest.approx(expected.margins, rel=1e-4)
+    again.predict(images.astype(np.float32) / 255)
+    again.predict(images.astype(np.float32) / 255)
+    assert caplog.text.count("pixels are float32, and were uint8 for the machine's features") == 1
+
+
+def float_machine(run: Path, folder: Path) -> None:
+    """Put the run's machine into a folder, with its network taking floats too."""
+    inputs = keras.Input((8, 8, 1), name="image")
+    model = keras.models.load_model(run / "model.keras")
+    x = inputs
+    for layer in model.layers[1:]:
+        x = layer(x)
+    keras.Model(inputs, x).save(folder / "model.keras")
+    saved = load_svm(run / "svm.skops")
+    made = load_network(str(folder / "model.keras"))
+    metadata = {
+        **saved.metadata,
+        "network": "model.keras",
+        "network_sha256": made.sha256,
+        "tensor": made.find([str(saved.metadata["layer_name"])])[0].tensor.name,
+    }
+    save_svm(saved.pipeline, folder / "svm.skops", metadata=metadata)
+
+
 def test_no_machine_yet_names_the_command(command, tmp_path: Path):
     assert "cnnfeat svm" in command(tmp_path, "digits", code=2).stderr
 

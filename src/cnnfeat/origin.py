@@ -92,6 +92,12 @@ def recorded_fitting(facts: Mapping[str, object]) -> FitOptions:
     )
 
 
+def recorded_pixels(facts: Mapping[str, object]) -> str | None:
+    """The dtype that images had; None where the file is older than that record."""
+    found = _mapping(facts.get("preprocessing")).get("pixels")
+    return None if found is None else str(found)
+
+
 def _options(kind: type[T], facts: Mapping[str, object], table: str, **came_to: object) -> T:
     """Make a record of what a file keeps of a table; files older than that keep nothing."""
     said = _mapping(_mapping(facts.get("options")).get(table))

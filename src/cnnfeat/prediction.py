@@ -27,7 +27,7 @@ from cnnfeat.errors import (
 from cnnfeat.extraction import default_batch_size
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import DataOptions, FitOptions, ProbeOptions, Size, check_fit
-from cnnfeat.origin import recorded_data, recorded_fitting, recorded_probe
+from cnnfeat.origin import recorded_data, recorded_fitting, recorded_pixels, recorded_probe
 from cnnfeat.parts import Part, unpack_parts
 from cnnfeat.pixels import unusable
 from cnnfeat.records import (
@@ -246,6 +246,7 @@ def predict_images(
         )
         target = dataclasses.replace(probe.target, invert=asked.invert)
         _say(said, _becomes(info, target))
+        _say(said, _other_pixels(saved, info, how), level=logging.WARNING)
         if network.card is not None and network.card.pixels is not None:
             images = some_images(source, split, target)
             warning = opposites_warning(images, network.card.pixels, inverted=asked.invert)
@@ -341,6 +342,17 @@ def _becomes(info: SplitInfo, target: ImageTarget) -> str:
         return ""
     by = "" if target.size is None else f" (--fit {target.fit or 'stretch'})"
     return f"pictures are brought to {'×'.join(map(str, shape))}, as the network takes them{by}"
+
+
+def _other_pixels(saved: SavedSVM, info: SplitInfo, how: ProbeOptions) -> str:
+    """Say that white is another number than it was for the machine; "" where it isn't."""
+    known = recorded_pixels(saved.metadata)
+    if how.scale != "raw" or known in (None, info.dtype):
+        return ""
+    return (
+        f"pixels are {info.dtype}, and were {known} for the machine's features; the network takes "
+        "them as they are, so white may be another number to it: the same dtype is needed"
+    )
 
 
 def _say(said: set[str] | None, remark: str, *, level: int = logging.INFO) -> None:

@@ -147,6 +147,7 @@ def test_what_was_done_is_recorded() -> None:
         "resize": [8, 8],
         "fit": None,
         "channels": 3,
+        "pixels": "uint8",
     }
 
 

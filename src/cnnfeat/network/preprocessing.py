@@ -51,6 +51,7 @@ class Preprocessing:
             "resize": None if self.size is None else list(self.size),
             "fit": self.fit,
             "channels": self.shape[2],
+            "pixels": self.dtype,
         }
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
