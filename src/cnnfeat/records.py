@@ -206,6 +206,8 @@ class LayerInfo:
     kind: str  # "Conv2D", or the operation's type where the format has no layers
     tensor: TensorInfo
     path: tuple[str, ...] = ()  # names this layer lies in: ("backbone", "block1")
+    # Whether a pattern alone asked for it: then it is left out where it can't be computed.
+    optional: bool = field(default=False, compare=False)
 
     @property
     def n_features(self) -> int | None:

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from cnnfeat.errors import DownloadError, MissingInputError, NetworkError, near_names
 from cnnfeat.network.graph import FlatGraph, node_of
-from cnnfeat.network.keras_trust import KERAS_ERRORS, check_hdf5, first_line
+from cnnfeat.network.keras_trust import KERAS_ERRORS, check_hdf5
+from cnnfeat.network.telling import told
 from cnnfeat.network.tracing import trace_keras
 from cnnfeat.network.weights import weights_digest
 
@@ -121,7 +122,7 @@ def _with_weights(name: str, weights: str) -> keras.Model:
     try:
         model.load_weights(str(path))
     except KERAS_ERRORS as error:
-        raise NetworkError(f"{path}: no weights of {name}: {first_line(error)}") from error
+        raise NetworkError(f"{path}: no weights of {name}: {told(error)}") from error
     return model
 
 
@@ -137,7 +138,7 @@ def _trained(make: Callable[..., keras.Model], name: str) -> keras.Model:
             raise
         raise DownloadError(
             f"the weights of {name} are not in {cache}, and they can't be downloaded: "
-            + first_line(error),
+            + told(error),
             hint=f"put the file that is named there into {cache}, or give it with --weights FILE; "
             "--weights none takes random ones",
         ) from error

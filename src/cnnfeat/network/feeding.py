@@ -35,8 +35,10 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 _SOURCES = {"Placeholder", "PlaceholderV2", "IteratorGetNext", "QueueDequeueV2"}
 
 
-def image_input(inputs: Sequence[GraphInput], *, name: str | None = None) -> ImageInput:
-    """Choose the input that takes the images.
+def image_input(
+    inputs: Sequence[GraphInput], *, name: str | None = None, fed: Sequence[str] = ()
+) -> ImageInput:
+    """Choose the input that takes the images; none of those that are `fed` something else.
 
     Raises
     ------
@@ -45,6 +47,7 @@ def image_input(inputs: Sequence[GraphInput], *, name: str | None = None) -> Ima
     """
     if name is not None:
         return _named(inputs, name)
+    inputs = [item for item in inputs if not any(_goes_by(item, other) for other in fed)]
     behind = [item for item in inputs if item.reach and _rating(item)]
     rated = [(_rating(item), item) for item in behind or inputs]
     best = max((rating for rating, _ in rated), default=0)
@@ -69,7 +72,7 @@ def can_take_images(item: GraphInput) -> bool:
 
 def _named(inputs: Sequence[GraphInput], name: str) -> ImageInput:
     for item in inputs:
-        if name in (item.name, item.tensor, item.tensor.removesuffix(":0")):
+        if _goes_by(item, name):
             if not _rating(item):
                 raise NetworkError(
                     f"input {name!r} can't take images: its shape is "
@@ -80,6 +83,11 @@ def _named(inputs: Sequence[GraphInput], name: str) -> ImageInput:
         f"no input is called {name!r}; the network has {_listed(inputs) or 'none'}",
         hint=near_names(name, [item.name for item in inputs]),
     )
+
+
+def _goes_by(item: GraphInput, name: str) -> bool:
+    """Whether a name is an input's, as a person or the graph calls it."""
+    return name.removesuffix(":0") in (item.name, item.tensor.removesuffix(":0"))
 
 
 def _rating(item: GraphInput) -> int:

@@ -148,15 +148,38 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
         or head[257:262] == b"ustar"
     ):
         raise NetworkError(f"{path}: a packed file", hint="unpack it and give what is inside")
-    if head.startswith(b"version https://git-lfs"):
+    refuse_pointer(path, head)
+    if _is_page(head):
         raise NetworkError(
-            f"{path}: a Git LFS pointer; the model itself was not downloaded", hint="git lfs pull"
+            f"{path} is a web page, no model: something else was downloaded than was meant",
+            hint="open the address in a browser, and save the file that is offered there",
         )
     if _is_json(head):
         raise NetworkError(
             f"{path}: a JSON file: an architecture without weights, or no model at all",
             hint="save the whole model: model.save('model.keras')",
         )
+
+
+def refuse_pointer(path: Path, head: bytes) -> None:
+    """Refuse what Git LFS leaves in place of a file.
+
+    Raises
+    ------
+    NetworkError
+        With how to get the file.
+    """
+    if head.startswith(b"version https://git-lfs"):
+        raise NetworkError(
+            f"{path}: a Git LFS pointer; the file itself was not downloaded", hint="git lfs pull"
+        )
+
+
+def _is_page(head: bytes) -> bool:
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or (
+        start.startswith((b"<?xml", b"<!--")) and b"<html" in start
+    )
 
 
 def _foreign(path: Path, what: str, convert: str) -> NetworkError:
@@ -221,6 +244,7 @@ def read_message(path: Path, kind: type[M]) -> M:
         )
     message: M = kind()
     content = path.read_bytes()
+    refuse_pointer(path, content[:64])
     try:
         if _is_text(content[:4096]):
             text_format.Parse(content.decode("utf-8"), message, allow_unknown_field=True)

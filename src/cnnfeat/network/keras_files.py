@@ -24,11 +24,11 @@ from cnnfeat.network.keras_trust import (
     check_config,
     check_hdf5,
     check_meanings,
-    first_line,
     is_keras_2,
     regular_name,
     unknown_class,
 )
+from cnnfeat.network.telling import told
 from cnnfeat.network.tracing import trace, trace_any_size, trace_keras
 
 _LOG = logging.getLogger("cnnfeat")
@@ -61,7 +61,7 @@ def load_keras(path: Path, own: Imported = NOTHING) -> FlatGraph:
             if is_keras_2(path):
                 return _load_keras_2(readable, ".keras", reason=error, name=path)
             raise unknown_class(path, error) or NetworkError(
-                f"{path}: Keras {keras.__version__} can't read it: {first_line(error)}"
+                f"{path}: Keras {keras.__version__} can't read it: {told(error)}"
             ) from error
 
 
@@ -91,6 +91,7 @@ def load_hdf5(path: Path, own: Imported = NOTHING) -> FlatGraph:
     """
     check_hdf5(path, name=str(path))
     config, version = _configuration(path)
+    _refuse_keras_1(config, version, path)
     check_config(config, path=path, own=own)
     try:
         if not version.startswith("3"):
@@ -105,10 +106,21 @@ def load_hdf5(path: Path, own: Imported = NOTHING) -> FlatGraph:
     except KERAS_ERRORS as error:
         if version.startswith("3"):
             raise unknown_class(path, error) or NetworkError(
-                f"{path}: Keras {keras.__version__} can't read it: {first_line(error)}"
+                f"{path}: Keras {keras.__version__} can't read it: {told(error)}"
             ) from error
-        _LOG.debug("%s: Keras 3 can't read it: %s", path, first_line(error))
+        _LOG.debug("%s: Keras 3 can't read it: %s", path, told(error))
         return _load_keras_2(path, ".h5", reason=error)
+
+
+def _refuse_keras_1(config: Mapping[str, object], version: str, path: Path) -> None:
+    """Refuse what was made by a Keras that none of today reads."""
+    old = ('"nb_filter"', '"border_mode"', '"output_dim_', '"Convolution2D"')
+    text = json.dumps(config)
+    if version.startswith(("0.", "1.")) or (not version and any(word in text for word in old)):
+        raise NetworkError(
+            f"{path} was made by Keras {version or 1}, whose layers later ones don't read",
+            hint="Keras 2.0 to 2.3 reads it: load it there, and save it again",
+        )
 
 
 def _operations(config: object) -> dict[str, type]:
@@ -204,8 +216,7 @@ def _load_keras_2(
         if stranger is not None and not any(name in str(reason) for name in _KERAS_2_ONLY):
             raise stranger from reason
         raise NetworkError(
-            f"{path}: a Keras 2 file that Keras {keras.__version__} can't read: "
-            f"{first_line(reason)}",
+            f"{path}: a Keras 2 file that Keras {keras.__version__} can't read: {told(reason)}",
             hint=_LEGACY_HINT,
         ) from reason
     try:
@@ -214,7 +225,7 @@ def _load_keras_2(
     except KERAS_ERRORS as error:
         raise unknown_class(path, error) or NetworkError(
             f"{path}: neither Keras {keras.__version__} nor Keras {tf_keras.__version__} reads it: "
-            f"{first_line(error)}",
+            f"{told(error)}",
             hint="load it where it was made and export it as a SavedModel",
         ) from error
     return trace_keras_2(model, tf_keras.layers.Layer, path=str(path))

@@ -356,9 +356,3 @@ def unknown_class(path: Path, error: BaseException) -> UntrustedModelError | Non
             return _unregistered(path, "a layer", match.group(1) or match.group(2))
         told = told.__cause__ or told.__context__
     return None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

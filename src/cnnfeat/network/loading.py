@@ -20,11 +20,11 @@ from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.imports import imported
 from cnnfeat.network.keras_files import load_hdf5, load_keras
-from cnnfeat.network.keras_trust import first_line
 from cnnfeat.network.live import Values, freeze
 from cnnfeat.network.network import AS_IT_IS, Network, Origin
 from cnnfeat.network.runtime import eagerly
 from cnnfeat.network.savedmodel import load_saved_model
+from cnnfeat.network.telling import told
 from cnnfeat.network.tf1 import checkpoint_prefix, load_checkpoint, load_graph_def
 from cnnfeat.network.weights import report_bad_weights
 from cnnfeat.options import APPLICATION, FeedValue, ReadOptions
@@ -136,7 +136,7 @@ def open_network(
     except (tf.errors.OpError, ValueError, TypeError, KeyError, IndexError) as error:
         name = spec if isinstance(spec, str | os.PathLike) else f"a {type(spec).__name__}"
         raise NetworkError(
-            f"{name}: TensorFlow {tf.__version__} can't make a network of it: {first_line(error)}",
+            f"{name}: TensorFlow {tf.__version__} can't make a network of it: {told(error)}",
             hint="--debug shows where",
         ) from error
 

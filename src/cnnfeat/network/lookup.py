@@ -52,7 +52,7 @@ def find(names: Names, query: str) -> tuple[Found, ...]:
     exact = find_exactly(names, query)
     if exact:
         return (exact,)
-    if re.search(r"[*?\[]", query):
+    if is_pattern(query):
         return _matching(names, query)
     for candidates in (_by_path(names, query), _by_path(names, query, fold=True)):
         if len(candidates) == 1:
@@ -67,6 +67,11 @@ def find(names: Names, query: str) -> tuple[Found, ...]:
     if re.fullmatch(r"[+-]?\d+", query):
         return (_by_index(names, query),)
     raise _miss(names, query)
+
+
+def is_pattern(query: str) -> bool:
+    """Whether a name is one of many."""
+    return bool(re.search(r"[*?\[]", query))
 
 
 def find_exactly(names: Names, query: str) -> Found | None:

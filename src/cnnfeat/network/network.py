@@ -84,7 +84,9 @@ class Network:
     def __init__(self, graph: FlatGraph, origin: Origin) -> None:
         own_functions(graph.graph_def)
         self.origin = origin
-        self.input: ImageInput = image_input(graph.inputs, name=origin.read.input)
+        self.input: ImageInput = image_input(
+            graph.inputs, name=origin.read.input, fed=[name for name, _ in origin.read.feed]
+        )
         self._graph = graph
         self._nodes = nodes_by_name(graph.graph_def)
         self._probes: dict[object, Probe] = {}
@@ -273,7 +275,8 @@ class Network:
                     layer = self._block_layer(item.name)
                 else:
                     layer = by_name[item.name] if item.is_layer else self._tensor_layer(item.name)
-                found.setdefault(layer.name, layer)
+                optional = lookup.is_pattern(name) and found.get(layer.name, layer) is layer
+                found[layer.name] = dataclasses.replace(layer, optional=optional)
         return tuple(found.values())
 
     def _block_layer(self, name: str) -> LayerInfo:
@@ -338,7 +341,7 @@ class Network:
         UntrustedModelError
             If what would run has side effects.
         """
-        asked = (tuple(layers), repr(options), tuple(image_shape), image_dtype, batch_size)
+        asked = (repr(layers), repr(options), tuple(image_shape), image_dtype, batch_size)
         if asked in self._probes:
             return self._probes[asked]
         check_pooling(options.pool)
@@ -384,18 +387,8 @@ class Network:
         if not layers:
             raise NetworkError("no layer was asked for", hint="--layer NAME")
         feeds = self._fed()
-        needed = ancestors(
-            self._nodes,
-            [layer.tensor.name for layer in layers],
-            stop=[self.input.tensor, *feeds],
-        )
-        check_restored([self._nodes[name] for name in needed], path=self.path)
-        check_placeholders(
-            [self._nodes[name] for name in needed if name not in self._graph.weights],
-            self.input,
-        )
-        part = subgraph(self._graph.graph_def, needed - set(self._graph.weights))
-        self._check_trust(part)
+        layers = self._computable(layers, feeds)
+        part = self._needed(layers, feeds)
 
         def sized(size: tuple[int, int]) -> tuple[FlatGraph, tf.compat.v1.GraphDef]:
             """The same of the graph for images of one size."""
@@ -417,6 +410,49 @@ class Network:
         return Wanted(
             layers, part, feeds, options, found, None if self._graph.sized is None else sized
         )
+
+    def _needed(
+        self, layers: Sequence[LayerInfo], feeds: Mapping[str, Feed]
+    ) -> tf.compat.v1.GraphDef:
+        """The nodes that layers need; each has a value and may run."""
+        needed = ancestors(
+            self._nodes,
+            [layer.tensor.name for layer in layers],
+            stop=[self.input.tensor, *feeds],
+        )
+        check_restored([self._nodes[name] for name in needed], path=self.path)
+        check_placeholders(
+            [self._nodes[name] for name in needed if name not in self._graph.weights],
+            self.input,
+        )
+        part = subgraph(self._graph.graph_def, needed - set(self._graph.weights))
+        self._check_trust(part)
+        return part
+
+    def _computable(
+        self, layers: Sequence[LayerInfo], feeds: Mapping[str, Feed]
+    ) -> Sequence[LayerInfo]:
+        """Leave out, and say, what a pattern asked for and can't be computed from the images."""
+        if not any(layer.optional for layer in layers):
+            return layers
+        try:
+            self._needed(layers, feeds)
+        except NetworkError as error:
+            kept, first = [], error
+        else:
+            return layers
+        for layer in layers:
+            try:
+                self._needed([layer], feeds)
+            except NetworkError as error:
+                if not layer.optional:
+                    raise
+                _LOG.warning("%s is left out: %s", layer.name, error.message)
+            else:
+                kept.append(layer)
+        if not kept:
+            raise first
+        return kept
 
     def _warn(self, probe: Probe) -> None:
         """Say, once, which features aren't the same each time."""

@@ -6,6 +6,7 @@ images and before the pooling; everything runs as one TensorFlow function.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import re
@@ -20,6 +21,7 @@ from cnnfeat.errors import MisfitError, NetworkError
 from cnnfeat.network.graph import Feed, FlatGraph, import_part, node_of, nodes_by_name
 from cnnfeat.network.preprocessing import Preprocessing
 from cnnfeat.network.runtime import eagerly, with_precision
+from cnnfeat.network.telling import of_size, told
 from cnnfeat.options import Pooling, ProbeOptions
 from cnnfeat.pixels import range_warning
 from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
@@ -217,7 +219,41 @@ class GraphProbe:
         return tf.identity(pooled) if returned is None else tf.cast(pooled, returned)
 
     def _try_out(self) -> tuple[ProbeOutput, ...]:
-        """Run two and three made-up images: the shapes tell whether rows are images."""
+        """Run two and three made-up images: the shapes tell whether rows are images.
+
+        What a pattern asked for and can't be computed is left out.
+        """
+        layers = self._wanted.layers
+        try:
+            return self._tried()
+        except NetworkError as error:
+            if not any(layer.optional for layer in layers) or len(layers) == 1:
+                raise
+            first = error
+        kept = [layer for layer in layers if not layer.optional or self._goes(layer)]
+        if not kept:
+            raise first
+        self._take(kept)
+        return self._tried()
+
+    def _goes(self, layer: LayerInfo) -> bool:
+        """Whether a layer alone can be computed; says why if not."""
+        self._take([layer])
+        try:
+            self._tried()
+        except NetworkError as error:
+            _LOG.warning("%s is left out: %s", layer.name, error.message)
+            return False
+        return True
+
+    def _take(self, layers: Sequence[LayerInfo]) -> None:
+        """Compute these layers from now on."""
+        self._wanted = dataclasses.replace(self._wanted, layers=layers)
+        self._functions.clear()
+        names = {layer.name for layer in layers}
+        self.unsteady = {k: ops for k, ops in self._wanted.unsteady.items() if k in names}
+
+    def _tried(self) -> tuple[ProbeOutput, ...]:
         height, width, channels = self._fit.shape
         counts = (self._chunk,) if self._chunk else (2, 3)
         tried = []
@@ -274,11 +310,12 @@ class GraphProbe:
         )
 
     def _misfit(self, error: Exception, shape: Sequence[int | None]) -> MisfitError:
-        reason = _reason(error)
+        reason, to = told(error), self._fit.input
+        free = None in (to.height, to.width) and to.features is None
         return MisfitError(
             f"images of shape {tuple(shape)} don't go through the network, whose input "
-            f"{self._fit.input.name!r} takes {self._fit.input}: {reason}",
-            hint="--resize HxW brings images to another size",
+            f"{to.name!r} takes {to}: {reason}",
+            hint="--resize HxW brings images to another size" if free and of_size(reason) else "",
         )
 
 
@@ -313,15 +350,6 @@ def _channels_first(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> b
         name = node_of(node.input[1] if node.op == "ConcatV1" else node.input[0])
         seen += 1
     return False
-
-
-def _reason(error: Exception) -> str:
-    """The line that says what is wrong; TensorFlow puts several before and after it."""
-    noise = ("Graph execution error", "Detected at node", "<stack traces", "[[", "(")
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith(noise)]
-    reason = telling[0] if telling else type(error).__name__
-    return _NODE.split(reason)[0][:300]
 
 
 def _array(tensor: tf.Tensor) -> Array:

@@ -44,6 +44,7 @@ from cnnfeat.network.graph import (
 from cnnfeat.network.weights import (
     Checkpoint,
     Entry,
+    missing_weights,
     read_variables,
     restored_entries,
     take_out_variables,
@@ -87,9 +88,10 @@ def load_saved_model(path: Path, options: ReadOptions) -> FlatGraph:
         forward_part(inline_functions(graph_def, [*outputs, *ends(graph_def)]))
     )
     weights = take_out_constants(graph_def)
-    values, owners = take_out_variables(
-        graph_def, checkpoint, entries, wanted=read_variables(graph_def)
-    )
+    wanted = read_variables(graph_def)
+    if wanted and checkpoint is None:
+        raise missing_weights(prefix.with_suffix(".index"))
+    values, owners = take_out_variables(graph_def, checkpoint, entries, wanted=wanted)
     inputs = _inputs(chosen, graph_def, options.input)
     return FlatGraph(
         graph_def=graph_def,

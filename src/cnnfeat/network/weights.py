@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.flattening import inline_functions, make_placeholder, needed_part
+from cnnfeat.network.formats import refuse_pointer
 from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name
 
 _LOG = logging.getLogger("cnnfeat")
@@ -85,6 +86,7 @@ class Checkpoint:
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
+        _check_there(prefix)
         try:
             self._reader = tf.train.load_checkpoint(str(prefix))
         except (tf.errors.OpError, ValueError, RuntimeError) as error:
@@ -116,6 +118,29 @@ class Checkpoint:
     def text(self, key: str) -> bytes:
         """Read one entry of bytes."""
         return bytes(self._reader.get_tensor(key))
+
+
+def _check_there(prefix: Path) -> None:
+    """Refuse a checkpoint of which a file is missing, or no more than a pointer to it."""
+    index = prefix.with_name(f"{prefix.name}.index")
+    if not index.is_file():
+        return  # of the first version, one file; what is missing there TensorFlow says
+    shards = sorted(prefix.parent.glob(f"{_escape(prefix.name)}.data-*-of-*"))
+    total = int(shards[0].name.rsplit("-", 1)[1]) if shards else 1
+    names = [f"{prefix.name}.data-{shard:05}-of-{total:05}" for shard in range(total)]
+    for path in (index, *(prefix.with_name(name) for name in names)):
+        if not path.is_file():
+            raise missing_weights(path)
+        with path.open("rb") as file:
+            refuse_pointer(path, file.read(64))
+
+
+def missing_weights(path: Path) -> NetworkError:
+    """Make the error for a file of weights that is not there."""
+    return NetworkError(
+        f"weights are missing: there is no {path}",
+        hint="copy the whole folder, with variables/ and all that is in it",
+    )
 
 
 class HeldValues:
