@@ -192,7 +192,7 @@ def test_features_of_an_older_version_are_read_plainly():
         {"options": '{"model": {"later": 1}}'},
         {"options": '{"extract": {"tint": "red"}}'},
         {"preprocessing": '{"scale": "torch"}'},
-        {"preprocessing": '{"resize": [70000, 8]}'},
+        {"preprocessing": '{"resize": [70000, 8000]}'},
         {"precision": "float64"},
     ],
 )

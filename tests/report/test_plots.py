@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+import keras
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -169,6 +170,26 @@ def test_layers_without_filters_are_refused_with_those_that_have_some(run, tmp_p
     with pytest.raises(UsageError, match="--channel must be 0 to 3, not 4"):
         plots.draw_filters(target, "conv2", by="channel", channel=4)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_behind_filters_has_none(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(2, 3, name="c1"),
+            keras.layers.ReLU(name="relu"),
+            keras.layers.GlobalAveragePooling2D(name="gap"),
+        ]
+    )
+    model.save(tmp_path / "model.keras")
+    target = canvas(tmp_path, tmp_path / "f.png")
+    for name in ("relu", "gap"):
+        with pytest.raises(NetworkError, match=r"no filters of its own; .* of 'c1'") as caught:
+            plots.draw_filters(target, name)
+        assert caught.value.hint == "--layer c1"
+    assert not (tmp_path / "f.png").exists()
+    plots.draw_filters(target, "c1")
+    assert (tmp_path / "f.png").exists()
 
 
 def test_unknown_images_and_units_are_refused_with_the_range(run, tmp_path):

@@ -135,7 +135,7 @@ def plot() -> None:
 
 
 @plot.command()
-@click.option("--layer", required=True, help="A convolution, or a layer behind one.")
+@click.option("--layer", required=True, help="A convolution, or a block with one.")
 @click.option(
     "--by",
     type=click.Choice(["auto", "norm", "channel"]),

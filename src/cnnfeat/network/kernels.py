@@ -89,6 +89,12 @@ def find_kernel(graph: FlatGraph, tensor: str) -> Kernel | None:
     return None
 
 
+def kernel_node(graph: FlatGraph, tensor: str) -> str | None:
+    """Name the nearest convolution or matrix product behind a tensor, without its weights."""
+    node = _nearest(nodes_by_name(graph.graph_def), tensor)
+    return None if node is None else str(node.name)
+
+
 def _nearest(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> tf.compat.v1.NodeDef | None:
     seen: set[str] = set()
     waiting = deque([node_of(tensor)])

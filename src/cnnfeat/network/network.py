@@ -30,7 +30,7 @@ from cnnfeat.network.graph import (
     subgraph,
     tensor_infos,
 )
-from cnnfeat.network.kernels import Kernel, find_kernel
+from cnnfeat.network.kernels import Kernel, find_kernel, kernel_node
 from cnnfeat.network.layers import scope_layers, trunk
 from cnnfeat.network.pixelrange import pixels_taken
 from cnnfeat.network.preprocessing import fit_images, size_taken
@@ -366,6 +366,17 @@ class Network:
     def kernel(self, layer: LayerInfo) -> Kernel | None:
         """Read the weights that made a layer's activations; None where there are none behind it."""
         return find_kernel(self._graph, layer.tensor.name)
+
+    def kernel_owner(self, layer: LayerInfo) -> LayerInfo:
+        """Find the layer whose weights are the nearest to a layer: the first that is behind them.
+
+        It is the layer itself where that has some, is inside a layer that has, or is no named one.
+        """
+        node = kernel_node(self._graph, layer.tensor.name)
+        for other in self.layers if layer in self.layers else ():
+            if node is not None and kernel_node(self._graph, other.tensor.name) == node:
+                return layer if layer.name.startswith(f"{other.name}/") else other
+        return layer
 
     def __reduce__(self) -> NoReturn:
         raise UsageError(

@@ -29,8 +29,8 @@ class Exhibit:
     maps: dict[int, Array]  # by row: (height, width, channels)
 
 
-def filters_of(network: Network, name: str) -> tuple[LayerInfo, Array]:
-    """Look a layer up and read its filters.
+def filters_of(network: Network, name: str, *, own: bool = False) -> tuple[LayerInfo, Array]:
+    """Look a layer up and read its filters, or the nearest behind it unless they must be its own.
 
     Returns
     -------
@@ -58,6 +58,12 @@ def filters_of(network: Network, name: str) -> tuple[LayerInfo, Array]:
         raise NetworkError(
             f"layer {layer.name!r} has no filters over an image, but {have}",
             hint=f"layers with filters: {', '.join(_with_filters(network)) or 'none'}",
+        )
+    owner = network.kernel_owner(layer) if own else layer
+    if owner.name != layer.name:
+        raise NetworkError(
+            f"layer {layer.name!r} has no filters of its own; before it lie those of {owner.name!r}",
+            hint=f"--layer {owner.name}",
         )
     return layer, kernel.weights
 

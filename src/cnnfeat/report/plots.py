@@ -55,7 +55,7 @@ def draw_filters(canvas: Canvas, layer: str, *, by: str = "auto", channel: int =
     NetworkError
         If the layer has no filters.
     """
-    found, kernel = filters_of(canvas.artifacts.open_model(), layer)
+    found, kernel = filters_of(canvas.artifacts.open_model(), layer, own=True)
     plot_filters(kernel, canvas.out, layer=found.name, by=by, channel=channel, dpi=canvas.dpi)
 
 
