@@ -170,6 +170,16 @@ def test_what_is_padded_is_black_inverted_or_not():
     assert turned[0, :, 0, 0].tolist() == padded.tolist()
 
 
+@pytest.mark.parametrize("target", [ImageTarget(invert=True), ImageTarget(channels=3)])
+def test_floats_without_a_white_are_refused(target):
+    images = np.full((1, 4, 4, 4), 200, np.float32)
+    with pytest.raises(DataError, match="from 200 to 200 have no white"):
+        fit_to_target(images, target)
+    assert fit_to_target(images.astype(np.uint8), target).shape == (1, 4, 4, 3)
+    images[0, 0, 0, 0] = np.nan  # said elsewhere, with its row
+    assert np.isnan(fit_to_target(images / 255, target)).sum() >= 1
+
+
 def test_opacity_is_laid_over_white_before_all_else():
     clear = np.zeros((1, 4, 8, 2), np.uint8)  # black, fully transparent
     target = ImageTarget((8, 8), 3, "pad")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cnnfeat.records import Array
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_ROUNDING = 1e-3
 _BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -87,9 +88,30 @@ def fit_channels(images: Array, channels: int) -> Array:
     )
 
 
+def _white(images: Array) -> float:
+    """Say what white is: 1 of floating-point pixels, else the largest number.
+
+    Raises
+    ------
+    DataError
+        If floating-point pixels lie outside 0 to 1.
+    """
+    if images.dtype.kind != "f":
+        return float(np.iinfo(images.dtype).max)  # type: ignore[type-var]
+    with np.errstate(invalid="ignore"):
+        low, high = float(images.min()), float(images.max())
+    if low < -_ROUNDING or high > 1 + _ROUNDING:  # NaN is found elsewhere
+        raise DataError(
+            f"floating-point pixels from {low:g} to {high:g} have no white: they can be inverted, "
+            "or laid over it, from 0 to 1 only",
+            hint="store them as uint8, or bring them to 0 to 1",
+        )
+    return 1.0
+
+
 def over_white(images: Array) -> Array:
     """Lay images whose last channel is opacity over white."""
-    full = np.float32(1 if images.dtype.kind == "f" else np.iinfo(images.dtype).max)  # type: ignore[type-var]
+    full = np.float32(_white(images))
     colour = images[..., :-1].astype(np.float32)
     opacity = images[..., -1:].astype(np.float32) / full
     return _in_dtype(colour * opacity + full * (1 - opacity), images.dtype)
@@ -99,8 +121,7 @@ def inverted(images: Array) -> Array:
     """Turn light into dark: 255 - x, 65535 - x, or 1 - x; opacity is laid over white before."""
     if images.shape[-1] in (2, 4):
         images = over_white(images)
-    full = 1 if images.dtype.kind == "f" else np.iinfo(images.dtype).max  # type: ignore[type-var]
-    return np.subtract(images.dtype.type(full), images)
+    return np.subtract(images.dtype.type(_white(images)), images)
 
 
 def resize(image: Array, size: tuple[int, int], fit: Fit = "stretch") -> Array:

@@ -62,7 +62,8 @@ def filters_of(network: Network, name: str, *, own: bool = False) -> tuple[Layer
     owner = network.kernel_owner(layer) if own else layer
     if owner.name != layer.name:
         raise NetworkError(
-            f"layer {layer.name!r} has no filters of its own; before it lie those of {owner.name!r}",
+            f"layer {layer.name!r} has no filters of its own; those before it are of "
+            f"{owner.name!r}",
             hint=f"--layer {owner.name}",
         )
     return layer, kernel.weights
