@@ -518,6 +518,7 @@ def test_leaving_the_context_closes_the_file(tmp_path, x, kind):
         ("validation_data", "validation_targets"),
         ("dev_set_x_orig", "dev_set_y"),
         ("xval", "yval"),
+        ("XVal", "YVal"),
     ],
 )
 @pytest.mark.parametrize("kind", ["npz", "hdf5"])

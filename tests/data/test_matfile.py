@@ -228,3 +228,17 @@ def test_labels_that_are_no_numbers_are_said_to_be_left(tmp_path, pictures, capl
     with open_source(str(tmp_path / "a.mat")) as source:
         assert source.labels("all") is None
     assert f"labels in y, a {kind} array, aren't read; numbers are" in caplog.text
+
+
+@pytest.mark.parametrize("version", [5, 7.3])
+def test_a_picture_in_colour_is_one_row(tmp_path, rng, version):
+    picture = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    path = tmp_path / "x.mat"
+    if version == 5:
+        savemat(path, {"X": picture})
+    else:
+        with h5py.File(path, "w") as file:
+            file.create_dataset("X", data=picture.T).attrs["MATLAB_class"] = np.bytes_("uint8")
+    with open_source(str(path)) as source:
+        (batch,) = source.batches("all", batch_size=5)
+    np.testing.assert_array_equal(batch.images, picture[np.newaxis])

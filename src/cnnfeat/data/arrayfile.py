@@ -29,7 +29,7 @@ _log = logging.getLogger("cnnfeat")
 _IMAGES = ("images", "x", "image", "data", "pixels")
 _LABELS = ("labels", "label", "y", "targets", "target")
 _FILLING = {"set", "dataset", "orig"}
-_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+_WORDS = re.compile(r"[A-Z](?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _TOGETHER = re.compile(rf"(x|y)?({'|'.join(SPLIT_WORDS)})(x|y)?")  # in one word: `xtrain`, `testy`
 
 

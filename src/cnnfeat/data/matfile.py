@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from cnnfeat.data.arrays import is_one_picture
 from cnnfeat.data.hdf5 import Hdf5File, is_hdf5
 from cnnfeat.data.npy import DEFLATE_LIMIT
 from cnnfeat.data.source import Rows, open_regular
@@ -251,6 +252,8 @@ def _row_axis(shape: tuple[int, ...], lengths: Collection[int]) -> int:
         return 0
     if (shape[0] in lengths) != (shape[last] in lengths):
         return last if shape[last] in lengths else 0
+    if is_one_picture(shape):  # whose rows are no rows of pictures
+        return 0
     return 0 if _is_picture(shape[1:]) and not _is_picture(shape[:-1]) else last
 
 
