@@ -59,6 +59,8 @@ class Batch:
 
     def without(self, reasons: Mapping[int, str]) -> Batch:
         """Leave out some of its images: those in these rows of `images`, and why."""
+        if not reasons:
+            return self
         left_out = {one.row for one in self.skipped}
         places = [place for place in range(self.start, self.stop) if place not in left_out]
         more = [SkippedSample(places[row], self.ids[row], why) for row, why in reasons.items()]

@@ -355,6 +355,11 @@ def test_integers_beyond_a_byte_are_refused_with_their_row(tmp_path, x, value):
         pytest.raises(DataError, match="row 17: int32 pixels outside 0 to 255"),
     ):
         read(source, "all")
+    with open_source(str(tmp_path / "x.npy")) as source:
+        batches = list(source.batches("all", batch_size=5, on_error="skip"))
+    found = np.concatenate([batch.images for batch in batches])[..., 0]
+    np.testing.assert_array_equal(found, np.delete(x, 17, axis=0))
+    assert [one.row for batch in batches for one in batch.skipped] == [17]
 
 
 def test_a_missing_array_is_a_usage_error_with_those_there(tmp_path, x):

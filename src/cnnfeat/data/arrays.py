@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from cnnfeat.data.fitting import fit_to_target
 from cnnfeat.data.labels import check_numbers, check_texts, one_hot
 from cnnfeat.data.source import FileStates, OpenedSource, RowRequest, Rows, array_states
-from cnnfeat.errors import DataError
+from cnnfeat.errors import DataError, ImageError
 from cnnfeat.records import Batch, SplitInfo
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ class ArraySplit:
             return (shape[1], shape[2], shape[0])
         return (shape[0], shape[1], shape[2])
 
-    def read(self, start: int, stop: int) -> Array:
-        """Images `start` to `stop` as (n_samples, height, width, channels)."""
+    def read(self, start: int, stop: int) -> tuple[Array, dict[int, str]]:
+        """Images `start` to `stop` as (n_samples, height, width, channels); see `as_pixels`."""
         block = self.images[start:stop]
         if self.channels_first:
             block = block.transpose(0, 2, 3, 1)
         elif block.ndim == 3:
             block = block[..., np.newaxis]
-        return as_pixels(block, first_row=start)
+        return as_pixels(block)
 
 
 class ArraySource(OpenedSource):
@@ -106,13 +106,20 @@ class ArraySource(OpenedSource):
         width = max(5, len(str(asked.split.n_samples - 1)))
         for begin in asked.rows[:: asked.batch_size]:
             after = min(begin + asked.batch_size, asked.rows.stop)
+            images, bad = array.read(begin, after)
+            if bad and asked.on_error == "raise":
+                row, reason = next(iter(bad.items()))
+                raise ImageError(
+                    f"row {begin + row}: {reason}",
+                    hint="store the images as uint8, uint16 or float32",
+                )
             yield Batch(
-                images=fit_to_target(array.read(begin, after), asked.target),
+                images=fit_to_target(images, asked.target),
                 labels=None if array.labels is None else array.labels[begin:after],
                 ids=tuple(f"{split}/{row:0{width}d}" for row in range(begin, after)),
                 start=begin,
                 stop=after,
-            )
+            ).without(bad)
 
 
 class StackedRows:
@@ -262,34 +269,31 @@ def pixel_dtype(dtype: np.dtype[np.generic], *, name: str = "images") -> str:
     )
 
 
-def as_pixels(block: Array, *, first_row: int = 0) -> Array:
+def as_pixels(block: Array) -> tuple[Array, dict[int, str]]:
     """Bring pixels to uint8, uint16 or float32.
 
     Booleans become 0 and 255; integers other than uint8 and uint16 must lie within 0 to 255.
 
-    Raises
-    ------
-    DataError
-        If an integer doesn't, with the row.
+    Returns
+    -------
+    pixels : ndarray
+    bad : dict of int to str
+        What is wrong with images whose integers don't, by their rows.
     """
     if block.dtype == np.bool_:
-        return block.astype(np.uint8) * np.uint8(255)
+        return block.astype(np.uint8) * np.uint8(255), {}
     wanted = np.dtype(pixel_dtype(block.dtype))
-    if wanted == np.uint8 and block.dtype != np.uint8:
-        _check_bytes(block, first_row)
+    bad = _no_bytes(block) if wanted == np.uint8 != block.dtype else {}
     with np.errstate(over="ignore", invalid="ignore"):  # infinite then, which is found later
-        return np.ascontiguousarray(block, wanted)
+        return np.ascontiguousarray(block, wanted), bad
 
 
-def _check_bytes(block: Array, first_row: int) -> None:
+def _no_bytes(block: Array) -> dict[int, str]:
     low, high = int(block.min()), int(block.max())
     if low >= 0 and high <= 255:
-        return
-    row = next(i for i, image in enumerate(block) if image.min() < 0 or image.max() > 255)
-    raise DataError(
-        f"row {first_row + row}: {block.dtype} pixels outside 0 to 255 ({low} to {high} nearby)",
-        hint="store the images as uint8, uint16 or float32",
-    )
+        return {}
+    reason = f"{block.dtype} pixels outside 0 to 255 ({low} to {high} nearby)"
+    return {row: reason for row, one in enumerate(block) if one.min() < 0 or one.max() > 255}
 
 
 def index_labels(
