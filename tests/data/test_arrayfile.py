@@ -150,6 +150,12 @@ def test_hdf5_of_matlab_stands_upright_whatever_it_is_called(tmp_path, rng, bloc
         assert source.labels("all").tolist() == list(range(10))
 
 
+def test_a_split_s_name_alone_is_that_of_its_pictures(tmp_path, x, y):
+    path = saved(tmp_path, train=x, test=x[:4], validation=y)
+    with open_source(path) as source:
+        assert list(source.splits) == ["train", "test"]
+
+
 def test_two_arrays_of_like_names_are_not_taken_for_each_other(tmp_path, x):
     with pytest.raises(DataError, match="can't tell which array holds the images"):
         open_source(saved(tmp_path, x1=x, x2=x))

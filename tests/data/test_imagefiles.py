@@ -174,6 +174,14 @@ def test_a_table_beside_pictures_without_labels_is_named(tmp_path, caplog):
     assert "not used, though they may hold some: labels.csv; --labels names one" in caplog.text
 
 
+def test_a_class_that_holds_splits_is_told(tmp_path, caplog):
+    for folder in ("images/train/cat", "images/val/cat", "masks"):
+        put(tmp_path / folder / "1.png")
+    with open_source(str(tmp_path)) as source:
+        assert source.classes == ("images", "masks")
+    assert "images: taken for a class, though it holds the splits train, validation" in caplog.text
+
+
 def test_two_folders_for_one_split_are_refused(tmp_path):
     for folder in ("train/cat", "val/cat", "valid/cat"):
         put(tmp_path / folder / "1.png")

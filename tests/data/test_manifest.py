@@ -183,7 +183,9 @@ def test_a_first_line_of_unknown_words_is_no_picture(folder):
 
 
 def test_columns_that_could_be_labels_are_named(folder, caplog):
-    with open_source(write(folder, "filename,sort,n\nimages/4.png,a,3\nimages/0.png,b,4\n")) as one:
+    with open_source(
+        write(folder, ",filename,sort,n\n0,images/4.png,a,3\n1,images/0.png,b,4\n")
+    ) as one:
         assert one.labels("all") is None
     assert "no labels; not used: 'sort', 'n'; --label-column names them" in caplog.text
 

@@ -219,8 +219,8 @@ def _choose(file: ArrayFile, path: Path, member: str | None) -> dict[str, tuple[
     if member is not None:
         return {"all": (_find(file, path, member), None)}
     named: dict[tuple[str, str], str] = {}
-    for name in file.shapes:
-        if (meaning := _meaning(name)) is not None:
+    for name, shape in file.shapes.items():
+        if (meaning := _meaning(name, pictures=len(shape) > 2)) is not None:
             named.setdefault(meaning, name)
     chosen: dict[str, tuple[str, str | None]] = {}
     for split in ("train", "validation", "test", "all"):
@@ -237,14 +237,18 @@ def _choose(file: ArrayFile, path: Path, member: str | None) -> dict[str, tuple[
     return chosen or {"all": (_only(file, path, rank=3), None)}
 
 
-def _meaning(name: str) -> tuple[str, str] | None:
-    """The split that an array's name says, "all" for none, and the word for what it holds."""
+def _meaning(name: str, *, pictures: bool) -> tuple[str, str] | None:
+    """The split that an array's name says, "all" for none, and the word for what it holds.
+
+    Of `pictures` a split alone says enough.
+    """
     words: list[str] = []
     for word in (found.lower() for found in _WORDS.findall(name)):
         together = _TOGETHER.fullmatch(word)
         words += [word] if together is None else filter(None, together.groups())
     splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
     others = [word for word in words if word not in SPLIT_WORDS and word not in _FILLING]
+    others = others or (["images"] if splits and pictures else [])
     if len(splits) > 1 or len(others) != 1 or others[0] not in (*_IMAGES, *_LABELS):
         return None
     return (splits[0] if splits else "all"), others[0]
@@ -269,7 +273,7 @@ def _say_unused(file: ArrayFile, path: Path, chosen: Mapping[str, tuple[str, str
                 "--labels :/NAME takes it" if len(chosen) == 1 else "called y_train, … it would be",
             )
     for name, kind in _others(file).items():
-        split, word = _meaning(name) or ("", "")
+        split, word = _meaning(name, pictures=False) or ("", "")
         if word in _LABELS and chosen.get(split, ("", "known"))[1] is None:
             _log.warning("%s: labels in %s, a %s array, aren't read; numbers are", path, name, kind)
 

@@ -205,6 +205,8 @@ def _list_split(folder: Path, root: Path, others: set[Path]) -> dict[str, list[P
     if not folders:
         return None
     classes = {_utf8_name(sub): list(_walk(sub, above, others)) for sub in folders}
+    for sub in folders:
+        _say_splits_inside(sub, classes[sub.name])
     if not any(classes.values()):
         if any(map(_is_candidate, files)):
             return None
@@ -223,6 +225,18 @@ def _list_split(folder: Path, root: Path, others: set[Path]) -> dict[str, list[P
             hint="remove its folder, or put its pictures there",
         )
     return classes
+
+
+def _say_splits_inside(folder: Path, pictures: Sequence[Path]) -> None:
+    """Warn of a folder that is taken for a class, and has split folders in it."""
+    depth = len(folder.parts)
+    inside = {parent.parts[depth] for parent in {path.parent for path in pictures} - {folder}}
+    splits = {SPLIT_WORDS[name.lower()] for name in inside if name.lower() in SPLIT_WORDS}
+    if len(splits) > 1:
+        _log.warning(
+            "%s: taken for a class, though it holds the splits %s; give it alone as --data",
+            *(printable(str(folder)), ", ".join(sorted(splits))),
+        )
 
 
 def _flat(folder: Path, root: Path, others: set[Path], *, grouped: bool) -> tuple[ImageFile, ...]:

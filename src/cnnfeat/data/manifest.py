@@ -178,8 +178,8 @@ def _with_one_of(
     cells = {name: [line.rest[place] for line in lines] for place, name in enumerate(names)}
     labels = one_of(cells, lines=[line.number for line in lines], name=str(path))
     if labels is None:
-        if names:
-            listed = first_few(map(repr, names))
+        if any(names):
+            listed = first_few(repr(name) for name in names if name)
             _log.warning("%s: no labels; not used: %s; --label-column names them", path, listed)
         return lines
     return [replace(line, label=label) for line, label in zip(lines, labels, strict=True)]
