@@ -207,6 +207,11 @@ class ReadOptions:
         (), "A value for a placeholder; may be repeated.", metavar="NAME=VALUE", parse=_parse_feeds
     )
     weights: str | None = option(None, "For keras:NAME: imagenet, none, or a file.")
+    architecture: str | None = option(
+        None,
+        "For a file of weights alone: what they belong to.",
+        metavar="model.json|keras:NAME",
+    )
     imports: tuple[str, ...] = option(
         (),
         "Run this code to read the network with, layers of your own; may be repeated.",

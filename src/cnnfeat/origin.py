@@ -57,12 +57,16 @@ def recorded_reading(
     """
     recorded = dataclasses.replace(_options(ReadOptions, facts, "model"), imports=())  # asked anew
     whole = recorded if read is None else read.over(recorded)
-    if whole.weights in (None, *_WORDS) or (read and read.weights):
-        return whole
-    weights = _followed(str(whole.weights), beside, "--weights")
-    if not Path(weights).exists():
-        raise _gone("weights", weights, beside, "--weights")
-    return dataclasses.replace(whole, weights=weights)
+    for name in ("weights", "architecture"):
+        value = getattr(whole, name)
+        known = value in (None, *_WORDS) or str(value).startswith(APPLICATION)
+        if known or (read and getattr(read, name)):
+            continue
+        where = _followed(str(value), beside, f"--{name}")
+        if not Path(where).exists():
+            raise _gone(name, where, beside, f"--{name}")
+        whole = dataclasses.replace(whole, **{name: where})  # type: ignore[arg-type]
+    return whole
 
 
 def recorded_probe(facts: Mapping[str, object], *, pool: str = "none") -> ProbeOptions:

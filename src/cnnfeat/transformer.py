@@ -62,7 +62,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Run a model that does more than compute.
     read : ReadOptions, optional
         How the network is read: signature, input, feeds, weights, imports.
-    signature, input, feed, weights, imports : optional
+    signature, input, feed, weights, architecture, imports : optional
         The same one by one, before what `read` says; feeds are `{"keep_prob": 1.0}`.
     session : tf.compat.v1.Session, optional
         Of a graph: what holds the values of its variables.
@@ -110,6 +110,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         input: str | None = None,
         feed: Mapping[str, FeedValue] | None = None,
         weights: str | None = None,
+        architecture: str | None = None,
         imports: Sequence[str] = (),
         session: object = None,
         variables: Mapping[str, ArrayLike] | None = None,
@@ -129,6 +130,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.input = input
         self.feed = feed
         self.weights = weights
+        self.architecture = architecture
         self.imports = imports
         self.session = session
         self.variables = variables
@@ -282,7 +284,14 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _reading(self) -> ReadOptions:
         feed = tuple((self.feed or {}).items())
-        said = ReadOptions(self.signature, self.input, feed, self.weights, tuple(self.imports))
+        said = ReadOptions(
+            self.signature,
+            self.input,
+            feed,
+            self.weights,
+            self.architecture,
+            tuple(self.imports),
+        )
         return said.over(self.read or ReadOptions())
 
     def _compile(self, network: Network) -> Probe:

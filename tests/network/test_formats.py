@@ -35,6 +35,8 @@ FOREIGN = [
     (b"\x08" + bytes(7) + b'{"a": 1}', "a safetensors file", "model.save"),
     (b"\x08\xbd\xef\x91\xd2\x05\x10\x01", "no model this program knows", "models are"),
     (zipped("archive/data.pkl", "archive/data/0"), "a PyTorch file", "ONNX"),
+    (pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2), "an old PyTorch file", "ONNX"),
+    (b"sys_info".ljust(257, b"\0") + b"ustar".ljust(255, b"\0"), "an old PyTorch file", "ONNX"),
     (pickle.dumps({"a": 1}), "a Python pickle", "nothing is unpickled"),
     (pickle.dumps([1, 2], protocol=0), "a Python pickle", "nothing is unpickled"),
     (pickle.dumps(np.ones(3), protocol=2), "a Python pickle", "nothing is unpickled"),

@@ -135,6 +135,7 @@ def _title(network: Network) -> str:
     return (
         f"{network.path} ({network.format}): images go to {network.input.name!r}, {network.input}, "
         f"--scale {network.default_scale} ({network.scale_reason})"
+        + (f"; its classes are {', '.join(network.classes)}" if network.classes else "")
     )
 
 
@@ -149,6 +150,7 @@ def _document(network: Network, layers: Sequence[LayerInfo], n_images: int | Non
         "model": network.path,
         "format": network.format,
         "sha256": network.sha256,
+        "classes": list(network.classes),
         "input": {
             "name": network.input.name,
             "tensor": network.input.tensor,

@@ -31,6 +31,7 @@ class Format(enum.Enum):
     GRAPH_DEF = "graphdef"
     CHECKPOINT = "checkpoint"
     APPLICATION = "applications"
+    TFJS = "tfjs"
     LIVE = "live"  # no file: a model or a graph of the program that asks
 
 
@@ -41,6 +42,8 @@ _MESSAGES: Mapping[Format, type[Message]] = {
     Format.SAVED_MODEL: saved_model_pb2.SavedModel,
 }
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # before PyTorch 1.6, a number first
+_TORCH_MEMBERS = (b"sys_info", b"pickle", b"tensors", b"storages")  # before 0.2, a tar archive
 _KNOWN = (
     "a .keras file, a whole-model .h5, a SavedModel folder, a frozen .pb or .pbtxt, "
     "a TensorFlow 1 checkpoint, or keras:NAME"
@@ -98,6 +101,8 @@ def _file(path: Path) -> Format:
     if path.name.endswith((".index", ".meta")) or ".data-" in path.name:
         return Format.CHECKPOINT
     _refuse_foreign(path, head)
+    if _is_json(head):
+        return Format.TFJS
     kind = _kind_of(path)
     if kind is not None:
         return kind
@@ -131,6 +136,10 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
             "a TensorFlow Lite model",
             "use the model it was converted from: a SavedModel, .keras or frozen .pb",
         )
+    if head.startswith(_TORCH) or head[:100].rstrip(b"\0") in _TORCH_MEMBERS:
+        raise _foreign(
+            path, "an old PyTorch file", "convert it to ONNX and from there to a SavedModel"
+        )
     if _is_pickle(head):
         raise _foreign(
             path, "a Python pickle", "nothing is unpickled here: save the model as .keras"
@@ -154,7 +163,7 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
             f"{path} is a web page, no model: something else was downloaded than was meant",
             hint="open the address in a browser, and save the file that is offered there",
         )
-    if _is_json(head):
+    if _is_json(head) and b"modelTopology" not in head and b"weightsManifest" not in head:
         raise NetworkError(
             f"{path}: a JSON file: an architecture without weights, or no model at all",
             hint="save the whole model: model.save('model.keras')",
@@ -220,6 +229,7 @@ def _is_saved_model(head: bytes) -> bool:
 
 
 def _is_json(head: bytes) -> bool:
+    """Whether bytes begin as a JSON document does."""
     if head.lstrip()[:1] not in (b"{", b"["):
         return False
     try:

@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +14,7 @@ import h5py
 import keras
 import tensorflow as tf
 
-from cnnfeat.errors import NetworkError
+from cnnfeat.errors import MissingInputError, NetworkError
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.imports import NOTHING, Imported
 from cnnfeat.network.keras_archive import as_keras_reads_it
@@ -24,9 +24,11 @@ from cnnfeat.network.keras_trust import (
     check_config,
     check_hdf5,
     check_meanings,
+    check_promise,
     is_keras_2,
     regular_name,
     unknown_class,
+    without_compilation,
 )
 from cnnfeat.network.telling import told
 from cnnfeat.network.tracing import trace, trace_any_size, trace_keras
@@ -63,6 +65,54 @@ def load_keras(path: Path, own: Imported = NOTHING) -> FlatGraph:
             raise unknown_class(path, error) or NetworkError(
                 f"{path}: Keras {keras.__version__} can't read it: {told(error)}"
             ) from error
+
+
+def load_weights(path: Path, architecture: Path, own: Imported = NOTHING) -> FlatGraph:
+    """Load a file of weights into the model whose JSON is given, and trace it.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such JSON.
+    UntrustedModelError
+        If it holds code, or is of classes that are not Keras's or the user's `own`.
+    NetworkError
+        If the weights don't fit it.
+    """
+    if not architecture.is_file():
+        raise MissingInputError(f"there is no architecture {architecture}")
+    stored = check_hdf5(path, name=str(path))
+    with h5py.File(path, "r") as file:
+        if "model_config" in file.attrs:
+            raise NetworkError(f"{path} is a whole model: it has an architecture of its own")
+        suffix = ".h5" if "layer_names" in file.attrs else ".weights.h5"
+    try:
+        config = json.loads(architecture.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise NetworkError(f"{architecture}: its JSON can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise NetworkError(f"{architecture} is no Keras configuration")
+    config = without_compilation(config)
+    check_config(config, path=architecture, own=own)
+    check_promise(config, stored, path)
+    reasons = []
+    for library in (keras, keras_2()):
+        if library is None:
+            continue
+        try:
+            with quiet(), regular_name(path, suffix) as named:
+                if library is keras and not str(config.get("keras_version", "3")).startswith("3"):
+                    check_meanings(json.dumps(config))
+                model = library.models.model_from_json(json.dumps(config))
+                model.load_weights(str(named))
+            if library is keras:
+                return trace_keras(model, config)
+            return trace_keras_2(model, library.layers.Layer, path=str(path))
+        except KERAS_ERRORS as error:
+            reasons.append(error)
+    raise unknown_class(architecture, reasons[-1]) or NetworkError(
+        f"{path}: no weights of the model in {architecture}: {told(reasons[-1])}"
+    ) from reasons[-1]
 
 
 @contextmanager
@@ -180,7 +230,8 @@ def _no_model(path: Path, file: h5py.File) -> NetworkError:
     if "layer_names" in file.attrs or keras_3:
         return NetworkError(
             f"{path} holds weights only, not the network they belong to",
-            hint="in Keras, build the model, load_weights(...), then save('model.keras')",
+            hint="--architecture model.json (of model.to_json()) or keras:NAME says which; or, "
+            "in Keras, build the model, load_weights(...), then save('model.keras')",
         )
     return NetworkError(f"{path} is an HDF5 file, but no Keras model: it has no model_config")
 
@@ -239,6 +290,12 @@ def trace_keras_2(model: tf.Module, layer: type, *, path: str) -> FlatGraph:
     NetworkError
         If nothing says what images it takes.
     """
+    if model.inputs is None and getattr(model, "layers", None):
+        n_weights = sum(len(one.weights) for one in model.layers)
+        with suppress(*KERAS_ERRORS):  # a sequence whose first layer is a model says it there
+            model.build(model.layers[0].input_shape)
+        if sum(len(one.weights) for one in model.layers) != n_weights:  # new ones, of no file
+            raise NetworkError(f"{path}: it holds no weights of some of its layers")
     if model.inputs is None:
         raise NetworkError(
             f"{path}: the model doesn't say what shape its input has",

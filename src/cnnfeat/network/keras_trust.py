@@ -76,7 +76,7 @@ def check_archive(path: Path, own: Imported = NOTHING) -> Mapping[str, object]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_members(archive, path)
+            check_members(archive, path)
             config = json.loads(archive.read("config.json"))
             stored = 0
             if "model.weights.h5" in archive.namelist():
@@ -94,7 +94,7 @@ def check_archive(path: Path, own: Imported = NOTHING) -> Mapping[str, object]:
         raise NetworkError(f"{path}: its config.json is no Keras configuration")
     config = without_compilation(config)
     check_config(config, path=path, own=own)
-    _check_promise(config, stored, path)
+    check_promise(config, stored, path)
     return config
 
 
@@ -111,11 +111,16 @@ def without_compilation(config: T) -> T:
     return config
 
 
-def _check_promise(config: Mapping[str, object], stored: int, path: Path) -> None:
+def check_promise(config: Mapping[str, object], stored: int, path: Path) -> None:
     """Refuse a configuration whose weights would be far more than the file holds.
 
     The model is built without its weights: in a stateless scope Keras makes no arrays, and what
     it computes from shapes stays in a graph that is never run.
+
+    Raises
+    ------
+    UntrustedModelError
+        With both numbers.
     """
     copy = dict(deepcopy(config))
     try:
@@ -141,7 +146,14 @@ def _largest(config: object) -> int:
     return 0
 
 
-def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+def check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse an archive that would write outside itself, or fill the disk.
+
+    Raises
+    ------
+    UntrustedModelError
+        Naming the member.
+    """
     for info in archive.infolist():
         name = PurePosixPath(info.filename.replace("\\", "/"))
         link = stat.S_ISLNK(info.external_attr >> 16)
@@ -266,7 +278,7 @@ def check_meanings(text: str) -> None:
 @contextmanager
 def regular_name(path: Path, suffix: str) -> Iterator[Path]:
     """Give a file the ending Keras wants to see, where it has another."""
-    if path.suffix == suffix:
+    if path.name.endswith(suffix) and (suffix != ".h5" or not path.name.endswith(".weights.h5")):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="cnnfeat-") as folder:

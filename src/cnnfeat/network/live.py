@@ -76,7 +76,7 @@ def freeze(given: object, options: ReadOptions, *, values: Values) -> Frozen:
     NetworkError
         If it can't be traced.
     """
-    for name in ("signature", "weights"):
+    for name in ("signature", "weights", "architecture"):
         if getattr(options, name) is not None:
             raise UsageError(f"{name} goes with files only; a network that is open has its own")
     if isinstance(given, _SESSIONS) and not values:

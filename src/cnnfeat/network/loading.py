@@ -18,14 +18,16 @@ from cnnfeat.knobs import checked
 from cnnfeat.network.applications import load_application
 from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
-from cnnfeat.network.imports import imported
-from cnnfeat.network.keras_files import load_hdf5, load_keras
+from cnnfeat.network.imports import Imported, imported
+from cnnfeat.network.keras_files import load_hdf5, load_keras, load_weights
 from cnnfeat.network.live import Values, freeze
 from cnnfeat.network.network import AS_IT_IS, Network, Origin
 from cnnfeat.network.runtime import eagerly
 from cnnfeat.network.savedmodel import load_saved_model
 from cnnfeat.network.telling import told
 from cnnfeat.network.tf1 import checkpoint_prefix, load_checkpoint, load_graph_def
+from cnnfeat.network.tfjs import as_hdf5
+from cnnfeat.network.unpacking import classes_beside, unpacked
 from cnnfeat.network.weights import report_bad_weights
 from cnnfeat.options import APPLICATION, FeedValue, ReadOptions
 
@@ -43,6 +45,7 @@ def load_network(
     input_name: str | None = None,
     weights: str | None = None,
     feeds: Mapping[str, FeedValue] | None = None,
+    architecture: str | None = None,
     imports: Sequence[str] = (),
 ) -> Network:
     """Open a network: a file, or what lives in this program.
@@ -67,6 +70,8 @@ def load_network(
         The input that takes the images.
     weights : str, optional
         Of `keras:NAME`: "imagenet" (the default), "none", or a file.
+    architecture : str, optional
+        Of a file of weights alone: the JSON of its model, or `keras:NAME`.
     imports : sequence of str
         Code to run first, files or modules, that defines layers of a Keras file.
     feeds : mapping, optional
@@ -94,6 +99,7 @@ def load_network(
         input=input_name,
         feed=tuple((feeds or {}).items()),
         weights=weights,
+        architecture=architecture,
         imports=tuple(imports),
     )
     return open_network(spec, options, trust=trust, session=session, variables=variables)
@@ -167,30 +173,55 @@ def _open(spec: str, options: ReadOptions, values: Values, *, trust: bool) -> Ne
     if options.weights is not None:
         raise NetworkError("--weights goes with keras:NAME only; other models hold their own")
     path = Path(spec)
-    kind = sniff(path)
-    if options.signature is not None and kind is not Format.SAVED_MODEL:
-        raise NetworkError("--signature goes with SavedModels only; other files have none")
-    graph = _load(kind, path, options)
+    with unpacked(path) as inside:
+        kind = sniff(inside)
+        if options.signature is not None and kind is not Format.SAVED_MODEL:
+            raise NetworkError("--signature goes with SavedModels only; other files have none")
+        graph = _load(kind, inside, options)
+        classes = classes_beside(inside)
     digest = digest_of(path)
+    if options.architecture is not None:
+        digest = _with_architecture(digest, options.architecture)
     report_bad_weights(graph, path=spec)
     card = read_card(path, sha256=digest) if path.is_file() else None
-    return Network(graph, Origin(spec, digest, kind.value, card, trusted=trust, read=options))
+    return Network(graph, Origin(spec, digest, kind.value, card, trust, options, classes))
 
 
 def _load(kind: Format, path: Path, options: ReadOptions) -> FlatGraph:
     if options.imports and kind not in (Format.KERAS, Format.HDF5):
         raise NetworkError("--import goes with files of Keras; others name no classes")
-    if kind is Format.KERAS:
-        with imported(options.imports) as own:
-            return load_keras(path, own)
-    if kind is Format.SAVED_MODEL:
-        return load_saved_model(path, options)
-    if kind is Format.CHECKPOINT:
-        return load_checkpoint(path, options)
-    if kind is Format.GRAPH_DEF:
-        return load_graph_def(path, options)
+    if options.architecture is not None and kind is not Format.HDF5:
+        raise NetworkError(
+            "--architecture goes with HDF5 files of weights alone; others have their own"
+        )
+    if kind in _GRAPHS:
+        return _GRAPHS[kind](path, options)
+    if kind is Format.TFJS:
+        with as_hdf5(path) as whole:
+            return load_hdf5(whole)
     with imported(options.imports) as own:
-        return load_hdf5(path, own)
+        if options.architecture is not None:
+            return _weights(path, options.architecture, own)
+        return load_keras(path, own) if kind is Format.KERAS else load_hdf5(path, own)
+
+
+_GRAPHS = {
+    Format.SAVED_MODEL: load_saved_model,
+    Format.CHECKPOINT: load_checkpoint,
+    Format.GRAPH_DEF: load_graph_def,
+}
+
+
+def _weights(path: Path, architecture: str, own: Imported) -> FlatGraph:
+    if architecture.startswith(APPLICATION):
+        return load_application(architecture.removeprefix(APPLICATION), weights=str(path))[0]
+    return load_weights(path, Path(architecture), own)
+
+
+def _with_architecture(digest: str, architecture: str) -> str:
+    """Digest weights together with what they belong to."""
+    own = architecture if architecture.startswith(APPLICATION) else file_sha256(Path(architecture))
+    return hashlib.sha256(f"{digest} {own}".encode()).hexdigest()
 
 
 def digest_of(path: Path) -> str:

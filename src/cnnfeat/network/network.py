@@ -59,6 +59,7 @@ class Origin:
     card: ModelCard | None = None
     trusted: bool = False
     read: ReadOptions = AS_IT_IS
+    classes: tuple[str, ...] = ()  # what its outputs are of, where a file beside it says so
 
 
 class Network:
@@ -133,6 +134,11 @@ class Network:
     def card(self) -> ModelCard | None:
         """How the model was made, where it was made by `cnnfeat train`."""
         return self.origin.card
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What it tells apart, where a `labels.txt` beside it says so."""
+        return self.origin.classes
 
     @property
     def read_options(self) -> ReadOptions:

@@ -1,0 +1,122 @@
+"""Networks that lie in a folder or a zip archive with other files, as they are handed out.
+
+Teachable Machine's downloads are such: `keras_model.h5` with `labels.txt` beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cnnfeat.errors import NetworkError
+from cnnfeat.network.keras_trust import check_members
+
+_LOG = logging.getLogger("cnnfeat")
+_ENDINGS = (".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".json")
+_NO_NETWORKS = ("metadata.json", "package.json", "config.json", "saved_model.json")
+_LABELS = "labels.txt"
+_LARGEST = 1 << 20
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Give the network that lies in a folder or an archive; what is no such thing as it is.
+
+    Parameters
+    ----------
+    path : Path
+        What was named.
+
+    Raises
+    ------
+    NetworkError
+        If there are several.
+    UntrustedModelError
+        If a member of the archive lies outside it, or would fill the disk.
+    """
+    if path.is_dir():
+        yield _only(path, path)
+    elif path.is_file() and zipfile.is_zipfile(path) and _holds_a_network(path):
+        with tempfile.TemporaryDirectory(prefix="cnnfeat-") as folder:
+            with zipfile.ZipFile(path) as archive:
+                check_members(archive, path)
+                for info in archive.infolist():
+                    if not info.is_dir() and not info.filename.startswith("__MACOSX/"):
+                        target = Path(folder, *info.filename.replace("\\", "/").split("/"))
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        with archive.open(info) as member, target.open("wb") as file:
+                            shutil.copyfileobj(member, file)
+            yield _only(Path(folder), path)
+    else:
+        yield path
+
+
+def _holds_a_network(path: Path) -> bool:
+    """Whether an archive is no `.keras` file, and has a file in it that may be a network."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    foreign = any(name.endswith("data.pkl") or name.endswith(".npy") for name in names)
+    return not foreign and "config.json" not in names and any(map(_may_be, names))
+
+
+def _may_be(name: str) -> bool:
+    last = re.split(r"[\\/]", name)[-1]
+    return last.endswith(_ENDINGS) and last not in _NO_NETWORKS and not last.startswith(".")
+
+
+def _only(folder: Path, named: Path) -> Path:
+    """The one network of a folder; the folder itself where it is one, or there is none."""
+    if _is_network(folder):
+        return folder
+    inner = [item for item in sorted(folder.iterdir()) if item.is_dir() and _is_network(item)]
+    files = [item for item in sorted(folder.iterdir()) if item.is_file() and _may_be(item.name)]
+    whole = [item for item in files if item.suffix != ".json"] or files
+    found = [*inner, *whole] if not (inner and named == folder and not whole) else []
+    if not found and not inner:
+        below = [item for item in sorted(folder.iterdir()) if item.is_dir()]
+        return _only(below[0], named) if len(below) == 1 and named != folder else folder
+    if len(found) > 1:
+        listed = ", ".join(item.name for item in found)
+        raise NetworkError(
+            f"{named} holds several networks: {listed}",
+            hint=f"name one: {named / found[0].name}" if named == folder else "unpack it, name one",
+        )
+    if not found:
+        return folder
+    _LOG.info("%s: the network in it is %s", named, found[0].name)
+    return found[0]
+
+
+def _is_network(folder: Path) -> bool:
+    names = {item.name for item in folder.iterdir()}
+    own = {"saved_model.pb", "saved_model.pbtxt", "checkpoint"}
+    return bool(names & own) or any(name.endswith(".meta") for name in names)
+
+
+def classes_beside(path: Path) -> tuple[str, ...]:
+    """Names of the classes that a network tells apart, from a `labels.txt` beside its file.
+
+    Parameters
+    ----------
+    path : Path
+        The network.
+
+    Returns
+    -------
+    tuple of str
+        () where there is none. "0 cat" is "cat".
+    """
+    labels = path.parent / _LABELS
+    if not labels.is_file() or labels.stat().st_size > _LARGEST:
+        return ()
+    try:
+        lines = labels.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ()
+    return tuple(re.sub(r"^\d+[\s:]+", "", line.strip()) for line in lines if line.strip())
