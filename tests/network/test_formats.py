@@ -29,7 +29,6 @@ def onnx() -> bytes:
 
 
 FOREIGN = [
-    (b"\x1c\x00\x00\x00TFL3" + bytes(64), "a TensorFlow Lite model", "SavedModel"),
     (onnx(), "an ONNX model", "onnx2tf"),
     (b"\x08\x0a\x3a\x10" + bytes(128), "an ONNX model", "onnx2tf"),
     (b"\x08" + bytes(7) + b'{"a": 1}', "a safetensors file", "model.save"),

@@ -32,6 +32,7 @@ class Format(enum.Enum):
     CHECKPOINT = "checkpoint"
     APPLICATION = "applications"
     TFJS = "tfjs"
+    TFLITE = "tflite"
     LIVE = "live"  # no file: a model or a graph of the program that asks
 
 
@@ -46,7 +47,7 @@ _TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # before PyTorch 1.6, a 
 _TORCH_MEMBERS = (b"sys_info", b"pickle", b"tensors", b"storages")  # before 0.2, a tar archive
 _KNOWN = (
     "a .keras file, a whole-model .h5, a SavedModel folder, a frozen .pb or .pbtxt, "
-    "a TensorFlow 1 checkpoint, or keras:NAME"
+    "a TensorFlow 1 checkpoint, a .tflite file, a layers model of TensorFlow.js, or keras:NAME"
 )
 
 
@@ -94,16 +95,14 @@ def _file(path: Path) -> Format:
         head = file.read(4096)
     if not head:
         raise NetworkError(f"{path} is empty", hint=f"models are {_KNOWN}")
-    if head.startswith(_HDF5_MAGIC):
-        return Format.HDF5
+    if head.startswith(_HDF5_MAGIC) or head[4:8] == b"TFL3":  # which may have a zip at its end
+        return Format.TFLITE if head[4:8] == b"TFL3" else Format.HDF5
     if zipfile.is_zipfile(path):
         return _zip(path)
     if path.name.endswith((".index", ".meta")) or ".data-" in path.name:
         return Format.CHECKPOINT
     _refuse_foreign(path, head)
-    if _is_json(head):
-        return Format.TFJS
-    kind = _kind_of(path)
+    kind = Format.TFJS if _is_json(head) else _kind_of(path)
     if kind is not None:
         return kind
     if path.with_name(f"{path.name}.meta").is_file():
@@ -130,12 +129,6 @@ def _zip(path: Path) -> Format:
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:
-    if head[4:8] == b"TFL3":
-        raise _foreign(
-            path,
-            "a TensorFlow Lite model",
-            "use the model it was converted from: a SavedModel, .keras or frozen .pb",
-        )
     if head.startswith(_TORCH) or head[:100].rstrip(b"\0") in _TORCH_MEMBERS:
         raise _foreign(
             path, "an old PyTorch file", "convert it to ONNX and from there to a SavedModel"

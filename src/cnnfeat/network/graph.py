@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import tensorflow as tf
 
-from cnnfeat.records import TensorInfo
+from cnnfeat.records import Array, TensorInfo
 
 # Operations that weigh their inputs: what tells one layer from the next.
 WEIGHED = re.compile(r"(\w*Conv|\w*MatMul|Einsum|\w*While|PartitionedCall)")
@@ -115,6 +115,9 @@ class FlatGraph:
     owner: object = None  # keeps what holds the weights alive
     # The same for images of one (height, width), where no one graph is for all sizes.
     sized: Callable[[tuple[int, int]], FlatGraph] | None = None
+    infos: Mapping[str, TensorInfo] | None = None  # of a graph that TensorFlow can't import
+    # What runs such a graph: values of inputs, and tensors to fetch.
+    run: Callable[[Mapping[str, Array], Sequence[str]], list[Array]] | None = None
 
 
 def node_of(tensor: str) -> str:

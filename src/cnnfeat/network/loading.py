@@ -20,6 +20,7 @@ from cnnfeat.network.formats import Format, sniff
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.imports import Imported, imported
 from cnnfeat.network.keras_files import load_hdf5, load_keras, load_weights
+from cnnfeat.network.lite import load_lite
 from cnnfeat.network.live import Values, freeze
 from cnnfeat.network.network import AS_IT_IS, Network, Origin
 from cnnfeat.network.runtime import eagerly
@@ -196,6 +197,8 @@ def _load(kind: Format, path: Path, options: ReadOptions) -> FlatGraph:
         )
     if kind in _GRAPHS:
         return _GRAPHS[kind](path, options)
+    if kind is Format.TFLITE:
+        return load_lite(path)
     if kind is Format.TFJS:
         with as_hdf5(path) as whole:
             return load_hdf5(whole)

@@ -91,7 +91,7 @@ class Network:
         self._graph = graph
         self._nodes = nodes_by_name(graph.graph_def)
         self._probes: dict[object, Probe] = {}
-        infos = _infos(graph)
+        infos = _infos(graph) if graph.infos is None else dict(graph.infos)
         if graph.sized is not None:
             infos = _of_any_size(infos, _infos(graph.sized(_OTHER_SIZE)))
         dependent = descendants(graph.graph_def, [self.input.tensor])
@@ -486,6 +486,8 @@ class Network:
         return fed_tensors(dict(self.read_options.feed), self._all, named=named)
 
     def _check_trust(self, part: tf.compat.v1.GraphDef) -> None:
+        if self._graph.run is not None:
+            return  # an interpreter runs it, whose operations only compute
         check_operations(part, path=self.path, trusted=self.origin.trusted)
 
 

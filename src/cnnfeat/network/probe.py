@@ -29,7 +29,9 @@ from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
 _LOG = logging.getLogger("cnnfeat")
 _RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
 _SIZES = 4  # of images that a function is compiled for each; one for all sizes comes after them
-_RUNTIME_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
+_RUNTIME_ERRORS = (
+    tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, RuntimeError, ValueError,
+)  # fmt: skip
 _ROUNDING = 1e-2  # of the largest value: what another order of sums makes of one, and more
 _NODE = re.compile(r"[ :,]*(?:for|in|at|by)?[ ']*\{\{")  # what the graph calls the place
 _Run = Callable[[tf.Tensor], Sequence[tf.Tensor]]
@@ -182,6 +184,9 @@ class GraphProbe:
                 f"images of shape {shape} came where the network was prepared for {fixed}",
                 hint="--resize brings all images to one size",
             )
+        if self._graph.run is not None:
+            self._functions[shape] = self._interpreted
+            return self._interpreted
         spec = tf.TensorSpec((self._chunk, *shape), tf.dtypes.as_dtype(self._fit.dtype))
         try:
             # Not tf.function: its automatic control edges break the control flow of TF1 graphs.
@@ -191,6 +196,20 @@ class GraphProbe:
             raise self._misfit(error, shape) from error
         self._functions[shape] = function
         return function
+
+    def _interpreted(self, images: tf.Tensor) -> list[tf.Tensor]:
+        """Run a graph that is not TensorFlow's."""
+        wanted, run = self._wanted, self._graph.run
+        nodes = nodes_by_name(wanted.part)
+        fed = {name: feed.spread(tf.shape(images)[0]) for name, feed in wanted.feeds.items()}
+        fed[self._fit.input.tensor] = self._fit(images)
+        values = {name: value.numpy() for name, value in fed.items()}
+        names = [layer.tensor.name for layer in wanted.layers]
+        found = run(values, names) if run is not None else []
+        return [
+            self._finish(fed.get(name, tf.constant(value)), name, nodes)
+            for name, value in zip(names, found, strict=True)
+        ]
 
     def _body(self, images: tf.Tensor) -> list[tf.Tensor]:
         graph, wanted = self._graph, self._wanted

@@ -18,7 +18,7 @@ from cnnfeat.errors import NetworkError
 from cnnfeat.network.keras_trust import check_members
 
 _LOG = logging.getLogger("cnnfeat")
-_ENDINGS = (".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".json")
+_ENDINGS = (".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".json", ".tflite")
 _NO_NETWORKS = ("metadata.json", "package.json", "config.json", "saved_model.json")
 _LABELS = "labels.txt"
 _LARGEST = 1 << 20
