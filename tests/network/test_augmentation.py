@@ -38,7 +38,7 @@ def test_an_export_gives_what_the_model_gives(
     model = library.Sequential([
         library.Input((16, 16, 3)),
         library.Sequential(
-            [layers.RandomFlip("horizontal"), layers.RandomRotation(0.1, name="turn")],
+            [layers.RandomFlip("horizontal", name="mirror"), layers.RandomRotation(0.1)],
             name="augment",
         ),
         layers.RandomContrast(0.3),

@@ -85,13 +85,13 @@ def at_inference(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
 
 
 def _scopes(random: Iterable[str]) -> list[str]:
-    """Scopes that random operations lie in: of a layer's own name first, then the outer ones."""
+    """Scopes that random operations lie in: of a layer's own name first, then the inner ones."""
     found = {
         "/".join(parts[:depth])
         for parts in (name.split("/") for name in random)
         for depth in range(1, len(parts))
     }
-    return sorted(found, key=lambda scope: (_named(scope) is None, scope.count("/"), scope))
+    return sorted(found, key=lambda scope: (_named(scope) is None, -scope.count("/"), scope))
 
 
 def _named(scope: str) -> str | None:
