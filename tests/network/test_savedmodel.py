@@ -195,3 +195,24 @@ def test_a_second_input_is_fed_by_its_name_in_the_signature(images, tmp_path: Pa
     network = load_network(str(tmp_path / "two"), feeds={"more": 0.5})
     value = model({"image": images, "more": np.full((len(images), 2), 0.5)})
     agree(network, images, {"head": value})
+
+
+def test_a_layer_of_the_image_alone_needs_no_text(tmp_path: Path) -> None:
+    layers = keras.layers
+    image, text = (
+        keras.Input((8, 8, 3), name="image"),
+        keras.Input((5,), name="text", dtype="int32"),
+    )
+    seen = layers.GlobalAveragePooling2D(name="gap")(layers.Conv2D(2, 3)(image))
+    read = layers.Flatten()(layers.Embedding(20, 4)(text))
+    model = keras.Model(
+        [image, text], layers.Dense(3, name="d")(layers.Concatenate()([seen, read]))
+    )
+    model.export(str(tmp_path / "export"), verbose=False)
+    network = load_network(str(tmp_path / "export"))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    (found,) = network.probe(network.find(["gap"]), image_shape=(8, 8, 3))(pixels)
+    expected = keras.Model(image, seen)(pixels / np.float32(255))
+    assert np.allclose(found, expected, atol=1e-5)
+    with pytest.raises(NetworkError, match="text' needs a value too"):
+        network.probe(network.find(["d"]), image_shape=(8, 8, 3))
