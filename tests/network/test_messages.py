@@ -108,6 +108,15 @@ def test_traces_and_colours_of_tensorflow_and_keras_are_left_out() -> None:
     assert of_size(told(failed.value))
 
 
+def test_places_of_the_graph_are_left_out_before_and_behind_the_words() -> None:
+    behind = (
+        "Negative dimension size caused by subtracting 3 from 1 for '{{node c}} = Conv2D[T=DT]'"
+    )
+    assert told(ValueError(behind)) == "Negative dimension size caused by subtracting 3 from 1"
+    before = "{{function_node __wrapped__Add}} Incompatible shapes: [2] vs. [3] [Op:Add]"
+    assert told(ValueError(before)) == "Incompatible shapes: [2] vs. [3] [Op:Add]"
+
+
 def test_another_size_is_the_way_out_only_where_size_is_the_trouble() -> None:
     assert of_size("Incompatible shapes: [2,7,7,3] vs. [2,8,8,3]")
     assert not of_size("Using a symbolic `tf.Tensor` as a Python `bool` is not allowed")

@@ -9,7 +9,8 @@ _NOISE = (
     "File ", "Exception encountered when calling", "Arguments received by", "Original stack trace",
     "Traceback", "During handling of", "Call arguments received",
 )  # fmt: skip
-_NODE = re.compile(r"\{\{(?:function_node|node) ([^}]*)\}\}")
+_FIRST = re.compile(r"^(?:\{\{[^}]*\}\}\s*)+")  # what the graph calls the place, before the words
+_LAST = re.compile(r"[ :,]*(?:for|in|at|by)?[ ']*\{\{.*")  # the same behind them
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _RAISED = re.compile(r"(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Warning): (.+)")
 _OF_SIZE = re.compile(
@@ -28,7 +29,7 @@ def told(error: BaseException) -> str:
         Of TensorFlow or Keras.
     """
     text = _COLOUR.sub("", str(error)).strip()
-    lines = [_NODE.sub(r"\1", line).strip() for line in text.splitlines()]
+    lines = [_LAST.sub("", _FIRST.sub("", line.strip(), count=1)) for line in text.splitlines()]
     traced = any(line.startswith("in user code:") for line in lines)
     if traced:  # lines of code follow; what was raised stands at the end
         raised = [place for place, line in enumerate(lines) if _RAISED.fullmatch(line)]
