@@ -249,13 +249,14 @@ class _HeapReader:
     """Reads strings of variable length out of a file's global heap, trusting no number in it.
 
     HDF5's own reader can run for ever on a damaged heap. See "Global Heap" in the HDF5 File Format
-    Specification, version 3.0, III.E.
+    Specification, version 3.0, III.E. Each collection is read once, and neither the collections
+    nor the texts together may be larger than the file: in a sound one, no two of them share a byte.
     """
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-        self._address = -1
-        self._objects: dict[int, bytes] = {}
+        self._collections: dict[int, dict[int, bytes]] = {}  # by address
+        self._unread = self._untold = os.fstat(handle).st_size
 
     def texts(self, references: NDArray[np.void]) -> list[str]:
         """Read strings in the order of their references.
@@ -275,12 +276,14 @@ class _HeapReader:
     def _text(self, length: int, address: int, index: int) -> str:
         if length == 0:
             return ""
-        if address != self._address:
-            self._objects = dict(_objects(self._collection(address)))
-            self._address = address
-        found = self._objects.get(index)
+        if address not in self._collections:
+            self._collections[address] = dict(_objects(self._collection(address)))
+        found = self._collections[address].get(index)
         if found is None or len(found) < length:
             raise _HeapError(f"no text of {length} bytes at {address}, index {index}")
+        self._untold -= length
+        if self._untold < 0:
+            raise _HeapError("its texts together are longer than the file")
         return found[:length].rstrip(b"\0").decode("utf-8")
 
     def _collection(self, address: int) -> bytes:
@@ -288,6 +291,9 @@ class _HeapReader:
         signature, version, size = _HEAP_HEAD.unpack(head)
         if signature != b"GCOL" or version != 1 or not _HEAP_HEAD.size <= size <= _MAX_COLLECTION:
             raise _HeapError(f"no heap at byte {address}")
+        self._unread -= size
+        if self._unread < 0:
+            raise _HeapError("its heaps together are larger than the file")
         return self._read(size, address)
 
     def _read(self, size: int, address: int) -> bytes:
