@@ -36,7 +36,6 @@ from cnnfeat.options import (
     ConvOptions,
     DataOptions,
     ExtractOptions,
-    RunOptions,
     load_config,
     parse_config,
 )
@@ -47,8 +46,8 @@ CONFIG = parse_config(
     {
         "data": {"source": "digits"},
         "network": {"conv": [{"filters": 4, "kernel_size": 3}], "dense": [{"units": 16}]},
-        "train": {"epochs": 5, "learning_rate": 0.01},
-        "extract": {"layer": ["conv1", "fc1"]},
+        "train": {"epochs": 3, "learning_rate": 0.01},
+        "extract": {"layer": ["conv1", "fc1"], "limit": 120},
         "svm": {"C": 0.1},
     }
 )
@@ -127,10 +126,8 @@ def test_a_lost_feature_file_is_made_again(done):
 def test_a_changed_network_redoes_all(done):
     folder, _ = done
     network = ArchitectureOptions(conv=(ConvOptions(filters=3, kernel_size=3),), dense=())
-    changed = dataclasses.replace(CONFIG, network=network, extract=RunOptions().extract)
-    changed = dataclasses.replace(
-        changed, extract=dataclasses.replace(changed.extract, layer=("conv1",))
-    )
+    extraction = dataclasses.replace(CONFIG.extract, layer=("conv1",))
+    changed = dataclasses.replace(CONFIG, network=network, extract=extraction)
     result = run_pipeline(changed, folder=folder)
     assert reused(result) == []
     assert result.svm_layer == "conv1"

@@ -172,7 +172,9 @@ main(sys.argv[1:])
 """  # the command, but it waits for a line on stdin before its sixtieth batch
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_signal_ends_in_order_and_the_command_it_says_goes_on(
     cnnfeat, tmp_path, model, rng, number
 ):

@@ -76,6 +76,9 @@ class Texts:
                 for target in targets:
                     if isinstance(target, ast.Name):
                         self.known.setdefault(target.id, []).append(node.value)
+            match node:
+                case ast.For(target=ast.Name(id=name), iter=ast.Tuple(elts=values)):
+                    self.known.setdefault(name, []).extend(values)
             if isinstance(node, ast.FunctionDef):
                 parameters[node.name] = [item.arg for item in node.args.args]
         for node in ast.walk(tree):

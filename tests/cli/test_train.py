@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,11 +39,37 @@ def train(run) -> Callable:
     return functools.partial(run, "train", "--config", "c.toml")
 
 
-@pytest.fixture
-def npz(run, rng: np.random.Generator) -> Path:
+def two_classes() -> Path:
     """100 images of random pixels, of two classes, without splits."""
-    np.savez("x.npz", images=rng.integers(0, 256, (100, 8, 8), np.uint8), labels=np.arange(100) % 2)
+    images = np.random.default_rng(7).integers(0, 256, (100, 8, 8), np.uint8)
+    np.savez("x.npz", images=images, labels=np.arange(100) % 2)
     return Path("x.npz")
+
+
+@pytest.fixture
+def npz(run) -> Path:
+    return two_classes()
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `trained`: a card says where its pictures lay."""
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture
+def trained(train, training: Path, monkeypatch) -> Path:
+    """Where `train` was called on those images, with seed 2, and nothing since; x.npz."""
+    monkeypatch.chdir(training)
+    Path("c.toml").write_text(NETWORK, "utf-8")
+    path = two_classes()
+    shutil.rmtree("artifacts", ignore_errors=True)
+    if not Path("kept").exists():
+        done = train("--data", path, "--seed", "2")
+        assert done.returncode == 0, done.stderr
+        shutil.copytree("artifacts", "kept")
+    shutil.copytree("kept", "artifacts", dirs_exist_ok=True)
+    return path
 
 
 def photos(folder: Path, sizes: dict[str, int], rng: np.random.Generator) -> Path:
@@ -116,8 +143,7 @@ def test_a_column_that_is_not_there_is_refused(train, npz):
     assert code == 2 and "(npz) doesn't say what belongs together" in err
 
 
-def test_extract_divides_as_the_training_did(train, run, npz):
-    assert train("--data", npz, "--seed", "2").returncode == 0
+def test_extract_divides_as_the_training_did(run, trained):
     code, _out, err = run("extract", "--layer", "fc1")
     assert code == 0 and "warning" not in err
     held = hold_out(np.arange(100) % 2, 0.2, seed=2)
@@ -148,8 +174,7 @@ def test_extract_by_name_of_what_was_trained_on_divides_it_too(train, run, rng):
         assert len(patients) == len(test_groups)
 
 
-def test_what_the_network_has_seen_of_other_pictures_is_not_known(train, run, npz, rng):
-    assert train("--data", npz).returncode == 0
+def test_what_the_network_has_seen_of_other_pictures_is_not_known(run, trained, rng):
     photos(Path("others"), {"a": 3, "b": 3}, rng)
     code, _, err = run("extract", "--layer", "fc1", "--data", "others")
     assert code == 0
@@ -158,10 +183,9 @@ def test_what_the_network_has_seen_of_other_pictures_is_not_known(train, run, np
         assert file.splits == ("all",) and file.parts("all") is None
 
 
-def test_a_source_that_has_changed_is_not_divided(train, run, npz):
-    assert train("--data", npz).returncode == 0
-    with np.load(npz) as plain:
-        np.savez(npz, images=plain["images"][:-1], labels=plain["labels"][:-1])
+def test_a_source_that_has_changed_is_not_divided(run, trained):
+    with np.load(trained) as plain:
+        np.savez(trained, images=plain["images"][:-1], labels=plain["labels"][:-1])
     code, _, err = run("extract", "--layer", "fc1")
     assert code == 0
     assert "isn't known: it has changed since the network was trained on it" in err
@@ -169,8 +193,7 @@ def test_a_source_that_has_changed_is_not_divided(train, run, npz):
         assert file.splits == ("all",) and file.parts("all") is None
 
 
-def test_a_card_without_a_division_works_and_it_is_said(train, run, npz):
-    assert train("--data", npz).returncode == 0
+def test_a_card_without_a_division_works_and_it_is_said(run, trained):
     path = Path("artifacts/model.json")
     card = json.loads(path.read_text("utf-8"))
     del card["division"]
@@ -182,15 +205,14 @@ def test_a_card_without_a_division_works_and_it_is_said(train, run, npz):
         assert file.splits == ("all",) and file.parts("all") is None
 
 
-def test_pictures_behind_divided_rows_are_their_own(train, run, npz):
+def test_pictures_behind_divided_rows_are_their_own(run, trained):
     """What the report and the plots look up again is the divided source."""
     from cnnfeat.data import open_data
     from cnnfeat.origin import recorded_data
     from cnnfeat.pictures import Pictures
 
-    assert train("--data", npz).returncode == 0
     assert run("extract", "--layer", "fc1").returncode == 0
-    with np.load(npz) as plain:
+    with np.load(trained) as plain:
         images = plain["images"]
     with (
         FeatureFile(Path("artifacts/features.h5")) as file,
@@ -202,8 +224,7 @@ def test_pictures_behind_divided_rows_are_their_own(train, run, npz):
             np.testing.assert_array_equal(found.one("test", row)[..., 0], expected)
 
 
-def test_a_resumed_extraction_needs_the_same_division(train, run, npz):
-    assert train("--data", npz).returncode == 0
+def test_a_resumed_extraction_needs_the_same_division(run, trained):
     assert run("extract", "--layer", "fc1").returncode == 0
     path = Path("artifacts/model.json")
     card = json.loads(path.read_text("utf-8"))

@@ -65,7 +65,7 @@ def images(tmp_path: Path) -> Path:
     path = tmp_path / "digits.npz"
     np.savez(
         path,
-        x_train=pixels[:1200], y_train=y[:1200], x_test=pixels[1200:], y_test=y[1200:],
+        x_train=pixels[:1000], y_train=y[:1000], x_test=pixels[1000:1100], y_test=y[1000:1100],
     )  # fmt: skip
     return path
 
@@ -130,7 +130,7 @@ def test_from_the_checkpoint_to_the_accuracy(run, checkpoint, images, tmp_path: 
         assert np.abs(stored[:20] - expected).max() <= 0.01 * expected.max()  # pixels were rounded
     code, out, err = run("svm", "--C", "0.1", "--json")
     assert code == 0, err
-    assert json.loads(out)["layer"] == "conv2" and json.loads(out)["accuracy"] > 0.85
+    assert json.loads(out)["layer"] == "conv2" and json.loads(out)["accuracy"] > 0.8
     with np.load(images) as arrays:
         pixels, label = arrays["x_test"][:30], arrays["y_test"][:30]
     Image.fromarray(pixels[0, ..., 0]).save(tmp_path / "one.png")

@@ -20,6 +20,7 @@ from cnnfeat.result import FITTED, PICKED, UNKNOWN
 from cnnfeat.svm import svm_stage
 
 SEED = 4
+GRID = (0.001, 0.1)
 
 
 class Memory:
@@ -112,7 +113,7 @@ def test_a_score_is_none_on_new_pictures_where_the_network_was_trained_on_the_so
 @pytest.mark.parametrize("layers", [(3.0,), (3.0, 2.0, 0.0)])
 def test_cross_validation_takes_rows_that_were_not_fitted_to(make_file, tmp_path, layers):
     path = divided().write(make_file, layers=layers)
-    options = SvmOptions(layer=("all",), cv=True)
+    options = SvmOptions(layer=("all",), cv=True, grid=GRID)
     result = svm_stage(path, tmp_path / "out", options=options)
     assert result.evaluation == "cross-validation"
     assert result.n_train == result.n_test == 84
@@ -128,7 +129,7 @@ def test_cross_validation_takes_rows_that_were_not_fitted_to(make_file, tmp_path
 
 def test_cross_validation_of_seen_or_unknown_rows_is_no_accuracy(make_file, tmp_path):
     memory = Memory({"train": 100}).saw("train", slice(None), Part.FITTED)
-    options = SvmOptions(cv=True)
+    options = SvmOptions(cv=True, grid=GRID)
     result = svm_stage(memory.write(make_file), tmp_path / "a", options=options)
     assert (result.caveat, result.score_name) == (FITTED, "cross-validated score")
     result = svm_stage(memory.write(make_file, known=False), tmp_path / "b", options=options)
@@ -143,7 +144,7 @@ def test_validation_rows_score_where_there_is_nothing_else(make_file, tmp_path):
     assert (result.evaluation, result.n_train, result.n_test) == ("validation rows", 180, 60)
     assert holds_chance(result)
     assert (result.caveat, result.score_name) == (PICKED, "score")
-    only = SvmOptions(cv=True)
+    only = SvmOptions(cv=True, grid=GRID)
     result = svm_stage(memory.write(make_file), tmp_path / "cv", options=only)
     assert (result.n_test, result.caveat) == (60, PICKED)
 

@@ -160,7 +160,7 @@ def test_choice_of_C_never_sees_test_rows(digits_file, make_file, pixels, tmp_pa
         {"train": y[:700], "test": (y[700:1000] + 1) % 10},
         name="broken.h5",
     )
-    config = SvmOptions(layer=("whole",), folds=3)
+    config = SvmOptions(layer=("whole",), folds=3, grid=(1e-4, 1e-3, 1e-2))
     first = svm_stage(digits_file, tmp_path / "a", options=config)
     second = svm_stage(broken, tmp_path / "b", options=config)
     assert first.to_json()["selection"] == second.to_json()["selection"]
@@ -434,6 +434,7 @@ def test_ctrl_c_says_that_nothing_was_written(digits_file, tmp_path, monkeypatch
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow  # the command, with the stage in it, is asked the same in the quick run
 def test_the_stage_never_loads_tensorflow(digits_file, tmp_path):
     code = (
         "import sys\n"
