@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from cnnfeat.network.feeding import internal_input
 from cnnfeat.network.graph import (
+    ancestors,
     consumers_of,
     descendants,
     node_of,
@@ -176,16 +177,7 @@ def _is_own(part: _Part, named: str | None) -> bool:
 
 def _type_of(nodes: Mapping[str, tf.compat.v1.NodeDef], entry: str) -> tuple[_Shape, str]:
     """Shape and type of a tensor, by importing what makes it."""
-    graph_def = tf.compat.v1.GraphDef()
-    waiting, seen = [node_of(entry)], set[str]()
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        node = graph_def.node.add()
-        node.CopyFrom(nodes[name])
-        waiting += [node_of(item) for item in node.input]
+    graph_def = tf.compat.v1.GraphDef(node=[nodes[name] for name in ancestors(nodes, [entry])])
     found = internal_input(graph_def, entry)
     return (found.shape or (), found.dtype.name) if found else ((), "float32")
 

@@ -163,6 +163,23 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
         )
 
 
+def read_json(path: Path, *, otherwise: str) -> dict[str, object]:
+    """Read a JSON file that holds one object.
+
+    Raises
+    ------
+    NetworkError
+        If it can't be read, or holds anything else: that the file is `otherwise` is said then.
+    """
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise NetworkError(f"{path}: its JSON can't be read: {error}") from error
+    if not isinstance(document, dict):
+        raise NetworkError(f"{path}{otherwise}")
+    return document
+
+
 def refuse_pointer(path: Path, head: bytes) -> None:
     """Refuse what Git LFS leaves in place of a file.
 

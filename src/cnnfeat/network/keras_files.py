@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from cnnfeat.errors import MissingInputError, NetworkError
+from cnnfeat.network.formats import read_json
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.imports import NOTHING, Imported
 from cnnfeat.network.keras_archive import as_keras_reads_it
@@ -86,12 +87,7 @@ def load_weights(path: Path, architecture: Path, own: Imported = NOTHING) -> Fla
         if "model_config" in file.attrs:
             raise NetworkError(f"{path} is a whole model: it has an architecture of its own")
         suffix = ".h5" if "layer_names" in file.attrs else ".weights.h5"
-    try:
-        config = json.loads(architecture.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise NetworkError(f"{architecture}: its JSON can't be read: {error}") from error
-    if not isinstance(config, dict):
-        raise NetworkError(f"{architecture} is no Keras configuration")
+    config = read_json(architecture, otherwise=" is no Keras configuration")
     config = without_compilation(config)
     check_config(config, path=architecture, own=own)
     check_promise(config, stored, path)

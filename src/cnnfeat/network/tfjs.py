@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
-from cnnfeat.network.formats import refuse_pointer
+from cnnfeat.network.formats import read_json, refuse_pointer
 
 _TYPES = {"float32": "<f4", "float16": "<f2", "int32": "<i4", "uint8": "u1", "bool": "?",
           "uint16": "<u2", "int8": "i1"}  # fmt: skip
@@ -38,7 +38,7 @@ def as_hdf5(path: Path) -> Iterator[Path]:
     NetworkError
         If it is no such model, or a shard is missing or too short.
     """
-    document = _document(path)
+    document = read_json(path, otherwise=": no model of TensorFlow.js")
     topology = document.get("modelTopology")
     if not isinstance(topology, Mapping):
         raise NetworkError(
@@ -56,16 +56,6 @@ def as_hdf5(path: Path) -> Iterator[Path]:
             file.attrs["keras_version"] = version
             _store(file.create_group("model_weights"), config, weights, path)
         yield whole
-
-
-def _document(path: Path) -> Mapping[str, object]:
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise NetworkError(f"{path}: its JSON can't be read: {error}") from error
-    if not isinstance(document, dict):
-        raise NetworkError(f"{path}: no model of TensorFlow.js")
-    return document
 
 
 def _weights(path: Path, manifest: object) -> dict[str, NDArray[np.generic]]:
