@@ -148,6 +148,12 @@ def _load(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def load_module() -> Callable[[str], ModuleType]:
+    """Load a module that stands beside tests: `load_module("fuzz/mutators")`."""
+    return _load
+
+
+@pytest.fixture(scope="session")
 def work() -> ModuleType:
     """A source and a probe made of NumPy alone: extraction/worker.py."""
     return _load("extraction/worker")

@@ -1,0 +1,201 @@
+"""The harness of the fuzzers: a warm process that types commands on changed files.
+
+A fuzzer is a test such as::
+
+    @pytest.mark.parametrize("n_inputs", [200, pytest.param(10_000, marks=SLOW)])
+    def test_changed_pngs_end_in_a_named_error(fuzz, mutators, n_inputs):
+        def make(random: Random, folder: Path) -> list[list[str]]:
+            (folder / "a.png").write_bytes(mutators.change_bytes(random, PNG))
+            return [["predict", "a.png", "--machine", MACHINE]]
+
+        outcomes = fuzz(make, n_inputs)
+        assert outcomes[3] and outcomes[0]
+
+with ``SLOW = [pytest.mark.slow, pytest.mark.timeout(7200)]``. `make` writes one input into an
+empty folder, which is the commands' working folder, and returns what is typed there. All that
+is drawn comes from `random`, whose seed is the input's number. What must hold of each command is
+in `Fuzz.complaint`. All inputs are tried; at the end the test fails with one finding of each
+kind, whose inputs are kept in the folder that it names. `fuzz(make, n, first=1234)` begins at
+another number, to see one again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+EXIT_CODES = {0, 2, 3, 4, 5, 6}
+DEADLINE_S = 60.0
+GROWN_MB = 2048
+_COMPLAINTS = re.compile(
+    r"Traceback \(most recent|^\S*Warning\b|: \w+Warning: |in user code:|\{\{node|HDF5-DIAG"
+    r"|^WARNING:|^\d{4}-\d\d-\d\d |^[WEF]\d{4} \d\d:",
+    re.MULTILINE,
+)
+
+
+class Ended(NamedTuple):
+    """How a command ended: by `code`, by itself (None), or not in time."""
+
+    code: int | None
+    text: str
+    grown_mb: int
+    how: str = ""
+
+
+class Worker:
+    """A process of worker.py, started when it is needed and anew after a crash."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def type(self, words: list[str], folder: Path) -> Ended:
+        """Run one command in `folder`."""
+        process = self._started()
+        process.stdin.write(json.dumps({"words": words, "folder": str(folder)}).encode() + b"\n")
+        process.stdin.flush()
+        answer = self._answer(process)
+        if answer is None:
+            return Ended(None, "", 0, f"no end in {DEADLINE_S:.0f} s")
+        if not answer:
+            code = self.stop()
+            return Ended(None, "", 0, f"the process ended with {code}")
+        return Ended(**json.loads(answer))
+
+    def stop(self) -> int:
+        """End the process; its exit code, or the signal that ended it, below 0."""
+        process, self._process = self._process, None
+        process.stdin.close()
+        try:
+            code = process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        process.stdout.close()
+        return code
+
+    def close(self) -> None:
+        """End the process if there is one."""
+        if self._process is not None:
+            self.stop()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("worker.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+            )
+        return self._process
+
+    def _answer(self, process: subprocess.Popen[bytes]) -> bytes | None:
+        """Read a line; b"" where the process is gone, None where nothing comes in time."""
+        answer = b""
+        while not answer.endswith(b"\n"):
+            if not select.select([process.stdout], [], [], DEADLINE_S)[0]:
+                process.kill()
+                self.stop()
+                return None
+            more = os.read(process.stdout.fileno(), 1 << 20)
+            if not more:
+                return b""
+            answer += more
+        return answer
+
+
+class Fuzz:
+    """Tries inputs on a worker and gathers what must not be."""
+
+    def __init__(self, worker: Worker, folder: Path) -> None:
+        self._worker = worker
+        self._folder = folder
+
+    def __call__(
+        self,
+        make: Callable[[Random, Path], list[list[str]]],
+        n_inputs: int,
+        *,
+        first: int = 0,
+    ) -> Counter[int]:
+        """Try `n_inputs`; how often each exit code came."""
+        outcomes: Counter[int] = Counter()
+        findings: dict[str, str] = {}
+        for number in range(first, first + n_inputs):
+            folder = self._folder / str(number)
+            folder.mkdir()
+            commands = make(Random(number), folder)
+            found = False
+            for words in commands:
+                ended = self._worker.type([str(word) for word in words], folder)
+                outcomes[ended.code] += 1
+                kind = self.complaint(ended, folder)
+                if kind:
+                    found = True
+                    findings.setdefault(
+                        kind, f"input {number}: {' '.join(map(str, words))}\n{ended.text[-1500:]}"
+                    )
+            if not found:
+                shutil.rmtree(folder)
+        assert not findings, f"{len(findings)} kinds, kept in {self._folder}\n" + "\n\n".join(
+            f"--- {kind}\n{text}" for kind, text in findings.items()
+        )
+        return outcomes
+
+    @staticmethod
+    def complaint(ended: Ended, folder: Path) -> str:
+        """Say what is wrong with how a command ended, in words equal for all of a kind."""
+        if ended.how:
+            return ended.how
+        if ended.code is None:
+            places = re.findall(r'File "[^"]*?/([^"/]+/[^"/]+)", line (\d+)', ended.text)
+            return f"{ended.text.strip().splitlines()[-1][:60]} at {places[-2:]}"
+        if ended.code not in EXIT_CODES:
+            return f"exit code {ended.code}"
+        complaint = _COMPLAINTS.search(ended.text)
+        if complaint:
+            line = ended.text[complaint.start() :].splitlines()[0]
+            return f"it said {re.sub(r'[0-9]+', '0', line)[:80]!r}"
+        if ended.code and "error: " not in ended.text.lower() and ended.code != 6:
+            return f"exit code {ended.code} without a word"
+        if ended.grown_mb > GROWN_MB:
+            return f"it took over {GROWN_MB} MB more"
+        hidden = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+        if hidden:
+            return "hidden files were left behind"
+        return ""
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    """One warm process for a module's inputs."""
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def fuzz(worker: Worker, tmp_path: Path) -> Fuzz:
+    """Try inputs: `fuzz(make, n_inputs)`."""
+    return Fuzz(worker, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def mutators(load_module: Callable[[str], ModuleType]) -> ModuleType:
+    """Changes to sound files: mutators.py."""
+    return load_module("fuzz/mutators")

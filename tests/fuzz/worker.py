@@ -1,0 +1,69 @@
+"""Types commands one after another in one process, and says of each how it ended.
+
+Reads a line of JSON for each command, {"words": [...], "folder": "..."}, and writes one:
+{"code": 3, "text": "error: ...", "grown_mb": 1}. The code is None where the command ended in
+an exception that is none of the product's own; the text then ends in its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import traceback
+import warnings
+
+MEMORY_BYTES = 24 << 30  # of addresses: what asks for more has believed a size in a file
+
+
+def peak_mb() -> int:
+    """The most memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def type_in(words: list[str]) -> int | None:
+    """Run one command; its exit code."""
+    from cnnfeat.cli import main
+
+    sys.argv = ["cnnfeat", *words]
+    try:
+        main(words)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    except BaseException:  # noqa: BLE001 - this is what is looked for
+        traceback.print_exc()
+        return None
+
+
+def main() -> None:
+    """Answer until there is no more to type."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    answers = os.fdopen(os.dup(1), "w")
+    said = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - for as long as the process lives
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
+    for line in sys.stdin:
+        command = json.loads(line)
+        os.chdir(command["folder"])
+        os.truncate(said.fileno(), 0)
+        os.lseek(said.fileno(), 0, os.SEEK_SET)
+        before = peak_mb()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", RuntimeWarning)
+            warnings.simplefilter("always", UserWarning)
+            code = type_in(command["words"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        said.seek(0)
+        text = said.read(1 << 20).decode("utf-8", "replace")
+        print(
+            json.dumps({"code": code, "text": text, "grown_mb": peak_mb() - before}),
+            file=answers,
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
