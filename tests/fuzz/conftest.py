@@ -160,25 +160,23 @@ class Fuzz:
     @staticmethod
     def complaint(ended: Ended, folder: Path) -> str:
         """Say what is wrong with how a command ended, in words equal for all of a kind."""
-        if ended.how:
-            return ended.how
-        if ended.code is None:
+        complaint = ended.how
+        if not complaint and ended.code is None:
             places = re.findall(r'File "[^"]*?/([^"/]+/[^"/]+)", line (\d+)', ended.text)
-            return f"{ended.text.strip().splitlines()[-1][:60]} at {places[-2:]}"
-        if ended.code not in EXIT_CODES:
-            return f"exit code {ended.code}"
-        complaint = _COMPLAINTS.search(ended.text)
-        if complaint:
-            line = ended.text[complaint.start() :].splitlines()[0]
-            return f"it said {re.sub(r'[0-9]+', '0', line)[:80]!r}"
-        if ended.code and "error: " not in ended.text.lower() and ended.code != 6:
-            return f"exit code {ended.code} without a word"
-        if ended.grown_mb > GROWN_MB:
-            return f"it took over {GROWN_MB} MB more"
-        hidden = [path.name for path in folder.iterdir() if path.name.startswith(".")]
-        if hidden:
-            return "hidden files were left behind"
-        return ""
+            complaint = f"{ended.text.strip().splitlines()[-1][:60]} at {places[-2:]}"
+        elif not complaint and ended.code not in EXIT_CODES:
+            complaint = f"exit code {ended.code}"
+        elif not complaint and ended.code in {2, 3, 4, 5} and "error: " not in ended.text.lower():
+            complaint = f"exit code {ended.code} without a word"
+        said = _COMPLAINTS.search(ended.text)
+        if said and not complaint:
+            line = ended.text[said.start() :].splitlines()[0]
+            complaint = f"it said {re.sub(r'[0-9]+', '0', line)[:80]!r}"
+        if not complaint and ended.grown_mb > GROWN_MB:
+            complaint = f"it took over {GROWN_MB} MB more"
+        if not complaint and any(path.name.startswith(".") for path in folder.iterdir()):
+            complaint = "hidden files were left behind"
+        return complaint
 
 
 @pytest.fixture(scope="module")
