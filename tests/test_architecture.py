@@ -14,7 +14,7 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 # A room may import rooms of a lower level, and itself.
 LEVELS = [
     {"errors"},
-    {"records", "progress"},
+    {"records", "progress", "documents"},
     {"files", "knobs", "parts", "brightness", "pixels"},
     {"options", "card", "result", "stages", "divided"},
     {"data", "network", "features"},

@@ -15,42 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from cnnfeat.documents import Range
 from cnnfeat.errors import ConfigError, near_names
 from cnnfeat.records import Json
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A number's allowed range, both ends included unless `above` says the lower is not."""
-
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-
-    def allows(self, value: float) -> bool:
-        """Whether `value` lies inside; NaN never does."""
-        return (
-            (self.low is None or value >= self.low)
-            and (self.above is None or value > self.above)
-            and (self.high is None or value <= self.high)
-            and value == value  # noqa: PLR0124 - NaN
-        )
-
-    def __str__(self) -> str:
-        ends = []
-        if self.low is not None:
-            ends.append(f"at least {_digits(self.low)}")
-        if self.above is not None:
-            ends.append(f"more than {_digits(self.above)}")
-        if self.high is not None:
-            ends.append(f"at most {_digits(self.high)}")
-        return " and ".join(ends)
-
-
-def _digits(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:g}"
+_ANY = Range()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +30,7 @@ class Knob:
     """What a field says of itself besides its name, type and default."""
 
     help: str = ""
-    range: Range = Range()
+    range: Range = _ANY
     flag: str = ""  # on the command line; "": made from the name, None of them where help is ""
     shown: str = ""  # what help says the default is, where that is no value
     metavar: str = ""

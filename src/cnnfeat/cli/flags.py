@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from cnnfeat import knobs
 from cnnfeat.cli.session import Settings, artifact
+from cnnfeat.documents import Range
 from cnnfeat.errors import UsageError
 from cnnfeat.options import DataOptions, ReadOptions, RunOptions, load_config
 
@@ -88,7 +89,7 @@ class Number(click.ParamType[float]):
 
     def __init__(self, low: float | None = None, high: float | None = None) -> None:
         whole = all(isinstance(end, int | None) for end in (low, high))
-        self.range = knobs.Range(low, high)
+        self.range = Range(low, high)
         self._plain: click.ParamType[int] | click.ParamType[float]
         self._plain = click.INT if whole else click.FLOAT
         self.name = self._plain.name
