@@ -6,14 +6,16 @@ Nothing is loaded: HDF5 attributes, JSON, and the small members of zip archives 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from cnnfeat.archives import Archive
 from cnnfeat.card import CARD_FORMAT, ModelCard
+from cnnfeat.documents import parse_document
 from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
 from cnnfeat.features import FeatureFile, StoredLayer
 from cnnfeat.parts import Part
@@ -22,7 +24,6 @@ from cnnfeat.result import SVM_FORMAT, SvmResult
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _MAX_JSON_BYTES = 256 << 20
-_MAX_MEMBER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,26 +105,18 @@ def _counts(parts: Parts | None) -> dict[str, Json] | None:
 
 
 def _archive(path: Path) -> Artifact:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-            if {"config.json", "metadata.json"} <= names:
-                return _network(path, _member(archive, "metadata.json"))
-            if "schema.json" in names:
-                return _svm(path, _member(archive, "schema.json"))
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise DataError(f"{path} is a damaged archive: {error}") from error
-    raise _unknown(path, f"a zip archive of {len(names)} other files")
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> Mapping[str, Json]:
-    size = archive.getinfo(name).file_size
-    if size > _MAX_MEMBER_BYTES:
-        raise ValueError(f"{name} has {size:,} bytes")
-    document = json.loads(archive.read(name))
-    if not isinstance(document, dict):
-        raise ValueError(f"{name} is no JSON object")
-    return document
+    with Archive(path) as archive:
+        names = archive.names
+        name = "metadata.json" if "config.json" in names else "schema.json"
+        if name not in names:
+            raise _unknown(path, f"a zip archive of {len(names)} other files")
+        try:
+            document = cast("dict[str, Json]", parse_document(archive.read(name), finite=False))
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{path}: its {name} can't be read: {error}") from error
+    return (_svm if name == "schema.json" else _network)(path, document)
 
 
 def _network(path: Path, metadata: Mapping[str, Json]) -> Artifact:

@@ -9,6 +9,8 @@
     │   └── MissingInputError (FileNotFoundError) 2    no model or no feature file yet
     ├── DataError          (ValueError)           3    pictures, labels, data files
     │   ├── ImageError                            3    one picture that can't be read
+    │   ├── ArchiveError                          3    a zip archive that is damaged, or none
+    │   │   └── UnsafeArchiveError                3    one that is made to do harm
     │   └── FeatureFileError                      3    a feature or SVM file, damaged or foreign
     ├── NetworkError       (ValueError)           4    a network that can't be read or used
     │   ├── MisfitError                           4    images whose shape doesn't go through it
@@ -80,6 +82,14 @@ class DataError(CnnfeatError, ValueError):
 
 class ImageError(DataError):
     """One picture that can't be read."""
+
+
+class ArchiveError(DataError):
+    """A zip archive that can't be read; what it was to be says which error it becomes."""
+
+
+class UnsafeArchiveError(ArchiveError):
+    """One that would write outside itself, or fill the memory."""
 
 
 class FeatureFileError(DataError):

@@ -159,7 +159,7 @@ def test_info_of_what_it_does_not_know(run, tmp_path):
 
     assert "it is empty" in refused(b"")
     assert "begins with b'hello" in refused(b"hello there")
-    assert "damaged archive" in refused(b"PK\x03\x04 torn")
+    assert "no whole zip archive" in refused(b"PK\x03\x04 torn")
     assert "no JSON" in refused(b'{"format": ')
     assert "format 'other'" in refused(b'{"format": "other"}')
     assert "format version 2" in refused(b'{"format": "cnnfeat-svm", "format_version": 2}')

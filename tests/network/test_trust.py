@@ -253,6 +253,43 @@ def test_an_archive_member_that_is_a_link(seed_file: Path, tmp_path: Path) -> No
         load_network(str(path))
 
 
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ((8, b"\x63\0"), r"compressed in a way \(99\) that can't be read"),
+        ((6, b"\1\0"), "is encrypted"),
+        ((14, b"\0\0\0\0"), "damaged: Bad CRC-32"),
+    ],
+    ids=["unknown-compression", "encrypted", "checksum"],
+)
+@pytest.mark.parametrize("name", ["model.keras", "packed.zip"])
+def test_an_archive_that_cannot_be_read(
+    name: str, field: tuple[int, bytes], words: str, seed_file: Path, tmp_path: Path
+) -> None:
+    path, (place, value) = tmp_path / name, field
+    with zipfile.ZipFile(path, "w") as archive:
+        if name == "packed.zip":
+            archive.write(seed_file, "model.keras")
+    data = bytearray(path.read_bytes() if name == "packed.zip" else seed_file.read_bytes())
+    listed = data.rfind(b"PK\x01\x02")
+    header = int.from_bytes(data[listed + 42 : listed + 46], "little")
+    data[header + place : header + place + len(value)] = value
+    data[listed + place + 2 : listed + place + 2 + len(value)] = value
+    path.write_bytes(data)
+    with pytest.raises(NetworkError, match=words) as refused:
+        load_network(str(path))
+    assert str(path) in str(refused.value)
+
+
+def test_a_keras_archive_without_weights(seed_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "empty.keras"
+    with zipfile.ZipFile(seed_file) as old, zipfile.ZipFile(path, "w") as new:
+        new.writestr("config.json", old.read("config.json"))
+        new.writestr("model.weights.npz", b"")
+    with pytest.raises(NetworkError, match=r"it has no model\.weights\.h5"):
+        load_network(str(path))
+
+
 def test_a_zip_bomb(seed_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "bomb.keras"
     path.write_bytes(seed_file.read_bytes())

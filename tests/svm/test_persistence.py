@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -139,8 +140,27 @@ def test_other_metadata_are_refused(tmp_path, change, words):
 
 
 def test_a_declared_bomb_is_refused(saved, monkeypatch):
-    monkeypatch.setattr("cnnfeat.svm.persistence.SIZE_LIMIT", 100)
-    _refused(saved, "unpacks to")
+    monkeypatch.setattr("cnnfeat.archives._SLACK_BYTES", 100)
+    with zipfile.ZipFile(saved, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.npy", bytes(10_000_000))
+    _refused(saved, "would unpack from")
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (2, -3), (3,)])
+def test_an_array_that_declares_what_it_does_not_hold_is_refused(saved, shape):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("1.npy", header.getvalue() + bytes(8))
+    _refused(saved, "not an skops file")
+
+
+def test_an_archive_in_the_archive_is_refused(saved):
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("1.npz", saved.read_bytes())
+    _refused(saved, "not an skops file")
 
 
 def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):

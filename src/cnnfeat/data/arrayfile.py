@@ -14,9 +14,10 @@ from cnnfeat.data.arrays import ArraySource, StackedRows, index_labels, make_spl
 from cnnfeat.data.hdf5 import Hdf5File, is_hdf5
 from cnnfeat.data.labels import first_few
 from cnnfeat.data.matfile import Mat5File, Mat73File, is_mat, open_mat
-from cnnfeat.data.npy import NPY_MAGIC, ZIP_MAGIC, NpyFile, NpzFile, StoredRows
+from cnnfeat.data.npy import ZIP_MAGIC, NpyFile, NpzFile, StoredRows
 from cnnfeat.data.source import Rows, file_states, open_regular
 from cnnfeat.errors import DataError, UsageError, near_names
+from cnnfeat.npyheader import NPY_MAGIC
 from cnnfeat.records import SPLIT_WORDS, some_of
 
 if TYPE_CHECKING:

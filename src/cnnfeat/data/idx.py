@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
+from cnnfeat.archives import DEFLATE_LIMIT
 from cnnfeat.data.arrays import ArraySource, ArraySplit, index_labels, make_split
-from cnnfeat.data.npy import DEFLATE_LIMIT, StoredRows, unpack
+from cnnfeat.data.npy import StoredRows, unpack
 from cnnfeat.data.source import FileStates, Rows, file_states, open_regular, unreadable
 from cnnfeat.errors import DataError, StorageError
 from cnnfeat.records import VALIDATION_WORDS

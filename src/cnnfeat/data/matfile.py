@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from cnnfeat.archives import DEFLATE_LIMIT
 from cnnfeat.data.arrays import is_one_picture
 from cnnfeat.data.hdf5 import Hdf5File, is_hdf5
-from cnnfeat.data.npy import DEFLATE_LIMIT
 from cnnfeat.data.source import Rows, open_regular
 from cnnfeat.errors import DataError
 

@@ -12,31 +12,26 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import struct
 import tempfile
 import weakref
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from cnnfeat.data.source import Rows, open_regular, unreadable
+from cnnfeat.archives import DEFLATE_LIMIT, Archive
+from cnnfeat.data.source import Rows, open_regular
 from cnnfeat.errors import DataError, StorageError
+from cnnfeat.npyheader import NpyHeader, read_npy_header
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array
 
 IN_MEMORY_BYTES = 256 * 2**20  # what is unpacked and larger goes to a temporary file
 _CHUNK_BYTES = 2**20
-NPY_MAGIC = b"\x93NUMPY"
+_ENDING = ".npy"
 ZIP_MAGIC = b"PK\x03\x04"
-_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of name and extra field come last
-DEFLATE_LIMIT = 1032  # DEFLATE can't pack better than this
-_BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError)
 
 
 class StoredRows:
@@ -159,21 +154,6 @@ def _write(file: BinaryIO, chunk: bytes) -> None:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class NpyHeader:
-    """What an `.npy` stream declares, and where its numbers begin."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-    fortran_order: bool
-    length: int
-
-    @property
-    def data_bytes(self) -> int:
-        """Bytes that must follow the header."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 class NpyFile:
     """An `.npy` file: one array, which has no name."""
 
@@ -182,14 +162,15 @@ class NpyFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         with open_regular(path) as file:
-            self._header = _read_header(file, str(path))
-            _check_size(self._header, os.fstat(file.fileno()).st_size, str(path))
+            size = os.fstat(file.fileno()).st_size
+            self._header = read_npy_header(file, str(path), size_bytes=size)
         self.shapes: Mapping[str, tuple[int, ...]] = {"": self._header.shape}
 
     def rows(self, name: str) -> Rows:
         """Open the array; `name` is ""."""
         if name not in self.shapes:
             raise DataError(f"{self._path}: an .npy file has one array, without a name")
+        _refuse_objects(self._header, str(self._path))
         with open_regular(self._path) as file:
             return _rows_at(file, self._header, offset=0, name=str(self._path))
 
@@ -210,21 +191,14 @@ class NpzFile:
         self._path = path
         self._file = open_regular(path)
         try:
-            self._archive = zipfile.ZipFile(self._file)
-            self._members = {
-                member.filename.removesuffix(".npy"): member
-                for member in self._archive.infolist()
-                if member.filename.endswith(".npy")
-            }
-            if not self._members:
+            self._archive = Archive(path, file=self._file, ratio=DEFLATE_LIMIT)
+            arrays = [name for name in self._archive.names if name.endswith(_ENDING)]
+            if not arrays:
                 raise DataError(
                     f"{path}: a ZIP archive without arrays, and nothing is unpacked here",
                     hint="unpack it first: unzip FILE",
                 )
-            self._headers = {name: self._header(name) for name in self._members}
-        except (*_BAD_ARCHIVE, NotImplementedError, OSError) as error:
-            self._file.close()
-            raise DataError(f"{path}: not a complete .npz archive: {error}") from error
+            self._headers = {name.removesuffix(_ENDING): self._header(name) for name in arrays}
         except DataError:
             self._file.close()
             raise
@@ -234,83 +208,35 @@ class NpzFile:
 
     def rows(self, name: str) -> Rows:
         """Open one of the arrays."""
-        member, header = self._members[name], self._headers[name]
+        member, header = f"{name}{_ENDING}", self._headers[name]
         label = f"{self._path}:/{name}"
-        if header.dtype.hasobject:
-            raise _objects(label)
-        try:
-            if member.compress_type == zipfile.ZIP_STORED:
-                return _rows_at(self._file, header, offset=self._offset(member), name=label)
-            with self._archive.open(member) as stream:
-                return _unpack(stream, header, packed_bytes=member.compress_size, name=label)
-        except StorageError:
-            raise
-        except OSError as error:
-            raise unreadable(self._path, error) from error
-        except _BAD_ARCHIVE as error:
-            raise DataError(f"{label}: damaged: {error}") from error
+        _refuse_objects(header, label)
+        start = self._archive.start(member)
+        if start is not None:
+            return _rows_at(self._file, header, offset=start, name=label)
+        packed_bytes = self._archive.packed_bytes(member)
+        with self._archive.open(member) as stream:
+            return _unpack(stream, header, packed_bytes=packed_bytes, name=label)
 
     def close(self) -> None:
         """Close the archive."""
         self._archive.close()
         self._file.close()
 
-    def _header(self, name: str) -> NpyHeader:
-        member = self._members[name]
-        label = f"{self._path}:/{name}"
+    def _header(self, member: str) -> NpyHeader:
+        label = f"{self._path}:/{member.removesuffix(_ENDING)}"
         with self._archive.open(member) as stream:
-            header = _read_header(stream, label)
-        if not header.dtype.hasobject:
-            _check_size(header, member.file_size, label)
-        return header
-
-    def _offset(self, member: zipfile.ZipInfo) -> int:
-        """Where a member's own bytes begin: after a header whose length only it states."""
-        raw = os.pread(self._file.fileno(), _LOCAL_HEADER.size, member.header_offset)
-        name_length, extra_length = _LOCAL_HEADER.unpack(raw)
-        return member.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
+            return read_npy_header(stream, label, size_bytes=self._archive.size_bytes(member))
 
 
-def _read_header(stream: IO[bytes], name: str) -> NpyHeader:
-    """Read the header at the start of an `.npy` stream.
-
-    Raises
-    ------
-    DataError
-        If it isn't one.
-    """
-    try:
-        version = np.lib.format.read_magic(cast(BinaryIO, stream))
-        if version == (1, 0):
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise DataError(f"{name}: .npy version {version}; 1.0 and 2.0 are read")
-    except DataError:
-        raise
-    except (ValueError, EOFError, SyntaxError, TypeError) as error:
-        raise DataError(f"{name}: not a complete .npy header: {error}") from error
-    return NpyHeader(shape, dtype, fortran_order, stream.tell())
-
-
-def _check_size(header: NpyHeader, actual: int, name: str) -> None:
+def _refuse_objects(header: NpyHeader, name: str) -> None:
     if header.dtype.hasobject:
-        raise _objects(name)
-    expected = header.length + header.data_bytes
-    if min(header.shape, default=0) < 0 or actual != expected:
         raise DataError(
-            f"{name}: has {actual:,} bytes; its header declares {header.shape} of {header.dtype}, "
-            f"which takes {expected:,}"
+            f"{name}: an array of Python objects, which only unpickling could read; that is "
+            "refused",
+            hint="save it again as an array of numbers, for example "
+            "np.stack(list(x)).astype('uint8'), or of text, x.astype(str)",
         )
-
-
-def _objects(name: str) -> DataError:
-    return DataError(
-        f"{name}: an array of Python objects, which only unpickling could read; that is refused",
-        hint="save it again as an array of numbers, for example np.stack(list(x)).astype('uint8'), "
-        "or of text, x.astype(str)",
-    )
 
 
 def _rows_at(file: BinaryIO, header: NpyHeader, *, offset: int, name: str) -> Rows:

@@ -6,8 +6,8 @@ import enum
 import json
 import pickletools
 import stat
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,16 @@ from google.protobuf.message import DecodeError, Message
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
-from cnnfeat.errors import MissingInputError, NetworkError
+from cnnfeat.archives import Archive, is_archive
+from cnnfeat.documents import SIZE_LIMIT as DOCUMENT_LIMIT
+from cnnfeat.documents import parse_value
+from cnnfeat.errors import (
+    ArchiveError,
+    MissingInputError,
+    NetworkError,
+    UnsafeArchiveError,
+    UntrustedModelError,
+)
 
 M = TypeVar("M", bound=Message)
 _LIMIT_BYTES = 2**31  # of a protocol buffer
@@ -95,9 +104,9 @@ def _file(path: Path) -> Format:
         head = file.read(4096)
     if not head:
         raise NetworkError(f"{path} is empty", hint=f"models are {_KNOWN}")
-    if head.startswith(_HDF5_MAGIC) or head[4:8] == b"TFL3":  # which may have a zip at its end
+    if head.startswith(_HDF5_MAGIC) or head[4:8] == b"TFL3":
         return Format.TFLITE if head[4:8] == b"TFL3" else Format.HDF5
-    if zipfile.is_zipfile(path):
+    if is_archive(path):
         return _zip(path)
     if path.name.endswith((".index", ".meta")) or ".data-" in path.name:
         return Format.CHECKPOINT
@@ -110,9 +119,29 @@ def _file(path: Path) -> Format:
     raise NetworkError(f"{path} is no model this program knows", hint=f"models are {_KNOWN}")
 
 
+@contextmanager
+def opened_archive(path: Path) -> Iterator[Archive]:
+    """Open the archive a network lies in, or is.
+
+    Raises
+    ------
+    UntrustedModelError
+        If it would write outside itself, or fill the memory.
+    NetworkError
+        If it can't be read, then or within the block.
+    """
+    try:
+        with Archive(path) as archive:
+            yield archive
+    except ArchiveError as error:
+        unsafe = isinstance(error, UnsafeArchiveError)
+        kind = UntrustedModelError if unsafe else NetworkError
+        raise kind(error.message, hint=error.hint) from error
+
+
 def _zip(path: Path) -> Format:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    with opened_archive(path) as archive:
+        names = archive.names
     if "config.json" in names:
         return Format.KERAS
     if any(name.endswith("data.pkl") for name in names) or any("/data/" in name for name in names):
@@ -172,8 +201,9 @@ def read_json(path: Path, *, otherwise: str) -> dict[str, object]:
         If it can't be read, or holds anything else: that the file is `otherwise` is said then.
     """
     try:
-        document = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        with path.open("rb") as file:
+            document = parse_value(file.read(DOCUMENT_LIMIT + 1), finite=False)
+    except ValueError as error:
         raise NetworkError(f"{path}: its JSON can't be read: {error}") from error
     if not isinstance(document, dict):
         raise NetworkError(f"{path}{otherwise}")

@@ -17,6 +17,10 @@ from pathlib import Path
 
 import h5py
 
+from cnnfeat.archives import Archive
+from cnnfeat.documents import parse_document
+from cnnfeat.network.formats import opened_archive
+
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
 _OLD = "_layer_checkpoint_dependencies"  # Keras 2.13's name of `layers`
 
@@ -32,8 +36,8 @@ def as_keras_reads_it(path: Path, config: Mapping[str, object]) -> Iterator[Path
     config : mapping
         Its configuration without what models were compiled with.
     """
-    with zipfile.ZipFile(path) as archive:
-        own = json.loads(archive.read(_CONFIG))
+    with opened_archive(path) as archive:
+        own = parse_document(archive.read(_CONFIG), finite=False)
         own.pop("compile_config", None)  # that of the whole Keras leaves out itself
         names = _names(archive)
         if own == config and not any(_is_odd(name) for name in names):
@@ -49,12 +53,11 @@ def _is_odd(name: str) -> bool:
     return "\\" in name or _OLD in name
 
 
-def _names(archive: zipfile.ZipFile) -> list[str]:
+def _names(archive: Archive) -> list[str]:
     """Names of the weights."""
     found: list[str] = []
-    if _WEIGHTS in archive.namelist():
-        with archive.open(_WEIGHTS) as stored, h5py.File(stored, "r") as file:
-            file.visititems(lambda name, item: found.append(name) if _is_data(item) else None)
+    with archive.seekable(_WEIGHTS) as stored, h5py.File(stored, "r") as file:
+        file.visititems(lambda name, item: found.append(name) if _is_data(item) else None)
     return found
 
 
@@ -92,11 +95,11 @@ def _numbered(name: str) -> tuple[str, int]:
 
 
 def _write(
-    archive: zipfile.ZipFile, copy: Path, config: Mapping[str, object], spelled: Mapping[str, str]
+    archive: Archive, copy: Path, config: Mapping[str, object], spelled: Mapping[str, str]
 ) -> None:
     weights = copy.with_name(_WEIGHTS)
     with (
-        archive.open(_WEIGHTS) as stored,
+        archive.seekable(_WEIGHTS) as stored,
         h5py.File(stored, "r") as old,
         h5py.File(weights, "w") as new,
     ):
@@ -104,7 +107,7 @@ def _write(
             new[spelling] = old[name][()]
     with zipfile.ZipFile(copy, "w") as whole:
         whole.writestr(_CONFIG, json.dumps(config))
-        if "metadata.json" in archive.namelist():
+        if "metadata.json" in archive.names:
             whole.writestr("metadata.json", archive.read("metadata.json"))
         whole.write(weights, _WEIGHTS)
     weights.unlink()

@@ -6,27 +6,26 @@ pass, and classes this process registered itself; never code, and nothing that o
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import stat
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, TypeVar
 
 import h5py
 import keras
 import tensorflow as tf
 
+from cnnfeat.documents import parse_document
 from cnnfeat.errors import NetworkError, UntrustedModelError
+from cnnfeat.network.formats import opened_archive
 from cnnfeat.network.imports import NOTHING, Imported
 
 T = TypeVar("T")
-_RATIO, _SLACK_BYTES = 50, 64 << 20
+_WEIGHTS = "model.weights.h5"
 _EXPORT = (
     "load it where it was made and export it as a SavedModel, model.export('folder'); "
     "what it runs is then checked as a graph"
@@ -70,29 +69,22 @@ def check_archive(path: Path, own: Imported = NOTHING) -> Mapping[str, object]:
     Raises
     ------
     UntrustedModelError
-        If a member lies outside the archive, is a link or a bomb, or the configuration holds code.
+        If the archive would write outside itself or fill the memory, or its configuration holds
+        code.
     NetworkError
-        If it is no Keras archive.
+        If it is no Keras archive, or damaged.
     """
+    with opened_archive(path) as archive:
+        archive.check()
+        text = archive.read("config.json")
+        if _WEIGHTS not in archive.names:
+            raise NetworkError(f"{path}: a .keras archive without weights: it has no {_WEIGHTS}")
+        with archive.seekable(_WEIGHTS) as weights:
+            stored = check_hdf5(weights, name=f"{path}: {_WEIGHTS}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            check_members(archive, path)
-            config = json.loads(archive.read("config.json"))
-            stored = 0
-            if "model.weights.h5" in archive.namelist():
-                with archive.open("model.weights.h5") as weights:
-                    stored = check_hdf5(weights, name=f"{path}: model.weights.h5")
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise NetworkError(f"{path}: a damaged .keras archive: {error}") from error
-    except KeyError as error:
-        raise NetworkError(
-            f"{path}: a zip archive, but no Keras model: it has no config.json"
-        ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        config = without_compilation(parse_document(text, finite=False))
+    except ValueError as error:
         raise NetworkError(f"{path}: its config.json can't be read: {error}") from error
-    if not isinstance(config, dict):
-        raise NetworkError(f"{path}: its config.json is no Keras configuration")
-    config = without_compilation(config)
     check_config(config, path=path, own=own)
     check_promise(config, stored, path)
     return config
@@ -144,30 +136,6 @@ def _largest(config: object) -> int:
     if isinstance(config, list):
         return max([0, *(_largest(value) for value in config)])
     return 0
-
-
-def check_members(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse an archive that would write outside itself, or fill the disk.
-
-    Raises
-    ------
-    UntrustedModelError
-        Naming the member.
-    """
-    for info in archive.infolist():
-        name = PurePosixPath(info.filename.replace("\\", "/"))
-        link = stat.S_ISLNK(info.external_attr >> 16)
-        if name.is_absolute() or ".." in name.parts or ":" in info.filename or link:
-            raise UntrustedModelError(
-                f"{path}: its member {info.filename!r} lies outside the archive",
-                hint="get the model from someone you trust",
-            )
-        if info.file_size > _SLACK_BYTES + _RATIO * info.compress_size:
-            raise UntrustedModelError(
-                f"{path}: its member {info.filename!r} would unpack from {info.compress_size:,} "
-                f"to {info.file_size:,} bytes",
-                hint="the file is damaged, or made to fill the memory",
-            )
 
 
 def check_config(config: object, *, path: Path, own: Imported = NOTHING) -> None:
@@ -253,8 +221,8 @@ def _unregistered(path: Path, layer: str, name: str) -> UntrustedModelError:
 
 def is_keras_2(path: Path) -> bool:
     """Whether a `.keras` archive says that Keras 2 wrote it."""
-    with zipfile.ZipFile(path) as archive:
-        if "metadata.json" not in archive.namelist():
+    with opened_archive(path) as archive:
+        if "metadata.json" not in archive.names:
             return False
         text = archive.read("metadata.json").decode("utf-8", "replace")
     return '"keras_version": "2' in text

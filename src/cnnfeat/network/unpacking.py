@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cnnfeat.archives import is_archive
 from cnnfeat.errors import NetworkError
-from cnnfeat.network.keras_trust import check_members
+from cnnfeat.network.formats import opened_archive
 
 _LOG = logging.getLogger("cnnfeat")
 _ENDINGS = (".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".json", ".tflite")
@@ -36,22 +35,16 @@ def unpacked(path: Path) -> Iterator[Path]:
     Raises
     ------
     NetworkError
-        If there are several.
+        If there are several, or the archive can't be read.
     UntrustedModelError
-        If a member of the archive lies outside it, or would fill the disk.
+        If a member of the archive lies outside it, or it would fill the disk.
     """
     if path.is_dir():
         yield _only(path, path)
-    elif path.is_file() and zipfile.is_zipfile(path) and _holds_a_network(path):
+    elif path.is_file() and is_archive(path) and _holds_a_network(path):
         with tempfile.TemporaryDirectory(prefix="cnnfeat-") as folder:
-            with zipfile.ZipFile(path) as archive:
-                check_members(archive, path)
-                for info in archive.infolist():
-                    if not info.is_dir() and not info.filename.startswith("__MACOSX/"):
-                        target = Path(folder, *info.filename.replace("\\", "/").split("/"))
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        with archive.open(info) as member, target.open("wb") as file:
-                            shutil.copyfileobj(member, file)
+            with opened_archive(path) as archive:
+                archive.unpack(Path(folder), wanted=lambda name: not name.startswith("__MACOSX/"))
             yield _only(Path(folder), path)
     else:
         yield path
@@ -59,8 +52,8 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def _holds_a_network(path: Path) -> bool:
     """Whether an archive is no `.keras` file, and has a file in it that may be a network."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    with opened_archive(path) as archive:
+        names = archive.names
     foreign = any(name.endswith("data.pkl") or name.endswith(".npy") for name in names)
     return not foreign and "config.json" not in names and any(map(_may_be, names))
 

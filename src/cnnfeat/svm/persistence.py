@@ -9,7 +9,6 @@ the layer, the class names, and where the features came from.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,15 @@ from sklearn.preprocessing import StandardScaler  # noqa: F401 - skops finds its
 from skops import io as skops_io
 from skops.io.exceptions import UntrustedTypesFoundException
 
-from cnnfeat.errors import FeatureFileError, MissingInputError
+from cnnfeat.archives import Archive, is_archive
+from cnnfeat.errors import DataError, FeatureFileError, MissingInputError
 from cnnfeat.files import replacing
+from cnnfeat.npyheader import read_npy_header
 from cnnfeat.records import Json
 from cnnfeat.result import SVM_FORMAT, SVM_VERSION
 from cnnfeat.svm.calibration import Calibration
 
-SIZE_LIMIT = 32 * 2**30  # bytes an .skops may unpack to
-
+_SCHEMA = "schema.json"
 _HINT = "make it again with cnnfeat svm --overwrite"
 
 
@@ -89,7 +89,7 @@ def load_svm(path: Path) -> SavedSVM:
         ) from error
     except (
         KeyError, ValueError, TypeError, AttributeError, ImportError, IndexError, EOFError,
-        OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
+        OSError, RuntimeError, NotImplementedError,
     ) as error:  # fmt: skip
         raise FeatureFileError(f"{path}: damaged: {error}", hint=_HINT) from error
     metadata = getattr(pipeline, "cnnfeat_", None)
@@ -109,8 +109,8 @@ def load_svm(path: Path) -> SavedSVM:
 
 
 def _check_container(path: Path) -> None:
-    """Make sure it is a zip archive of the form skops writes, of a bearable size."""
-    if not zipfile.is_zipfile(path):
+    """Make sure it is a zip archive as skops writes it: arrays, and what they are."""
+    if not is_archive(path):
         with path.open("rb") as file:
             start = file.read(2)
         kind = "a pickle" if start[:1] == b"\x80" else "not an skops file"
@@ -119,15 +119,17 @@ def _check_container(path: Path) -> None:
             hint=_HINT,
         )
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(item.file_size for item in archive.infolist())
-            schema = json.loads(archive.read("schema.json"))
-    except (KeyError, ValueError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        with Archive(path) as archive:
+            schema = json.loads(archive.read(_SCHEMA))
+            archive.check()
+            for name in archive.names - {_SCHEMA}:
+                with archive.open(name) as stream:
+                    size = archive.size_bytes(name)
+                    read_npy_header(stream, f"{path}:/{name}", size_bytes=size)
+    except DataError as error:
+        raise FeatureFileError(f"not an skops file: {error}", hint=_HINT) from error
+    except ValueError as error:
         raise FeatureFileError(f"{path}: not an skops file: {error}", hint=_HINT) from error
-    if size > SIZE_LIMIT:
-        raise FeatureFileError(
-            f"{path} unpacks to {size:,} bytes; at most {SIZE_LIMIT:,} are read", hint=_HINT
-        )
     if not isinstance(schema, dict):
         raise FeatureFileError(f"{path}: not an skops file: its schema is no record", hint=_HINT)
 
