@@ -11,6 +11,7 @@ import pytest
 from cnnfeat.card import ModelCard, read_card, write_card
 from cnnfeat.errors import NetworkError
 
+EPOCH = {"epoch": 1, "loss": 0.5, "accuracy": 0.25, "val_loss": 2.5, "val_accuracy": 0.5}
 CARD = ModelCard(
     cnnfeat="1",
     tensorflow="2",
@@ -20,7 +21,7 @@ CARD = ModelCard(
     source={"name": "digits"},
     classes=("a", "b"),
     image_shape=(8, 8, 1),
-    history=({"epoch": 1, "loss": 0.5},),
+    history=(EPOCH,),
     best_epoch=1,
     validation_accuracy=0.5,
     test_accuracy=None,
@@ -37,7 +38,7 @@ def test_a_card_comes_back_as_it_was(tmp_path: Path):
     card = read_card(tmp_path / "model.keras", sha256="ab")
     assert card is not None
     assert card.classes == ("a", "b")
-    assert card.history == ({"epoch": 1, "loss": 0.5},)
+    assert card.history == (EPOCH,)
     assert card.test_accuracy is None
 
 
@@ -65,9 +66,32 @@ def test_json_that_is_no_card_is_none(tmp_path: Path):
     ("change", "message"),
     [
         ({"format_version": 2}, "has format version 2; this version of cnnfeat reads 1"),
-        ({"classes": "ab"}, "classes must be a list, not 'ab'"),
+        ({"classes": "ab"}, "damaged: classes must be a list, not 'ab'"),
+        ({"classes": ["a", 1]}, r"classes\[1\] must be text \(at most 4,096 characters\), not 1"),
+        ({"classes": ["a" * 5_000]}, r"classes\[0\] must be text \(at most 4,096 characters\)"),
         ({"history": None}, "history must be a list"),
+        ({"history": [{**EPOCH, "loss": "nan"}]}, r"history\[0\].loss must be a number, not 'nan'"),
+        ({"history": [{"epoch": 1}]}, r"history\[0\] lacks loss, accuracy, val_loss, val_accuracy"),
+        ({"validation_accuracy": 1.5}, "validation_accuracy must be a number .*, not 1.5"),
+        ({"test_accuracy": "x" * 10_000}, "test_accuracy must be a number .* or null, not 'xxx"),
+        ({"n_train": -1}, r"n_train must be a whole number \(at least 0\), not -1"),
+        ({"n_test": True}, r"n_test must be a whole number \(at least 0\), not True"),
+        ({"n_test": 1.5}, r"n_test must be a whole number \(at least 0\), not 1.5"),
+        ({"image_shape": [8, 8]}, "image_shape must have 3 items, not 2"),
+        (
+            {"image_shape": [8, 8, 0]},
+            r"image_shape\[2\] must be a whole number \(at least 1\), not 0",
+        ),
+        ({"source": {"name": ["x"]}}, r"source\['name'\] must be text"),
+        ({"config": {"data": []}}, r"config\['data'\] must be a record, not \[\]"),
+        ({"division": {"seed": -1}}, "division.seed must be a whole number"),
+        ({"pixels": {"mean": 0.5}}, "pixels lacks spread, colour, histogram"),
+        (
+            {"pixels": {"mean": 0.5, "spread": 0.1, "colour": 0, "histogram": [1]}},
+            r"pixels.histogram must be a list \(16 items\), not \[1\]",
+        ),
     ],
+    ids=range(19),
 )
 def test_a_card_that_cannot_be_is_refused(tmp_path: Path, change: dict, message: str):
     write_card(CARD, tmp_path / "model.json")
@@ -78,9 +102,10 @@ def test_a_card_that_cannot_be_is_refused(tmp_path: Path, change: dict, message:
 
 
 def test_a_damaged_card_is_named(tmp_path: Path):
-    (tmp_path / "model.json").write_text("{", "utf-8")
-    with pytest.raises(NetworkError, match=r"model\.json can't be read"):
-        read_card(tmp_path / "model.keras")
+    for text in ("{", "[" * 100_000, '{"n_train": NaN}', '{"cnnfeat": "\\ud800"}'):
+        (tmp_path / "model.json").write_text(text, "utf-8")
+        with pytest.raises(NetworkError, match=r"model\.json can't be read: "):
+            read_card(tmp_path / "model.keras")
     (tmp_path / "model.json").write_text(
         '{"format": "cnnfeat-model", "format_version": 1}', "utf-8"
     )

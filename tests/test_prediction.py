@@ -393,7 +393,7 @@ def carded(run, tmp_path) -> Path:
         cnnfeat="1", tensorflow="2", keras="3", created="", config={}, classes=(), history=(),
         source={"name": "others"}, image_shape=(8, 8, 1), best_epoch=1, validation_accuracy=1.0,
         test_accuracy=None, n_train=1, n_validation=1, n_test=0, elapsed_s=1.0,
-        model_sha256=file_sha256(tmp_path / "model.keras"), pixels=pixels.to_json(),
+        model_sha256=file_sha256(tmp_path / "model.keras"), pixels=pixels,
     )  # fmt: skip
     write_card(card, tmp_path / "model.json")
     return tmp_path

@@ -7,13 +7,14 @@ photographs of the night are none of those of the day.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import cast
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.documents import Items, Range, Share
 from cnnfeat.records import Array, ImageTarget, Json, Source
 
 _BINS = 16
@@ -28,26 +29,14 @@ _PLACES, _AT_A_PLACE = 8, 8  # of a split, where images are looked at, and how m
 class Brightness:
     """Of all pixels of some images; 0 is black, 1 white."""
 
-    mean: float
-    spread: float  # standard deviation
-    colour: float  # standard deviation of red less green and blue less green, as one distance
-    histogram: tuple[float, ...]  # shares of the pixels, from black to white
+    mean: Annotated[float, Range(-_ROUNDING, 1 + _ROUNDING)]
+    spread: Annotated[float, Range(0)]  # standard deviation
+    colour: Annotated[float, Range(0)]  # that of red less green and blue less green, as one
+    histogram: Annotated[tuple[Share, ...], Items(_BINS)]  # of the pixels, from black to white
 
     def to_json(self) -> dict[str, Json]:
         """Make a card's record of it."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
-
-    @classmethod
-    def from_json(cls, record: object) -> Brightness | None:
-        """Take up a card's record; None where it is none that can be used."""
-        if not isinstance(record, Mapping):
-            return None
-        try:
-            shares = tuple(float(share) for share in cast("Iterable[float]", record["histogram"]))
-            mean, spread, colour = (float(record[name]) for name in ("mean", "spread", "colour"))
-        except (KeyError, TypeError, ValueError):
-            return None
-        return cls(mean, spread, colour, shares) if len(shares) == _BINS else None
 
     def is_opposite_of(self, other: Brightness) -> bool:
         """Whether these images are dark on light where the others are light on dark, or vice versa.
@@ -134,20 +123,20 @@ def some_images(source: Source, split: str, target: ImageTarget) -> Iterator[Arr
             yield batch.images
 
 
-def opposites_warning(blocks: Iterable[Array], known: object, *, inverted: bool) -> str:
+def opposites_warning(blocks: Iterable[Array], known: Brightness | None, *, inverted: bool) -> str:
     """Say that images are the opposite of what a network was trained on; "" where they are not.
 
     Parameters
     ----------
     blocks : iterable of ndarray of shape (n_samples, height, width, channels)
         Images as the network gets them, but for their own number of channels.
-    known : object
-        What the network's card has of its training pixels.
+    known : Brightness, optional
+        Of the network's training pixels, as its card has it.
     inverted : bool
         Whether they were inverted for it.
     """
-    trained, given = Brightness.from_json(known), measure(blocks)
-    if trained is None or given is None or not given.is_opposite_of(trained):
+    given = None if known is None else measure(blocks)
+    if known is None or given is None or not given.is_opposite_of(known):
         return ""
     own, others = ("light", "dark") if given.mean > 0.5 else ("dark", "light")
     way_on = (

@@ -3,46 +3,60 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NotRequired, TypedDict
 
+from cnnfeat.brightness import Brightness
+from cnnfeat.documents import Count, Duration, Length, Name, Share, read_document, take_up
 from cnnfeat.errors import NetworkError
 from cnnfeat.files import write_json
+from cnnfeat.parts import KeptDivision
 from cnnfeat.records import Json
 
 CARD_FORMAT = "cnnfeat-model"
 CARD_VERSION = 1
+_WAY_ON = "delete it to go on"
+
+
+class Epoch(TypedDict):
+    """How one epoch went."""
+
+    epoch: Length  # counted from 1
+    loss: float
+    accuracy: Share
+    val_loss: float
+    val_accuracy: Share
+    learning_rate: NotRequired[float]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """What `model.json` says. Accuracies are fractions, 0 to 1."""
 
-    cnnfeat: str  # versions
-    tensorflow: str
-    keras: str
-    created: str  # UTC, ISO 8601
-    config: Mapping[str, Json]  # {"data": ..., "network": ..., "train": ...}
-    source: Mapping[str, Json]  # name, kind, fingerprint, fingerprint_method
-    classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # (height, width, channels)
-    history: tuple[Mapping[str, float], ...]  # one record an epoch
-    best_epoch: int  # counted from 1
-    validation_accuracy: float
-    test_accuracy: float | None
-    n_train: int
-    n_validation: int
-    n_test: int
-    elapsed_s: float
-    model_sha256: str
+    cnnfeat: Name  # versions
+    tensorflow: Name
+    keras: Name
+    created: Name  # UTC, ISO 8601
+    config: Mapping[str, Mapping[str, Json]]  # {"data": ..., "network": ..., "train": ...}
+    source: Mapping[str, Name]  # name, kind, fingerprint, fingerprint_method
+    classes: tuple[Name, ...]
+    image_shape: tuple[Length, Length, Length]  # (height, width, channels)
+    history: tuple[Epoch, ...]
+    best_epoch: Length  # counted from 1
+    validation_accuracy: Share
+    test_accuracy: Share | None
+    n_train: Count
+    n_validation: Count
+    n_test: Count
+    elapsed_s: Duration
+    model_sha256: Name
     # How the source was divided: a `parts.DivisionRule`, and the digest of what came of it; None
     # in cards of versions that kept nothing of it.
     division: Mapping[str, Json] | None = None
-    # Of the pixels trained on, as the network got them: a `brightness.Brightness`; None: unknown.
-    pixels: Mapping[str, Json] | None = None
+    # Of the pixels trained on, as the network got them; None: unknown.
+    pixels: Brightness | None = None
 
     @property
     def epochs(self) -> int:
@@ -52,7 +66,7 @@ class ModelCard:
     @property
     def source_name(self) -> str:
         """What it was trained on."""
-        return str(self.source.get("name"))
+        return self.source.get("name", "unknown")
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
@@ -69,6 +83,7 @@ class ModelCard:
     def to_json(self) -> dict[str, Json]:
         """Make the document."""
         fields = {name: getattr(self, name) for name in ModelCard.__slots__}
+        fields["pixels"] = None if self.pixels is None else self.pixels.to_json()
         return {"format": CARD_FORMAT, "format_version": CARD_VERSION, **fields}
 
     @classmethod
@@ -92,30 +107,13 @@ class ModelCard:
                 f"{path} has format version {document.get('format_version')!r}; "
                 f"this version of cnnfeat reads {CARD_VERSION}"
             )
-        missing = [
-            name
-            for name in ModelCard.__slots__
-            if name not in document and name not in ("division", "pixels")
-        ]
-        if missing:
-            raise NetworkError(f"{path} lacks {', '.join(missing)}", hint="delete it to go on")
-        values = {name: document.get(name) for name in ModelCard.__slots__}
-        for name, (kind, words) in _KINDS.items():
-            if not isinstance(values[name], kind):
-                raise NetworkError(f"{path}: {name} must be {words}, not {values[name]!r}")
-            if kind is list:
-                values[name] = tuple(cast("list[object]", values[name]))
-        return cls(**values)  # type: ignore[arg-type]
-
-
-_NUMBER, _RECORD, _LIST = (int | float, "a number"), (dict, "a record"), (list, "a list")
-_KINDS = {
-    **dict.fromkeys(("config", "source"), _RECORD),
-    **dict.fromkeys(("classes", "image_shape", "history"), _LIST),
-    **dict.fromkeys(("best_epoch", "validation_accuracy", "elapsed_s"), _NUMBER),
-    **dict.fromkeys(("n_train", "n_validation", "n_test"), _NUMBER),
-    **dict.fromkeys(("division", "pixels"), (dict | None, "a record or null")),
-}
+        try:
+            card = take_up(cls, document)
+            if card.division is not None:
+                take_up(KeptDivision, card.division, at="division")
+        except ValueError as error:
+            raise NetworkError(f"{path}: damaged: {error}", hint=_WAY_ON) from error
+        return card
 
 
 def card_path(model: Path) -> Path:
@@ -147,10 +145,10 @@ def read_card(model: Path, *, sha256: str | None = None) -> ModelCard | None:
     if not path.is_file():
         return None
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = read_document(path)
     except (OSError, ValueError) as error:
-        raise NetworkError(f"{path} can't be read: {error}", hint="delete it to go on") from error
-    if not isinstance(document, dict) or document.get("format") != CARD_FORMAT:
+        raise NetworkError(f"{path} can't be read: {error}", hint=_WAY_ON) from error
+    if document.get("format") != CARD_FORMAT:
         return None
     of_another = sha256 is not None and document.get("model_sha256") != sha256
     if of_another and document.get("format_version") == CARD_VERSION:

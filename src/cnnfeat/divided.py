@@ -366,7 +366,7 @@ def redivide(source: Source, division: Mapping[str, object]) -> PickedSource | N
     """
     try:
         divided = divide_source(source, DivisionRule.from_json(division))
-    except (DataError, KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         _log.debug("%s can't be divided as before: %s", source.name, error)
         return None
     return divided if (divided.division or {}).get(DIGEST) == division.get(DIGEST) else None

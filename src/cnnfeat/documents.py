@@ -80,6 +80,20 @@ class Longest:
         return f"at most {self.length:,} characters"
 
 
+@dataclass(frozen=True, slots=True)
+class Items:
+    """How many items a list has."""
+
+    n: int
+
+    def allows(self, value: Sequence[object]) -> bool:
+        """Whether `value` has so many."""
+        return len(value) == self.n
+
+    def __str__(self) -> str:
+        return f"{self.n:,} items"
+
+
 Share = Annotated[float, Range(0, 1)]
 Count = Annotated[int, Range(0)]
 Length = Annotated[int, Range(1)]  # of an axis
@@ -184,8 +198,8 @@ def take_up(kind: type[T], document: Mapping[str, object], *, at: str = "") -> T
     ----------
     kind : type
         A dataclass or a `TypedDict`, of texts, numbers, truth values, `Literal`, `Annotated` with
-        a `Range` or `Longest`, tuples, mappings by text, unions, and records of such. Fields that
-        have a default need not be there; keys that are no fields are left alone.
+        a `Range`, `Longest` or `Items`, tuples, mappings by text, unions, and records of such.
+        Fields that have a default need not be there; keys that are no fields are left alone.
     document : mapping
         What JSON holds.
     at : str
@@ -216,9 +230,10 @@ def _fields_of(kind: Hashable) -> tuple[dict[str, object], frozenset[str]]:
     # `Json` is whatever a document holds: checked by having been parsed.
     hints = typing.get_type_hints(kind, localns={"Json": object}, include_extras=True)
     if not is_dataclass(kind):
-        optional = {name for name, hint in hints.items() if _is_optional(hint)}
+        total = getattr(kind, "__total__", True)
+        optional = {name for name, hint in hints.items() if not total or _is_optional(hint)}
         plain = {
-            name: typing.get_args(hint)[0] if name in optional else hint
+            name: typing.get_args(hint)[0] if _is_optional(hint) else hint
             for name, hint in hints.items()
         }
         return plain, frozenset(hints.keys() - optional)

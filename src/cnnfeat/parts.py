@@ -12,10 +12,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.documents import Count, Name, Share, take_up
 from cnnfeat.errors import DataError
 from cnnfeat.records import Json, Labels, class_name
 
@@ -35,11 +37,11 @@ class DivisionRule:
     A fraction is None where the source has such a split of its own.
     """
 
-    test_fraction: float | None  # of all rows
-    validation: float | None  # of the rows that are left to train on
-    seed: int
-    group_by: str | None = None  # rows of one group stay on one side
-    min_per_class: int = 1  # classes of fewer rows were left out
+    test_fraction: Share | None  # of all rows
+    validation: Share | None  # of the rows that are left to train on
+    seed: Count
+    group_by: Name | None = None  # rows of one group stay on one side
+    min_per_class: Count = 1  # classes of fewer rows were left out
 
     def to_json(self) -> dict[str, Json]:
         """Make the card's record of it."""
@@ -51,21 +53,21 @@ class DivisionRule:
 
         Raises
         ------
-        KeyError, TypeError, ValueError
+        ValueError
             If it is none of this version.
         """
-        group_by = record["group_by"]
-        return cls(
-            test_fraction=_fraction(record["test_fraction"]),
-            validation=_fraction(record["validation"]),
-            seed=int(str(record["seed"])),
-            group_by=None if group_by is None else str(group_by),
-            min_per_class=int(str(record["min_per_class"])),
-        )
+        return take_up(cls, record)
 
 
-def _fraction(value: object) -> float | None:
-    return None if value is None else float(str(value))
+class KeptDivision(TypedDict, total=False):
+    """What is kept of a division: its rule, of older versions a part of it, and what came of it."""
+
+    test_fraction: Share | None
+    validation: Share | None
+    seed: Count
+    group_by: Name | None
+    min_per_class: Count
+    parts_sha256: Name
 
 
 def hold_out(

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cnnfeat.card import ModelCard, file_sha256, read_card
 from cnnfeat.divided import redivide
-from cnnfeat.errors import CnnfeatError, DataError, ImageError, UsageError
+from cnnfeat.errors import (
+    CnnfeatError,
+    ConfigError,
+    DataError,
+    ImageError,
+    NetworkError,
+    UsageError,
+)
 from cnnfeat.files import check_output
 from cnnfeat.knobs import checked, from_record, result_options
 from cnnfeat.options import DataOptions, ExtractOptions, ModelOptions, RunOptions, SvmOptions
@@ -141,7 +148,7 @@ def open_images(
 
     if card is None:
         return open_data(options, progress=progress)
-    known = from_record(DataOptions, card.config.get("data"))
+    known = _data_options(card)
     if options.source is None:
         options = _trained_on(card, options, known)
     source = open_data(options, progress=progress)
@@ -150,6 +157,18 @@ def open_images(
         source.__exit__(None, None, None)
         source = open_data(again, progress=progress)
     return as_trained(source, card)
+
+
+def _data_options(card: ModelCard) -> DataOptions:
+    """How the images that a network was trained on were opened."""
+    try:
+        return from_record(DataOptions, card.config.get("data"))
+    except ConfigError as error:
+        raise NetworkError(
+            f"the network's card (trained on {card.source_name}) is damaged, or of another version "
+            f"of cnnfeat: config.data: {error}",
+            hint="delete the card, the .json file beside the network, to go on",
+        ) from error
 
 
 def _trained_on(card: ModelCard, options: DataOptions, known: DataOptions) -> DataOptions:
@@ -180,7 +199,7 @@ def _grouped_as(card: ModelCard, options: DataOptions) -> DataOptions:
     """Group rows and leave classes out as for the training, where options don't say how."""
     try:
         rule = DivisionRule.from_json(card.division or {})
-    except (KeyError, TypeError, ValueError):
+    except ValueError:
         return options
     return dataclasses.replace(
         options,

@@ -279,8 +279,8 @@ def test_pictures_of_any_size_and_colour_are_trained_on(tmp_path: Path, caplog):
         cropped = ImageOps.fit(ImageOps.invert(picture), (24, 20), Image.Resampling.BILINEAR)
         difference = batch.images[number].astype(int) - np.asarray(cropped)
         assert np.abs(difference).max() <= 1  # grey is made RGB after it is resized
-    assert card.pixels["mean"] == pytest.approx(fitted.mean())
-    assert card.pixels["spread"] == pytest.approx(fitted.std())
+    assert card.pixels.mean == pytest.approx(fitted.mean())
+    assert card.pixels.spread == pytest.approx(fitted.std())
 
 
 def test_mean_and_spread_of_the_training_pixels_are_kept(trained, digits):
@@ -289,8 +289,8 @@ def test_mean_and_spread_of_the_training_pixels_are_kept(trained, digits):
     again = redivide(digits, result.division)
     pixels = images[again.parts("train") == Part.FITTED] / 255
     kept = read_card(out).pixels
-    assert kept["mean"] == pytest.approx(pixels.mean())
-    assert kept["spread"] == pytest.approx(pixels.std())
+    assert kept.mean == pytest.approx(pixels.mean())
+    assert kept.spread == pytest.approx(pixels.std())
 
 
 def test_images_too_small_are_refused_before_training(digits, tmp_path: Path):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cnnfeat import __version__
 from cnnfeat.brightness import measure
-from cnnfeat.card import ModelCard, card_path, file_sha256, write_card
+from cnnfeat.card import Epoch, ModelCard, card_path, file_sha256, write_card
 from cnnfeat.divided import TEST, VALIDATION, divide_source, rule_for, training_split
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.files import check_output, replacing
@@ -151,7 +151,7 @@ def train(
         elapsed_s=elapsed_s,
         model_sha256=_save(network, out),
         division=source.division,
-        pixels=None if (pixels := measure([fitted.images])) is None else pixels.to_json(),
+        pixels=measure([fitted.images]),
     )
     write_card(card, card_path(out))
     return card
@@ -269,7 +269,7 @@ def _fit(
     validation: _Samples,
     config: TrainOptions,
     progress: Progress,
-) -> list[dict[str, float]]:
+) -> list[Epoch]:
     """Train, and leave the network with the weights of its best epoch."""
     keras.utils.set_random_seed(config.seed)
     steps = -(-len(samples) // config.batch_size)
@@ -332,14 +332,23 @@ class _BestWeights(keras.callbacks.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._config, self._schedule, self._steps = config, schedule, steps
-        self.history: list[dict[str, float]] = []
+        self.history: list[Epoch] = []
         self.weights: list[NDArray[np.float32]] = []
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Record the epoch; stop when patience is at an end."""
         numbers = {name: float(value) for name, value in (logs or {}).items()}
         rate = float(self._schedule(epoch * self._steps))
-        self.history.append({"epoch": epoch + 1, **numbers, "learning_rate": rate})
+        self.history.append(
+            Epoch(
+                epoch=epoch + 1,
+                loss=numbers["loss"],
+                accuracy=numbers["accuracy"],
+                val_loss=numbers["val_loss"],
+                val_accuracy=numbers["val_accuracy"],
+                learning_rate=rate,
+            )
+        )
         best = _best_epoch(self.history)
         if best == epoch:
             self.weights = self.model.get_weights()
@@ -369,7 +378,7 @@ class _Teller(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
 
-def _best_epoch(history: list[dict[str, float]]) -> int:
+def _best_epoch(history: list[Epoch]) -> int:
     """Index of the epoch with the highest validation accuracy; of equals, the lowest loss."""
     return max(
         range(len(history)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill, wrap
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import PowerNorm
 
+from cnnfeat.card import Epoch
 from cnnfeat.errors import DataError
 from cnnfeat.report.figure import AMOUNTS, drawing, short
 from cnnfeat.result import LayerScore
@@ -185,7 +186,7 @@ def plot_layers(
 
 
 def plot_training(
-    history: Sequence[Mapping[str, float]],
+    history: Sequence[Epoch],
     out: Path,
     *,
     best_epoch: int,
@@ -197,8 +198,8 @@ def plot_training(
 
     Parameters
     ----------
-    history : sequence of mapping
-        One record an epoch: epoch, loss, accuracy, val_loss, val_accuracy.
+    history : sequence of Epoch
+        As the model's card has it.
     out : Path
         A `.png` or `.svg` file, replaced where it exists.
     best_epoch : int
@@ -218,19 +219,20 @@ def plot_training(
     if not history:
         raise DataError("the model's card has no history: nothing to draw")
     epochs = [record["epoch"] for record in history]
+    shown = (
+        ("loss", [one["loss"] for one in history], [one["val_loss"] for one in history]),
+        (
+            "accuracy, %",
+            [100 * one["accuracy"] for one in history],
+            [100 * one["val_accuracy"] for one in history],
+        ),
+    )
     with drawing(out, size=(8.5, 3.8), dpi=dpi, dark=dark) as figure:
-        for axes, key, scale, label in zip(
-            figure.subplots(1, 2),
-            ("loss", "accuracy"),
-            (1, 100),
-            ("loss", "accuracy, %"),
-            strict=True,
-        ):
-            for prefix, name, colour, line in (
-                ("", "training", "C0", "o-"),
-                ("val_", "validation", "C1", "s--"),
+        for axes, (label, training, validation) in zip(figure.subplots(1, 2), shown, strict=True):
+            for values, name, colour, line in (
+                (training, "training", "C0", "o-"),
+                (validation, "validation", "C1", "s--"),
             ):
-                values = [scale * record[prefix + key] for record in history]
                 style = line if len(history) <= _MARKED_EPOCHS else line[1:]
                 axes.plot(epochs, values, style, color=colour, markersize=4, label=name)
             axes.axvline(best_epoch, color="0.5", linewidth=1, linestyle=":", label="kept")
