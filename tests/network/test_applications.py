@@ -109,8 +109,8 @@ def test_every_network_has_a_scale() -> None:
         assert applications.scale_of(name)
 
 
-def test_a_weights_file(tmp_path) -> None:
-    model = keras.applications.MobileNetV2(weights=None)
+def test_a_weights_file(tmp_path, rng: np.random.Generator, agree) -> None:
+    model = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3))
     path = tmp_path / "own.weights.h5"
     model.save_weights(path)
     network = load_network("keras:MobileNetV2", weights=str(path))
@@ -119,6 +119,10 @@ def test_a_weights_file(tmp_path) -> None:
         digest.update(f"{variable.path} {tuple(variable.shape)}\n".encode())
         digest.update(variable.numpy().tobytes())
     assert network.sha256 == digest.hexdigest()
+    apart = load_network(str(path), architecture="keras:MobileNetV2")
+    images = rng.random((2, 32, 32, 3), dtype=np.float32)
+    wanted = keras.Model(model.input, model.get_layer("out_relu").output)(images, training=False)
+    agree(apart, images, {"out_relu": wanted}, scale="raw")
 
 
 @pytest.mark.filterwarnings("ignore:Skipping")
