@@ -30,11 +30,12 @@ from cnnfeat.records import Json
         ('{"a": [1, -2.5, true, null, "é"]}', {"a": [1, -2.5, True, None, "é"]}),
         ('{"a": 1, "a": 2}', {"a": 2}),
         ('{"a": "\\ud83d\\ude00"}', {"a": "😀"}),
+        ('{"a": "\\\\u0000"}', {"a": "\\u0000"}),
         ('{"a": "[[[[" }', {"a": "[[[["}),
         ('{"a": 18446744073709551615}', {"a": 2**64 - 1}),
         ('{"a": ' + "[" * 63 + "]" * 63 + "}", None),
     ],
-    ids=["kinds", "twice", "pair", "brackets in text", "64 bits", "64 levels"],
+    ids=["kinds", "twice", "pair", "no NUL", "brackets in text", "64 bits", "64 levels"],
 )
 def test_sound_documents_are_read(text, value):
     assert parse_document(text) == (value or json.loads(text))
@@ -57,11 +58,12 @@ def test_sound_documents_are_read(text, value):
         ('{"a": 18446744073709551616}', "a whole number of 20 digits"),
         ('{"a": "\\ud800"}', "it holds half of a surrogate pair"),
         ('{"\\uDFFF": 1}', "it holds half of a surrogate pair"),
+        ('{"a": [{"b": "x\\u0000"}]}', "it holds a text with the character NUL"),
         ("[1]", "it holds a list, and should hold a record"),
         ("null", "it holds null, and should hold a record"),
         ("1.5", "it holds a number, and should hold a record"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_other_documents_are_refused(text, words):
     with pytest.raises(ValueError) as caught:

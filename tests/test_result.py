@@ -119,7 +119,14 @@ def test_a_document_without_optional_keys_is_read(tmp_path: Path):
     assert result.features == {}
 
 
-NEW = ("caveat", "note", "compared_on", "on", "measure")  # keys that older documents lack
+NEW = (
+    "caveat",
+    "note",
+    "compared_on",
+    "on",
+    "measure",
+    "calibration",
+)  # keys that older documents lack
 
 
 def _older(value: object) -> object:
@@ -169,22 +176,80 @@ def test_a_score_of_rows_apart_keeps_its_error(tmp_path: Path):
 @pytest.mark.parametrize("key", LEAST[2:])
 def test_a_missing_key_is_named(tmp_path: Path, key: str):
     damaged = {name: value for name, value in DOCUMENT.items() if name != key}
-    with pytest.raises(FeatureFileError, match=f"damaged: KeyError: '{key}'"):
+    with pytest.raises(FeatureFileError, match=f"damaged: it lacks {key}\\n"):
         SvmResult.from_json(damaged, path=tmp_path)
+
+
+def _selection(**changes: object) -> dict[str, object]:
+    return {"selection": {**DOCUMENT["selection"], **changes}}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"confusion": [[1]]}, "2 classes, but a confusion matrix of"),
-        ({"accuracy": "much"}, "expected a number, found 'much'"),
-        ({"layers": 3}, "expected a list, found 3"),
-        ({"mcnemar": [1]}, "expected a record"),
+        ({"format": "other"}, "not an SVM result: its format is 'other'"),
+        ({"format": ["x" * 1_000]}, "not an SVM result: its format is ['xxx"),
+        ({"format_version": 2}, "format version 2; this cnnfeat reads 1"),
+        ({"confusion": [[1]]}, "damaged: 2 classes, but a confusion matrix of (1, 1)"),
+        ({"confusion": [[1, 1], [2]]}, "2 classes, but a confusion matrix of (2, 1, 2)"),
+        ({"confusion": [[1, 1], 2]}, "confusion must be a list of lists, not [[1, 1], 2]"),
+        ({"confusion": [[1, 1], [2, -1]]}, "confusion must hold numbers of rows, not [2, -1]"),
+        ({"confusion": [[1, 1], [2, 0.5]]}, "confusion must hold numbers of rows, not [2, 0.5]"),
+        ({"confusion": [[1, 1], [2, "7"]]}, "confusion must hold numbers of rows, not [2, '7']"),
+        ({"confusion": [[1, 1], [2, 2**63]]}, "confusion must hold numbers of rows, not [2, 922"),
+        ({"classes": ["cat"]}, "a machine tells classes apart, and classes is ('cat',)"),
+        ({"classes": ["cat", None]}, "classes[1] must be text"),
+        ({"accuracy": "much"}, "accuracy must be a number (at least 0 and at most 1), not 'much'"),
+        ({"accuracy": 75}, "accuracy must be a number (at least 0 and at most 1), not 75"),
+        ({"accuracy_interval": [0.5]}, "accuracy_interval must have 2 items, not 1"),
+        ({"C": 0}, "C must be a number (more than 0), not 0"),
+        ({"n_train": 8.0}, "n_train must be a whole number (at least 0), not 8.0"),
+        ({"n_test": -1}, "n_test must be a whole number (at least 0), not -1"),
+        ({"layers": 3}, "layers must be a list or null, not 3"),
+        ({"layers": [SCORE, {**SCORE, "layer": 1}]}, "layers[1].layer must be text"),
+        ({"layers": [{"layer": "x"}]}, "layers[0] lacks accuracy, accuracy_interval"),
+        ({"macro": {**SCORE["macro"], "f1": None}}, "macro.f1 must be a number"),
+        ({"mcnemar": [1]}, "mcnemar must be a record or null, not [1]"),
+        ({"mcnemar": {"only_first_right": 1}}, "mcnemar lacks only_second_right, p_value"),
+        ({"per_class": DOCUMENT["per_class"][:1]}, "per_class is not of the classes, in their"),
+        ({"per_class": [{"class": "cat"}]}, "per_class[0] lacks precision, recall, f1, support"),
+        ({"features": {"path": ["x"]}}, "features['path'] must be "),
+        ({"versions": {"numpy": 2}}, "versions['numpy'] must be text"),
+        ({"class_weight": {"cat": -1}}, "class_weight['cat'] must be a number (more than 0)"),
+        ({"calibration": {"method": "sigmoid"}}, "calibration lacks n_samples, on, log_loss"),
+        (_selection(folds=0), "selection.folds must be a whole number (at least 1), not 0"),
+        (_selection(scores=[{**TRIAL, "folds": []}]), "a trial of C without a score"),
+        (_selection(scores=[{**TRIAL, "folds": [2]}]), "selection.scores[0].folds[0] must be"),
+        (_selection(chosen=None), "selection.chosen must be a record, not None"),
+        ({"kernel": "k" * 5_000}, "kernel must be text (at most 4,096 characters), not 'kkk"),
     ],
+    ids=range(35),
 )
 def test_damage_is_said(tmp_path: Path, change: dict[str, object], message: str):
-    with pytest.raises(FeatureFileError, match=message):
-        SvmResult.from_json({**DOCUMENT, **change}, path=tmp_path)
+    with pytest.raises(FeatureFileError) as caught:
+        SvmResult.from_json({**DOCUMENT, **change}, path=tmp_path / "svm.json")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'svm.json'}: ")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "it holds a list, and should hold a record"),
+        ("[" * 100_000, "it nests more than 64 levels deep"),
+        ('{"format": "cnnfeat-svm", "format_version": 1, "accuracy": NaN}', "it holds NaN"),
+        ('{"n_train": ' + "1" * 5_000 + "}", "a whole number of 5,000 digits"),
+        ('{"layer": "\\ud800"}', "half of a surrogate pair"),
+    ],
+    ids=range(6),
+)
+def test_what_is_no_document_is_refused(tmp_path: Path, text: str, message: str):
+    (tmp_path / "svm.json").write_text(text, "utf-8")
+    with pytest.raises(FeatureFileError, match=r"svm\.json: can't be read as JSON: ") as caught:
+        read_result(tmp_path / "svm.json")
+    assert message in str(caught.value)
 
 
 def test_no_file_names_the_command(tmp_path: Path):

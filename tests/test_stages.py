@@ -69,17 +69,37 @@ def test_a_stage_that_failed_before_it_wrote_is_as_it_was(done: Path):
     assert StageBook(done / "run.json").is_current("train", INPUTS)
 
 
+def book_of(*, format: str = "cnnfeat-run", format_version: int = 1, **stages: object) -> str:
+    return json.dumps({"format": format, "format_version": format_version, "stages": stages})
+
+
+SOUND = {"inputs": "ab", "outputs": {"model.keras": [5, 1]}}
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "words"),
     [
-        "{",
-        "[]",
-        '{"format": "else"}',
-        json.dumps({"format": "cnnfeat-run", "format_version": 2, "stages": {}}),
-        json.dumps({"format": "cnnfeat-run", "format_version": 1, "stages": {"train": 1}}),
+        ("{", "Expecting property name"),
+        ("[]", "it holds a list, and should hold a record"),
+        ("[" * 100_000, "it nests more than 64 levels deep"),
+        ('{"format": "else"}', "it lacks format_version, stages"),
+        (book_of(format="else"), "format must be 'cnnfeat-run', not 'else'"),
+        (book_of(format_version=2), "format_version must be a whole number (at least 1 and at "),
+        (book_of(train=1), "stages['train'] must be a record, not 1"),
+        (book_of(train={"inputs": "ab"}), "stages['train'] lacks outputs"),
+        (book_of(train={**SOUND, "inputs": 3}), "stages['train'].inputs must be text"),
+        (book_of(train={**SOUND, "outputs": []}), "outputs must be a record, not []"),
+        (
+            book_of(train={**SOUND, "outputs": {"a": ["5", 1]}}),
+            "outputs['a'][0] must be a whole number (at least 0), not '5'",
+        ),
+        (book_of(train={**SOUND, "begun": [1]}), "stages['train'].begun[0] must be text"),
+        (book_of(train={**SOUND, "begun": "ab"}), "stages['train'].begun must be a list"),
     ],
+    ids=range(13),
 )
-def test_a_file_that_is_no_record_is_refused(tmp_path: Path, text: str):
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, text: str, words: str):
     (tmp_path / "run.json").write_text(text, "utf-8")
-    with pytest.raises(UsageError, match=r"run\.json is no record of an earlier run"):
+    with pytest.raises(UsageError, match=r"run\.json is no record of an earlier run") as caught:
         StageBook(tmp_path / "run.json")
+    assert words in str(caught.value)

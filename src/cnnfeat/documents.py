@@ -28,7 +28,7 @@ _WHOLE_LIMIT = 2**64
 # A string, or the rest of the text where one doesn't end: never looked at twice.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?+)*+"?+', re.DOTALL)
 _NO_BRACKETS = re.compile(r"[^\[\]{}]+")
-_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
+_NO_CHARACTER = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
 _SHOWN = Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 60
 _SHOWN.maxlevel = 2
@@ -150,8 +150,8 @@ def parse_value(text: str | bytes, *, finite: bool = True) -> object:
         parse_float=_finite if finite else float,
         parse_constant=_constant if finite else float,
     )
-    if _SURROGATE.search(text):
-        _check_unicode(value)
+    if _NO_CHARACTER.search(text):
+        _check_texts(value)
     return value
 
 
@@ -166,11 +166,20 @@ def _check_depth(text: str) -> None:
             raise ValueError(f"it nests more than {DEPTH_LIMIT} levels deep")
 
 
-def _check_unicode(value: object) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError("it holds half of a surrogate pair, which is no character") from error
+def _check_texts(value: object) -> None:
+    """Refuse texts that can be written to no terminal, or be no name of a file."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, str):
+            if "\0" in item:
+                raise ValueError("it holds a text with the character NUL")
+            if any("\ud800" <= character <= "\udfff" for character in item):
+                raise ValueError("it holds half of a surrogate pair, which is no character")
 
 
 def _whole(digits: str) -> int:

@@ -6,21 +6,32 @@ Accuracies are fractions, 0 to 1; times are in seconds. Fields bear the names of
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.documents import (
+    Count,
+    Duration,
+    Length,
+    Name,
+    Positive,
+    Range,
+    Share,
+    read_document,
+    take_up,
+)
 from cnnfeat.errors import FeatureFileError, MissingInputError
 from cnnfeat.files import write_json
 from cnnfeat.records import Json, some_of
 
 SVM_FORMAT = "cnnfeat-svm"
 SVM_VERSION = 1
+_MOST_ROWS = 2**53  # as many as a double counts
 RULE = "smallest C within one standard error of the best"
 # What must stand beside a score on rows that the network has seen, or may have seen.
 FITTED = "the network was fitted to these rows: this is no accuracy on new pictures"
@@ -33,6 +44,10 @@ SCORED = {
     "validation rows": "validation",
     "cross-validation": "cross-validated",
 }
+
+
+Deviation = Annotated[float, Range(0)]
+Fact: TypeAlias = "bool | int | float | str | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,35 +90,35 @@ class CostSearch:
 class MacroScores:
     """Averages over the classes that occur or are predicted, each counting the same."""
 
-    precision: float
-    recall: float
-    f1: float
-    roc_auc: float | None  # of one against the rest; None: no decision values, or one class
+    precision: Share
+    recall: Share
+    f1: Share
+    roc_auc: Share | None = None  # of one against the rest; None: no decision values, or one class
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerScore:
     """How well a machine does on one layer.
 
     Of several layers, the scores are those they were compared by.
     """
 
-    layer: str
-    tensor: str | None
-    n_features: int | None
-    C: float | None
-    gamma: float | None
-    n_support: int | None  # of kernel machines
-    objective: float | None
-    newton_steps: int | None  # of linear machines
-    cv_accuracy: float | None  # None: not cross-validated
-    cv_standard_error: float | None
-    accuracy: float
-    accuracy_interval: tuple[float, float]  # 95 %
-    balanced_accuracy: float | None  # mean recall of the classes that occur
-    elapsed_s: float | None
+    layer: Name
+    tensor: Name | None = None
+    n_features: Length | None = None
+    C: Positive | None = None
+    gamma: Positive | None = None
+    n_support: Count | None = None  # of kernel machines
+    objective: float | None = None
+    newton_steps: Count | None = None  # of linear machines
+    cv_accuracy: Share | None = None  # None: not cross-validated
+    cv_standard_error: Deviation | None = None
+    accuracy: Share
+    accuracy_interval: tuple[Share, Share]  # 95 %
+    balanced_accuracy: Share | None = None  # mean recall of the classes that occur
+    elapsed_s: Duration | None = None
     macro: MacroScores | None = None  # None: written before there were any
-    compared_on: str | None = None  # which rows, in words; None: those the result is scored on
+    compared_on: Name | None = None  # which rows, in words; None: those the result is scored on
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +136,18 @@ class ClassScore:
 class McNemar:
     """Which of two machines is right more often on the same rows, and whether by chance."""
 
-    only_first_right: int  # rows only the first machine gets right
-    only_second_right: int
-    p_value: float
+    only_first_right: Count  # rows only the first machine gets right
+    only_second_right: Count
+    p_value: Share
+
+
+class Learned(TypedDict):
+    """What is to be known of probabilities."""
+
+    method: Name
+    n_samples: Count
+    on: Name  # which rows they were learned on, in words
+    log_loss: float | None  # on the scored rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +170,13 @@ class SvmResult:
     per_class: tuple[ClassScore, ...]
     confusion: NDArray[np.int64]  # (n_classes, n_classes), true classes down
     selection: CostSearch | None  # None: C was given
-    features: Mapping[str, Json]  # the feature file's path and provenance
+    features: Mapping[str, Fact]  # the feature file's path and provenance
     network_test_accuracy: float | None
     layers: tuple[LayerScore, ...]  # all that were compared, in the feature file's order
     mcnemar: McNemar | None  # of the two best layers, on the rows they were compared on
-    versions: Mapping[str, Json]
+    versions: Mapping[str, str]
     class_weight: Mapping[str, float] | None = None  # factors of C; None: 1 for each class
-    calibration: Mapping[str, Json] | None = None  # of probabilities; None: there are none
+    calibration: Learned | None = None  # of probabilities; None: there are none
 
     @property
     def accuracy(self) -> float:
@@ -220,12 +244,12 @@ class SvmResult:
         }
 
     @classmethod
-    def from_json(cls, document: object, *, path: Path) -> SvmResult:
+    def from_json(cls, document: Mapping[str, object], *, path: Path) -> SvmResult:
         """Check and take up a document.
 
         Parameters
         ----------
-        document : object
+        document : mapping
             What JSON holds.
         path : Path
             Where it stood, for messages.
@@ -235,20 +259,19 @@ class SvmResult:
         FeatureFileError
             If it is damaged, foreign or of another version.
         """
-        found = document.get("format") if isinstance(document, dict) else None
-        if not isinstance(document, dict) or found != SVM_FORMAT:
-            raise FeatureFileError(f"{path}: not an SVM result: its format is {found!r}")
+        found = document.get("format")
+        if found != SVM_FORMAT:
+            raise FeatureFileError(f"{path}: not an SVM result: its format is {found!r:.60}")
         version = document.get("format_version")
         if version != SVM_VERSION:
             raise FeatureFileError(
-                f"{path}: format version {version!r}; this cnnfeat reads {SVM_VERSION}"
+                f"{path}: format version {version!r:.60}; this cnnfeat reads {SVM_VERSION}"
             )
         try:
             return _parse(document)
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise FeatureFileError(
-                f"{path}: damaged: {type(error).__name__}: {error}",
-                hint="run cnnfeat svm --overwrite",
+                f"{path}: damaged: {error}", hint="run cnnfeat svm --overwrite"
             ) from error
 
 
@@ -268,7 +291,7 @@ def read_result(path: Path) -> SvmResult:
         If it is damaged, foreign or of another version.
     """
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = read_document(path)
     except FileNotFoundError as error:
         raise MissingInputError(f"no SVM result {path}", hint="cnnfeat svm makes it") from error
     except (OSError, ValueError) as error:
@@ -301,152 +324,150 @@ def _trial_json(trial: Trial) -> dict[str, Json]:
     }
 
 
+class _TrialWritten(TypedDict):
+    C: Positive
+    gamma: NotRequired[Positive | None]
+    standard_error: Deviation
+    folds: tuple[Share, ...]
+
+
+class _SelectionWritten(TypedDict):
+    folds: Length
+    seed: Count
+    n_samples: Count
+    on: NotRequired[Name | None]
+    measure: NotRequired[Name | None]
+    scores: tuple[_TrialWritten, ...]
+    best: _TrialWritten
+    chosen: _TrialWritten
+
+
+_ClassWritten = TypedDict(
+    "_ClassWritten",
+    {
+        "class": Name,
+        "precision": Share | None,
+        "recall": Share | None,
+        "f1": Share | None,
+        "support": Count,
+    },
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What stands in the document besides the scores of the machine that was saved."""
+
+    created: Name | None = None
+    kernel: Name
+    normalize: Name | None = None
+    pca: Length | None = None
+    classes: tuple[Name, ...]
+    n_train: Count
+    n_test: Count
+    train_split: Name | None = None
+    test_split: Name | None = None
+    evaluation: Name | None = None
+    caveat: Name | None = None
+    note: Name | None = None
+    per_class: tuple[_ClassWritten, ...] | None = None
+    confusion: Json
+    selection: _SelectionWritten | None = None
+    features: Mapping[str, Fact] | None = None
+    network_test_accuracy: Share | None = None
+    layers: tuple[LayerScore, ...] | None = None
+    mcnemar: McNemar | None = None
+    versions: Mapping[str, Name] | None = None
+    class_weight: Mapping[str, Positive] | None = None
+    calibration: Learned | None = None
+
+
 def _parse(document: Mapping[str, object]) -> SvmResult:
-    classes = tuple(str(name) for name in _list(document["classes"]))
-    confusion = np.asarray(document["confusion"], dtype=np.int64)
-    if confusion.shape != (len(classes), len(classes)):
-        raise ValueError(f"{len(classes)} classes, but a confusion matrix of {confusion.shape}")
-    best = _layer_score(document)
-    compared = tuple(_layer_score(_mapping(item)) for item in _list(document.get("layers") or []))
-    selection, mcnemar = document.get("selection"), document.get("mcnemar")
+    best, written = take_up(LayerScore, document), take_up(_Written, document)
+    if len(written.classes) < 2:
+        raise ValueError(f"a machine tells classes apart, and classes is {written.classes}")
     return SvmResult(
-        created=_text(document.get("created")),
+        created=written.created,
         best=best,
-        kernel=str(document["kernel"]),
-        normalize=_text(document.get("normalize")),
-        pca=_count(document.get("pca")),
-        classes=classes,
-        n_train=_whole(document["n_train"]),
-        n_test=_whole(document["n_test"]),
-        train_split=_text(document.get("train_split")),
-        test_split=_text(document.get("test_split")),
-        evaluation=str(document.get("evaluation") or "test split"),
-        caveat=_caveat(document),
-        note=str(document.get("note") or ""),
-        per_class=tuple(
-            _class_score(_mapping(item)) for item in _list(document.get("per_class") or [])
-        ),
-        confusion=confusion,
-        selection=None if selection is None else _selection(_mapping(selection)),
-        features=cast("Mapping[str, Json]", _mapping(document.get("features") or {})),
-        network_test_accuracy=_number(document.get("network_test_accuracy")),
-        layers=compared or (best,),
-        mcnemar=None if mcnemar is None else _mcnemar(_mapping(mcnemar)),
-        versions=cast("Mapping[str, Json]", _mapping(document.get("versions") or {})),
-        class_weight=_factors(document.get("class_weight")),
-        calibration=_record(document.get("calibration")),
+        kernel=written.kernel,
+        normalize=written.normalize,
+        pca=written.pca,
+        classes=written.classes,
+        n_train=written.n_train,
+        n_test=written.n_test,
+        train_split=written.train_split,
+        test_split=written.test_split,
+        evaluation=written.evaluation or "test split",
+        caveat=_caveat(written, said="caveat" in document),
+        note=written.note or "",
+        per_class=_class_scores(written),
+        confusion=_confusion(written.confusion, len(written.classes)),
+        selection=None if written.selection is None else _selection(written.selection),
+        features=written.features or {},
+        network_test_accuracy=written.network_test_accuracy,
+        layers=written.layers or (best,),
+        mcnemar=written.mcnemar,
+        versions=written.versions or {},
+        class_weight=written.class_weight,
+        calibration=written.calibration,
     )
 
 
-def _caveat(document: Mapping[str, object]) -> str:
+def _caveat(written: _Written, *, said: bool) -> str:
     """Read the caveat; older documents had none, whatever rows they were of."""
-    if document.get("evaluation") in ("hold-out", "cross-validation"):
-        return str(document.get("caveat", UNKNOWN))
-    return str(document.get("caveat") or "")
+    if not said and written.evaluation in ("hold-out", "cross-validation"):
+        return UNKNOWN
+    return written.caveat or ""
 
 
-def _factors(item: object) -> Mapping[str, float] | None:
-    return None if item is None else {name: _real(one) for name, one in _mapping(item).items()}
+def _confusion(rows: Json, n_classes: int) -> NDArray[np.int64]:
+    """Check each count without a record's machinery: there may be millions."""
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise ValueError(f"confusion must be a list of lists, not {rows!r:.60}")
+    lengths = {len(row) for row in rows}
+    if len(rows) != n_classes or lengths - {n_classes}:
+        shape = (len(rows), *sorted(lengths))
+        raise ValueError(f"{n_classes} classes, but a confusion matrix of {shape!s:.60}")
+    for row in rows:
+        if not all(type(count) is int and 0 <= count < _MOST_ROWS for count in row):
+            raise ValueError(f"confusion must hold numbers of rows, not {row!r:.60}")
+    return np.array(rows, np.int64).reshape(n_classes, n_classes)
 
 
-def _record(item: object) -> Mapping[str, Json] | None:
-    return None if item is None else cast("Mapping[str, Json]", _mapping(item))
-
-
-def _layer_score(item: Mapping[str, object]) -> LayerScore:
-    low, high = (_real(end) for end in _list(item["accuracy_interval"]))
-    return LayerScore(
-        layer=str(item["layer"]),
-        tensor=_text(item.get("tensor")),
-        n_features=_count(item.get("n_features")),
-        C=_number(item.get("C")),
-        gamma=_number(item.get("gamma")),
-        n_support=_count(item.get("n_support")),
-        objective=_number(item.get("objective")),
-        newton_steps=_count(item.get("newton_steps")),
-        cv_accuracy=_number(item.get("cv_accuracy")),
-        cv_standard_error=_number(item.get("cv_standard_error")),
-        accuracy=_real(item["accuracy"]),
-        accuracy_interval=(low, high),
-        balanced_accuracy=_number(item.get("balanced_accuracy")),
-        elapsed_s=_number(item.get("elapsed_s")),
-        macro=_macro(item.get("macro")),
-        compared_on=_text(item.get("compared_on")),
+def _class_scores(written: _Written) -> tuple[ClassScore, ...]:
+    found = tuple(
+        ClassScore(
+            item["class"],
+            item["precision"] or 0.0,
+            item["recall"] or 0.0,
+            item["f1"] or 0.0,
+            item["support"],
+        )
+        for item in written.per_class or ()
     )
+    if found and tuple(one.name for one in found) != written.classes:
+        raise ValueError("per_class is not of the classes, in their order")
+    return found
 
 
-def _macro(item: object) -> MacroScores | None:
-    if item is None:
-        return None
-    found = _mapping(item)
-    precision, recall, f1 = (_real(found[key]) for key in ("precision", "recall", "f1"))
-    return MacroScores(precision, recall, f1, _number(found.get("roc_auc")))
-
-
-def _class_score(item: Mapping[str, object]) -> ClassScore:
-    precision, recall, f1 = (_number(item[key]) or 0.0 for key in ("precision", "recall", "f1"))
-    return ClassScore(str(item["class"]), precision, recall, f1, _whole(item["support"]))
-
-
-def _selection(item: Mapping[str, object]) -> CostSearch:
-    folds, n_samples = _whole(item["folds"]), _whole(item["n_samples"])
+def _selection(item: _SelectionWritten) -> CostSearch:
+    folds, n_samples = item["folds"], item["n_samples"]
     said = f"{folds}-fold cross-validation on {n_samples:,} training rows"  # by older ones, always
     return CostSearch(
-        trials=tuple(_trial(_mapping(trial)) for trial in _list(item["scores"])),
-        best=_trial(_mapping(item["best"])),
-        chosen=_trial(_mapping(item["chosen"])),
+        trials=tuple(map(_trial, item["scores"])),
+        best=_trial(item["best"]),
+        chosen=_trial(item["chosen"]),
         folds=folds,
-        seed=_whole(item["seed"]),
+        seed=item["seed"],
         n_samples=n_samples,
-        on=str(item.get("on") or said),
-        measure=str(item.get("measure") or "accuracy"),
+        on=item.get("on") or said,
+        measure=item.get("measure") or "accuracy",
     )
 
 
-def _trial(item: Mapping[str, object]) -> Trial:
-    scores = tuple(_real(score) for score in _list(item["folds"]))
-    error = _real(item["standard_error"]) if len(scores) == 1 else None
-    return Trial(_real(item["C"]), scores, _number(item.get("gamma")), error)
-
-
-def _mcnemar(item: Mapping[str, object]) -> McNemar:
-    return McNemar(
-        _whole(item["only_first_right"]), _whole(item["only_second_right"]), _real(item["p_value"])
-    )
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise TypeError(f"expected a record, found {value!r}")
-    return value
-
-
-def _list(value: object) -> Sequence[object]:
-    if not isinstance(value, list):
-        raise TypeError(f"expected a list, found {value!r}")
-    return value
-
-
-def _real(value: object) -> float:
-    number = _number(value)
-    if number is None:
-        raise TypeError(f"expected a number, found {value!r}")
-    return number
-
-
-def _whole(value: object) -> int:
-    return int(_real(value))
-
-
-def _count(value: object) -> int | None:
-    return None if _number(value) is None else _whole(value)
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    return None
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+def _trial(item: _TrialWritten) -> Trial:
+    scores = item["folds"]
+    if not scores:
+        raise ValueError("a trial of C without a score")
+    error = item["standard_error"] if len(scores) == 1 else None
+    return Trial(item["C"], scores, item.get("gamma"), error)

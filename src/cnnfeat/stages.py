@@ -5,19 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from cnnfeat import __version__
+from cnnfeat.documents import Count, Name, Range, read_document, take_up
 from cnnfeat.errors import OutputExistsError, UsageError
 from cnnfeat.files import write_json
 from cnnfeat.records import Json
 
 
 class _Entry(TypedDict):
-    inputs: str  # digest
-    outputs: dict[str, list[int]]  # size and time of each file
-    begun: NotRequired[list[str]]  # files that a run was about to write, where it did not end
+    inputs: Name  # digest
+    outputs: Mapping[str, list[Count]]  # size and time of each file
+    begun: NotRequired[list[Name]]  # files that a run was about to write, where it did not end
+
+
+@dataclass(frozen=True, slots=True)
+class _Book:
+    format: Literal["cnnfeat-run"]
+    format_version: Annotated[int, Range(1, 1)]
+    stages: Mapping[str, _Entry]
 
 
 BOOK_FORMAT = "cnnfeat-run"
@@ -121,21 +130,12 @@ def _read(path: Path) -> dict[str, _Entry]:
     if not path.exists():
         return {}
     try:
-        document = json.loads(path.read_text("utf-8"))
-        known = (document["format"], document["format_version"])
-        stages = document["stages"]
-        if known != (BOOK_FORMAT, BOOK_VERSION) or not all(
-            isinstance(entry["inputs"], str)
-            and isinstance(entry["outputs"], dict)
-            and isinstance(entry.get("begun", []), list)
-            for entry in stages.values()
-        ):
-            raise ValueError(f"format {known}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        book = take_up(_Book, read_document(path))
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} is no record of an earlier run: {error}", hint="delete it to start over"
         ) from error
-    return dict(stages)
+    return dict(book.stages)
 
 
 def _digest(inputs: Mapping[str, Json]) -> str:

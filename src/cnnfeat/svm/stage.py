@@ -26,7 +26,15 @@ from cnnfeat.options import SvmOptions
 from cnnfeat.parts import Part, pack_parts
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
-from cnnfeat.result import CostSearch, LayerScore, McNemar, SvmResult, write_result
+from cnnfeat.result import (
+    CostSearch,
+    Fact,
+    LayerScore,
+    Learned,
+    McNemar,
+    SvmResult,
+    write_result,
+)
 from cnnfeat.svm.calibration import Calibration, fit_calibration
 from cnnfeat.svm.classweight import weight_by_code
 from cnnfeat.svm.division import Division, check_finite, divide, set_aside
@@ -365,7 +373,7 @@ def _class_weight(division: Division, candidate: Candidate) -> dict[str, float] 
     return {division.classes[code]: factor for code, factor in factors.items()}
 
 
-def _calibration(work: _Work, saved: _Saved, answers: _Answers) -> dict[str, Json] | None:
+def _calibration(work: _Work, saved: _Saved, answers: _Answers) -> Learned | None:
     """What is to be known of the probabilities."""
     if saved.calibration is None:
         return None
@@ -503,15 +511,13 @@ def machine_metadata(
     }
 
 
-def _provenance(file: FeatureFile) -> dict[str, Json]:
+def _provenance(file: FeatureFile) -> dict[str, Fact]:
     return {name: _plain(file.attributes.get(name)) for name in PROVENANCE}
 
 
-def _plain(value: object) -> Json:
+def _plain(value: object) -> Fact:
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    if isinstance(value, np.generic):
-        return cast("Json", value.item())
     return str(value)
 
 
