@@ -16,7 +16,7 @@ LEVELS = [
     {"errors"},
     {"records", "progress", "documents", "archives", "npyheader"},
     {"files", "knobs", "parts", "brightness", "pixels"},
-    {"options", "card", "result", "stages", "divided"},
+    {"options", "card", "result", "stages", "divided", "provenance"},
     {"data", "network", "features"},
     {"pictures", "origin"},
     {"export"},

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -25,6 +24,7 @@ from cnnfeat.options import (
     ProbeOptions,
     ReadOptions,
 )
+from cnnfeat.provenance import Provenance
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -55,7 +55,9 @@ def recorded_reading(
     NetworkError
         If there are no such weights any more.
     """
-    recorded = dataclasses.replace(_options(ReadOptions, facts, "model"), imports=())  # asked anew
+    recorded = dataclasses.replace(
+        _options(ReadOptions, _provenance(facts), "model"), imports=()
+    )  # asked anew
     whole = recorded if read is None else read.over(recorded)
     for name in ("weights", "architecture"):
         value = getattr(whole, name)
@@ -77,15 +79,16 @@ def recorded_probe(facts: Mapping[str, object], *, pool: str = "none") -> ProbeO
     FeatureFileError
         If that is not known here.
     """
-    done = _mapping(facts.get("preprocessing"))
+    said = _provenance(facts)
+    done = said.preprocessing
     came_to = {
-        "precision": facts.get("precision"),
+        "precision": said.precision,
         "pool": pool,
         "scale": done.get("scale"),
         "resize": done.get("resize"),
         "fit": done.get("fit"),
     }
-    return _options(ExtractOptions, facts, "extract", **came_to)
+    return _options(ExtractOptions, said, "extract", **came_to)
 
 
 def recorded_fitting(facts: Mapping[str, object]) -> FitOptions:
@@ -98,15 +101,21 @@ def recorded_fitting(facts: Mapping[str, object]) -> FitOptions:
 
 def recorded_pixels(facts: Mapping[str, object]) -> str | None:
     """The dtype that images had; None where the file is older than that record."""
-    found = _mapping(facts.get("preprocessing")).get("pixels")
+    found = _provenance(facts).preprocessing.get("pixels")
     return None if found is None else str(found)
 
 
-def _options(kind: type[T], facts: Mapping[str, object], table: str, **came_to: object) -> T:
-    """Make a record of what a file keeps of a table; files older than that keep nothing."""
-    said = _mapping(_mapping(facts.get("options")).get(table))
+def _provenance(facts: Mapping[str, object]) -> Provenance:
     try:
-        return from_record(kind, {**said, **came_to})
+        return Provenance.from_attributes(facts)
+    except ValueError as error:
+        raise FeatureFileError(f"what is kept of the features' making can't be: {error}") from error
+
+
+def _options(kind: type[T], said: Provenance, table: str, **came_to: object) -> T:
+    """Make a record of what a file keeps of a table; files older than that keep nothing."""
+    try:
+        return from_record(kind, {**said.options.get(table, {}), **came_to})
     except ConfigError as error:
         raise FeatureFileError(
             f"made by another version of cnnfeat, with an option that can't be done again: {error}",
@@ -116,9 +125,10 @@ def _options(kind: type[T], facts: Mapping[str, object], table: str, **came_to: 
 
 def recorded_data(facts: Mapping[str, object], *, data_dir: Path | None = None) -> DataOptions:
     """How the images were opened; by name, a data set is looked for in `data_dir` first."""
-    said = _options(DataOptions, facts, "data", labels=facts.get("source_labels"))
+    said = _provenance(facts)
+    options = _options(DataOptions, said, "data", labels=said.source_labels)
     folder = None if data_dir is None else str(data_dir)
-    return dataclasses.replace(said, source=str(facts.get("source", "")), dir=folder)
+    return dataclasses.replace(options, source=said.source, dir=folder)
 
 
 def network_spec(facts: Mapping[str, object], *, beside: Path) -> str:
@@ -138,7 +148,7 @@ def network_spec(facts: Mapping[str, object], *, beside: Path) -> str:
     NetworkError
         If it lived in a program, and lies in no file.
     """
-    recorded = str(facts.get("network") or "model.keras")
+    recorded = _provenance(facts).network or "model.keras"
     if recorded.startswith(LIVE):
         raise NetworkError(
             f"{beside} was made with a network that lived in a program, "
@@ -247,13 +257,3 @@ def _gone(what: str, recorded: str, beside: Path, flag: str) -> NetworkError:
         f"the {what} of {beside} can't be found: looked for {looked}",
         hint=f"{flag} FILE says where it is now",
     )
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    """A JSON object, or its text; empty where it is neither."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return {}
-    return value if isinstance(value, Mapping) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -40,12 +39,12 @@ class Pictures:
     """
 
     def __init__(self, file: FeatureFile, source: Source) -> None:
-        recorded = file.attributes["source_fingerprint"]
+        recorded = file.provenance.source_fingerprint
         found = source.fingerprint().digest
         if found != recorded:
             raise DataError(
                 f"{source.name} is not what {file.path.name} was made from: its fingerprint is "
-                f"{found[:12]}…, the file says {str(recorded)[:12]}…",
+                f"{found[:12]}…, the file says {recorded[:12]}…",
                 hint="extract the features again, or put the images back as they were",
             )
         self._file, self._source = file, _divided(source, file)
@@ -119,10 +118,10 @@ class Pictures:
 
 def _divided(source: Source, file: FeatureFile) -> Source:
     """Divide the source as it was for the features, which have its splits."""
-    kept = file.attributes.get("division")
+    kept = file.provenance.division
     if kept is None or source.division is not None:
         return source
-    divided = redivide(source, json.loads(str(kept)))
+    divided = redivide(source, kept)
     if divided is None:
         raise DataError(
             f"{source.name} can't be divided as it was for {file.path.name}",

@@ -279,7 +279,8 @@ class Probe(Protocol):
     """A compiled function: images in, the activations of the asked tensors out."""
 
     outputs: tuple[ProbeOutput, ...]
-    preprocessing: Mapping[str, Json]  # how images are fitted to the input, to be done again
+    # How images are fitted to the input, to be done again.
+    preprocessing: Mapping[str, str | int | Sequence[int] | None]
     target: ImageTarget  # what the source shall bring images to
     unsteady: Mapping[str, Sequence[str]]  # by layer, what makes its features change
 
@@ -288,31 +289,6 @@ class Probe(Protocol):
 
         May be called from several threads at once.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where features came from; stored as attributes of the feature file's root."""
-
-    network: str  # file, as given
-    network_sha256: str
-    network_format: str  # "keras", "savedmodel" ...
-    source: str
-    source_kind: str
-    source_fingerprint: str
-    source_fingerprint_method: str
-    preprocessing: Mapping[str, Json]
-    precision: str  # "float32" or "bfloat16"
-    tensorflow: str  # version
-    network_test_accuracy: float | None = None
-    source_labels: str = ""  # where its labels lie, if that was said apart
-    network_source: str = ""  # what the network was trained on, where that is known
-    network_source_fingerprint: str = ""
-    division: Mapping[str, Json] | None = None  # how the source was divided for its training
-    # By layer, operations that make features change from run to run or with their batch.
-    network_unsteady: Mapping[str, Json] | None = None
-    # What was asked for, by table of a run: "data", "model" (how the network was read), "extract"
-    options: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

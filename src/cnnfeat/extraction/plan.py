@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Protocol
 
@@ -14,7 +14,8 @@ from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.features import RESERVED_SPLITS, FilePlan, SplitPlan, beside_rows, plan_columns
 from cnnfeat.knobs import result_options, resume_settings
 from cnnfeat.options import ExtractOptions, ProbeOptions, ReadOptions
-from cnnfeat.records import Json, LayerInfo, Probe, Provenance, Source
+from cnnfeat.provenance import Provenance
+from cnnfeat.records import Json, LayerInfo, Probe, Source
 
 
 class Prober(Protocol):
@@ -89,7 +90,7 @@ class Job:
         return FilePlan(
             splits=tuple(plans),
             classes=self.source.classes,
-            attributes={**_attributes(self.provenance()), "settings": json.dumps(settings)},
+            attributes=replace(self.provenance(), settings=settings).to_attributes(),
             settings=settings,
             source_state=self.source.state(),
         )
@@ -116,12 +117,14 @@ class Job:
             if card is None
             else str(card.source.get("fingerprint", "")),
             division=source.division,
-            network_unsteady={name: list(ops) for name, ops in self.probe.unsteady.items()} or None,
+            network_unsteady={name: tuple(ops) for name, ops in self.probe.unsteady.items()}
+            or None,
             options={
                 "data": source.options,
                 "model": result_options(network.read_options),
                 "extract": result_options(self.options),
             },
+            cnnfeat=__version__,
         )
 
     def _settings(self) -> dict[str, str]:
@@ -173,12 +176,3 @@ def choose_splits(source: Source, names: Sequence[str]) -> tuple[str, ...]:
         if name in RESERVED_SPLITS or "/" in name:
             raise DataError(f"a split of a feature file can't be called {name!r}")
     return chosen
-
-
-def _attributes(provenance: Provenance) -> dict[str, str | int | float]:
-    values = {item.name: getattr(provenance, item.name) for item in fields(Provenance)}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            values[name] = json.dumps(value)
-    values["cnnfeat"] = __version__
-    return {key: value for key, value in values.items() if value is not None}

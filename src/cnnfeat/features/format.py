@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from cnnfeat.documents import Name
 from cnnfeat.errors import LayerLookupError, near_names
 from cnnfeat.records import Array, Groups, Parts, ProbeOutput, SkippedSample
 
@@ -139,6 +140,16 @@ class BlockNames:
     split: str
     ids: tuple[str, ...]
     skipped: tuple[SkippedSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNames:
+    """What a layer's attributes call it; what isn't said is empty."""
+
+    layer: Name = ""
+    tensor: Name = ""
+    op: Name = ""
+    pooling: Name = ""
 
 
 @dataclass(frozen=True, slots=True)

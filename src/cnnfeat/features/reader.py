@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from cnnfeat.errors import CnnfeatError, FeatureFileError, LayerLookupError, UsageError, near_names
 from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
-from cnnfeat.features.format import StoredLayer
+from cnnfeat.features.attributes import has_attribute, read_record, read_shape
+from cnnfeat.features.format import LayerNames, StoredLayer
 from cnnfeat.features.safety import Sums, read_sums
 from cnnfeat.features.seal import RunningChecksum, byte_view, checksum, text_checksum
 from cnnfeat.parts import Part
@@ -38,7 +39,9 @@ class FeatureFile:
     ----------
     path : Path
     attributes : mapping of str to str, int or float
-        Where the features came from; see `cnnfeat.records.Provenance`.
+        Where the features came from, as it stands in the file.
+    provenance : Provenance
+        The same, as a record.
     classes : tuple of str
         Class names; label k means `classes[k]`.
     splits : tuple of str
@@ -66,7 +69,8 @@ class FeatureFile:
             raise FeatureFileError(f"{self.path}: damaged: {error}", hint=_HINT) from error
 
     def _load(self) -> None:
-        self.attributes: Mapping[str, str | int | float] = safety.attributes(self._file, self.path)
+        self.attributes: Mapping[str, str | int | float]
+        self.attributes, self.provenance = safety.read_provenance(self._file, self.path)
         classes = safety.child_array(self._file, fmt.CLASSES, self.path)
         self.classes = tuple(safety.texts(classes, self.path))
         names = [name for name in self._file if name not in fmt.RESERVED_SPLITS]
@@ -113,7 +117,7 @@ class FeatureFile:
         if column not in fmt.BESIDE or column == fmt.LABEL:
             return column == fmt.LABEL
         array = safety.child_array(self._groups[split], column, self.path)
-        return "tensor" not in safety.attributes(array, self.path)
+        return not has_attribute(array, "tensor", self.path)
 
     def _place(self, split: str, column: str) -> _Place:
         array = safety.child_array(self._groups[split], column, self.path)
@@ -183,16 +187,16 @@ class FeatureFile:
         """Describe one layer."""
         place = self._find(split, name)
         array = self._groups[split][name]
-        said = safety.attributes(array, self.path)
-        texts = {key: str(said.get(key, "")) for key in ("layer", "tensor", "op", "pooling")}
+        said = read_record(LayerNames, array, self.path)
+        shape = read_shape(array, "original_shape", self.path)
         return StoredLayer(
-            layer=texts["layer"] or name,
-            tensor=texts["tensor"],
-            op=texts["op"],
-            pooling=texts["pooling"] or "none",
+            layer=said.layer or name,
+            tensor=said.tensor,
+            op=said.op,
+            pooling=said.pooling or "none",
             shape=place.shape,
             dtype=place.dtype.name,
-            original_shape=safety.shape_attribute(array, "original_shape", self.path),
+            original_shape=place.shape[1:] if shape is None else shape,
             size_bytes=place.shape[0] * place.row_bytes,
         )
 

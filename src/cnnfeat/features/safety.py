@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import h5py
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import FeatureFileError, MissingInputError
 from cnnfeat.features import format as fmt
+from cnnfeat.features.attributes import read_attributes
 from cnnfeat.features.seal import byte_view, seal_holds
+from cnnfeat.provenance import Provenance
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_RANK = 16
@@ -91,20 +93,20 @@ def _open_reason(error: OSError, path: Path) -> str:
 
 
 def _check_head(path: Path, file: h5py.File) -> None:
-    found = plain(file.attrs.get("format"))
+    head = read_attributes(file, ("format", "format_version", "complete"), path)
+    found, version = head.get("format"), head.get("format_version")
     if found != fmt.FORMAT:
         said = "no format" if found is None else f"format {found!r}"
         raise FeatureFileError(
             f"{path} is an HDF5 file but no feature file: {said}, {fmt.FORMAT!r} expected",
             hint=_HINT,
         )
-    version = plain(file.attrs.get("format_version"))
     if version != fmt.FORMAT_VERSION:
         raise FeatureFileError(
             f"{path} has format version {version}; this cnnfeat reads version {fmt.FORMAT_VERSION}",
             hint="a newer cnnfeat may read it",
         )
-    if plain(file.attrs.get("complete")) != 1:
+    if head.get("complete") != 1:
         raise FeatureFileError(
             f"{path} is incomplete: {_extent(file)}",
             hint="finish it with the same cnnfeat extract command and --resume",
@@ -116,41 +118,19 @@ def _extent(file: h5py.File) -> str:
     return f"laid out for {splits or 'nothing'}, but never finished"
 
 
-def plain(value: object) -> str | int | float | None:
-    """Turn an attribute into a plain Python value; None for what is none."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, np.generic):
-        value = value.item()
-    return value if isinstance(value, str | int | float) else None
-
-
-def attributes(item: h5py.HLObject, path: Path) -> dict[str, str | int | float]:
-    """Read the attributes that are one text or number.
+def read_provenance(file: h5py.File, path: Path) -> tuple[dict[str, str | int | float], Provenance]:
+    """Read what the root says of where the features came from: as it stands, and as a record.
 
     Raises
     ------
     FeatureFileError
-        If they are damaged.
+        If an attribute is of another kind, or beyond its range; with its name and value.
     """
+    found = read_attributes(file, [item.name for item in fields(Provenance)], path)
     try:
-        found = {key: plain(value) for key, value in item.attrs.items()}
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise FeatureFileError(
-            f"{path}: attributes of {item.name} are damaged: {error}", hint=_HINT
-        ) from error
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def shape_attribute(array: h5py.Dataset, name: str, path: Path) -> tuple[int, ...]:
-    """Read an attribute that is a shape; without it, the shape of the array's rows."""
-    try:
-        found = np.atleast_1d(array.attrs.get(name, array.shape[1:]))
-        return tuple(int(length) for length in found)
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise FeatureFileError(
-            f"{path}: attribute {name!r} of {array.name} is damaged: {error}", hint=_HINT
-        ) from error
+        return found, Provenance.from_attributes(found)
+    except ValueError as error:
+        raise FeatureFileError(f"{path}: attribute {error}", hint=_HINT) from error
 
 
 def child_group(group: h5py.Group, name: str, path: Path) -> h5py.Group:

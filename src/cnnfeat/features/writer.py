@@ -8,7 +8,6 @@ then its line in the journal; at the end names and checksums, sync, and the rena
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from cnnfeat.features.format import (
 )
 from cnnfeat.features.journal import Header, Journal, read_header
 from cnnfeat.features.layout import SplitState, complete_file, create_arrays
-from cnnfeat.features.safety import attributes, open_checked
+from cnnfeat.features.safety import open_checked, read_provenance
 from cnnfeat.features.seal import byte_view, checksum
 from cnnfeat.files import check_output, check_space, locked
 from cnnfeat.progress import SILENT, Progress
@@ -181,17 +180,16 @@ class FeatureWriter:
         if not paths.final.exists():
             return False
         with contextlib.closing(open_checked(paths.final)) as file:
-            said = attributes(file, paths.final)
+            _, said = read_provenance(file, paths.final)
         leftovers = [item for item in paths.temporary if item.exists()]
-        same_run = not leftovers or (header is not None and header.created == said.get("created"))
-        settings = json.loads(str(said.get("settings", "{}")))
-        if settings.keys() != plan.settings.keys() and not leftovers:
+        same_run = not leftovers or (header is not None and header.created == said.created)
+        if said.settings.keys() != plan.settings.keys() and not leftovers:
             raise UsageError(
                 f"{path} is complete, and made by another version of cnnfeat, which kept other "
                 "settings: whether they are the same can't be said",
                 hint="--overwrite makes it again",
             )
-        if settings != plan.settings or not same_run:
+        if said.settings != plan.settings or not same_run:
             return False
         with locked(paths.final):  # also removes the lock of a process that died at the very end
             for leftover in leftovers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 from cnnfeat.errors import MisfitError, NetworkError
 from cnnfeat.network.graph import ImageInput
 from cnnfeat.options import ProbeOptions, Scale
-from cnnfeat.records import Fit, ImageTarget, Json
+from cnnfeat.records import Fit, ImageTarget
 
 _FULL = {"uint8": 255.0, "uint16": 65_535.0}
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
@@ -41,7 +41,7 @@ class Preprocessing:
         return ImageTarget(size=self.size, channels=self.shape[2], fit=self.fit)
 
     @property
-    def record(self) -> Mapping[str, Json]:
+    def record(self) -> Mapping[str, str | int | Sequence[int] | None]:
         """What was done, so that it can be done again."""
         return {
             "input": self.input.tensor,

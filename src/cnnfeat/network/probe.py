@@ -24,7 +24,7 @@ from cnnfeat.network.runtime import eagerly, with_precision
 from cnnfeat.network.telling import of_size, told
 from cnnfeat.options import Pooling, ProbeOptions
 from cnnfeat.pixels import range_warning
-from cnnfeat.records import Array, ImageTarget, Json, LayerInfo, ProbeOutput
+from cnnfeat.records import Array, ImageTarget, LayerInfo, ProbeOutput
 
 _LOG = logging.getLogger("cnnfeat")
 _RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
@@ -64,7 +64,7 @@ class GraphProbe:
         self, graph: FlatGraph, fit: Preprocessing, wanted: Wanted, *, batch_size: int = 512
     ) -> None:
         self._fit = fit
-        self.preprocessing: Mapping[str, Json] = fit.record
+        self.preprocessing = fit.record
         self.target: ImageTarget = fit.target
         self._graph = graph  # holds the weights
         self._wanted = wanted

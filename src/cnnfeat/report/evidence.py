@@ -180,8 +180,8 @@ def open_origin(
     DataError
         If the file names none, or there is nothing of that name any more.
     """
-    name = str(file.attributes.get("source", ""))
-    if not name or "source_fingerprint" not in file.attributes:
+    name = file.provenance.source
+    if not name or not file.provenance.source_fingerprint:
         raise DataError(f"{file.path} does not say where its images came from")
     try:
         return open_data(recorded_data(file.attributes, data_dir=data_dir), progress=progress)
@@ -228,14 +228,14 @@ def _open_network(
 ) -> tuple[Network | None, ModelCard | None]:
     try:
         if artifacts.find_model(file) is None:
-            model = artifacts.model or file.attributes.get("network")
+            model = artifacts.model or file.provenance.network
             missing.append(f"No filters and no training curve: there is no model {model}.")
             return None, None
         network = artifacts.open_model(file)
     except CnnfeatError as error:
         missing.append(f"No filters and no training curve: {error}.")
         return None, None
-    if network.sha256 != file.attributes.get("network_sha256"):
+    if network.sha256 != file.provenance.network_sha256:
         missing.append(
             f"No filters and no training curve: {network.path} is not the network that "
             f"{file.path.name} was made with."

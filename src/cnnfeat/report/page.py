@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -211,9 +209,9 @@ class Contents:
     @property
     def network_accuracy(self) -> float | None:
         """The network's own test accuracy, 0 to 1, where it is recorded."""
-        recorded = self.evidence.file.attributes.get("network_test_accuracy")
-        if isinstance(recorded, int | float) and math.isfinite(recorded):
-            return float(recorded)
+        recorded = self.evidence.file.provenance.network_test_accuracy
+        if recorded is not None:
+            return recorded
         return self.evidence.card.test_accuracy if self.evidence.card else None
 
     @property
@@ -299,7 +297,7 @@ def render(page: Contents) -> str:
 
 
 def _title(evidence: Evidence) -> str:
-    source = short(Path(str(evidence.file.attributes.get("source", "images"))).name, limit=40)
+    source = short(Path(evidence.file.provenance.source or "images").name, limit=40)
     layers = ", ".join(evidence.file.layers[:4]) + (" …" if len(evidence.file.layers) > 4 else "")
     return f"{source}: features of {short(layers, limit=60)}"
 
@@ -330,13 +328,11 @@ def _network_interval(evidence: Evidence, accuracy: float | None) -> tuple[float
 
 def provenance(evidence: Evidence) -> list[tuple[str, str]]:
     """List what is known: (name, value)."""
-    attributes = evidence.file.attributes
-    facts = [
-        (name, str(attributes[key]))
-        for key, name in _ATTRIBUTES.items()
-        if attributes.get(key) not in (None, "")
-    ]
-    facts += _preprocessing(str(attributes.get("preprocessing") or "{}"))
+    said, preprocessing = evidence.file.attributes, evidence.file.provenance.preprocessing
+    facts = [(name, str(said[key])) for key, name in _ATTRIBUTES.items() if said.get(key)]
+    done = [f"{key} {value}" for key, value in preprocessing.items() if value is not None]
+    if done:
+        facts.append(("Preprocessing", ", ".join(done)))
     counts = [
         f"{split} {evidence.file.n_rows(split):,}"
         + (f" ({len(skipped):,} left out)" if (skipped := evidence.file.skipped(split)) else "")
@@ -355,17 +351,6 @@ def provenance(evidence: Evidence) -> list[tuple[str, str]]:
     if evidence.svm:
         facts += _svm_facts(evidence)
     return facts
-
-
-def _preprocessing(text: str) -> list[tuple[str, str]]:
-    try:
-        done = json.loads(text)
-    except ValueError:
-        return [("Preprocessing", text)]
-    if not isinstance(done, dict) or not done:
-        return []
-    said = ", ".join(f"{key} {value}" for key, value in done.items() if value is not None)
-    return [("Preprocessing", said)]
 
 
 def _svm_facts(evidence: Evidence) -> list[tuple[str, str]]:

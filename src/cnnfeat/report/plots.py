@@ -306,7 +306,7 @@ def _caption(file: FeatureFile, split: str, row: int) -> str:
 
 
 def _source(file: FeatureFile) -> str:
-    return Path(str(file.attributes.get("source", ""))).name
+    return Path(file.provenance.source).name
 
 
 def _pictures(file: FeatureFile, canvas: Canvas) -> AbstractContextManager[Pictures]:

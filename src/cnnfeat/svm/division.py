@@ -360,11 +360,10 @@ def _scored_apart(sheet: _Sheet, pool: Mask, validation: Mask, options: SvmOptio
 
 def _trained_on_source(file: FeatureFile) -> bool:
     """Whether the network was trained on rows of the file's source, that these may be among."""
-    facts = file.attributes
-    return any(
-        facts.get(f"network_{key}") and facts.get(f"network_{key}") == facts.get(key)
-        for key in ("source", "source_fingerprint")
-    )
+    said = file.provenance
+    same_name = bool(said.network_source) and said.network_source == said.source
+    trained_on = said.network_source_fingerprint
+    return same_name or (bool(trained_on) and trained_on == said.source_fingerprint)
 
 
 def _held_out(sheet: _Sheet, pool: Mask, options: SvmOptions) -> Mask:
@@ -475,7 +474,7 @@ def _labels(file: FeatureFile, split: str, *, needed: bool) -> Labels | None:
     if labels is None:
         raise DataError(
             f"{file.path}: split {split!r} has no labels, and an SVM needs one for each row",
-            hint=_ways_to_labels(str(file.attributes.get("source_kind"))),
+            hint=_ways_to_labels(file.provenance.source_kind),
         )
     raise DataError(f"{file.path}: split {split!r} has no rows")
 

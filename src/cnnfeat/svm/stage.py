@@ -425,7 +425,7 @@ def _result(
         confusion=scores.confusion,
         selection=best.candidate.selection,
         features={"path": str(file.path), **_provenance(file)},
-        network_test_accuracy=_network_accuracy(file),
+        network_test_accuracy=file.provenance.network_test_accuracy,
         layers=tuple(compared) if len(contenders) > 1 else (finished,),
         mcnemar=_compared_best(work, contenders) if len(contenders) > 1 else None,
         versions={
@@ -512,20 +512,7 @@ def machine_metadata(
 
 
 def _provenance(file: FeatureFile) -> dict[str, Fact]:
-    return {name: _plain(file.attributes.get(name)) for name in PROVENANCE}
-
-
-def _plain(value: object) -> Fact:
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return str(value)
-
-
-def _network_accuracy(file: FeatureFile) -> float | None:
-    value = file.attributes.get("network_test_accuracy")
-    if value is None or value != value:  # noqa: PLR0124 - NaN stands for unknown
-        return None
-    return float(cast("float", value))
+    return {name: file.attributes.get(name) for name in PROVENANCE}
 
 
 def _write_predictions(

@@ -1,0 +1,86 @@
+"""Where features came from: what a feature file's root and a saved machine's metadata say of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from cnnfeat.documents import Count, Name, Share, parse_value, take_up
+from cnnfeat.parts import KeptDivision
+from cnnfeat.records import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where features came from; what isn't said is empty."""
+
+    network: Name = ""  # file, as given
+    network_sha256: Name = ""
+    network_format: Name = ""  # "keras", "savedmodel" ...
+    source: Name = ""
+    source_kind: Name = ""
+    source_fingerprint: Name = ""
+    source_fingerprint_method: Name = ""
+    # How images were fitted to the input, to be done again.
+    preprocessing: Mapping[str, Name | Count | Sequence[Count] | None] = field(default_factory=dict)
+    precision: Name = ""  # "float32" or "bfloat16"
+    tensorflow: Name = ""  # version
+    network_test_accuracy: Share | None = None
+    source_labels: Name = ""  # where its labels lie, if that was said apart
+    network_source: Name = ""  # what the network was trained on, where that is known
+    network_source_fingerprint: Name = ""
+    division: Mapping[str, Json] | None = None  # how the source was divided for its training
+    # By layer, operations that make features change from run to run or with their batch.
+    network_unsteady: Mapping[str, tuple[Name, ...]] | None = None
+    # What was asked for, by table of a run: "data", "model" (how the network was read), "extract"
+    options: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    cnnfeat: Name = ""  # version
+    h5py: Name = ""  # version
+    created: Name = ""  # UTC, ISO 8601
+    # What a resumed run must have in common with the first, in words.
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def to_attributes(self) -> dict[str, str | int | float]:
+        """List what is said as texts and numbers: records as JSON."""
+        said = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            name: json.dumps(value) if isinstance(value, Mapping) else value
+            for name, value in said.items()
+            if value not in (None, "", {})
+        }
+
+    @classmethod
+    def from_attributes(cls, facts: Mapping[str, object]) -> Provenance:
+        """Take up what a file says; what else it says is left alone.
+
+        Parameters
+        ----------
+        facts : mapping
+            By name, texts and numbers; records as JSON, or as they are. None says nothing.
+
+        Raises
+        ------
+        ValueError
+            With the name and the value, and what is allowed.
+        """
+        said = {name: value for name, value in facts.items() if value is not None}
+        for name in _RECORDS & said.keys():
+            said[name] = _record(name, said[name])
+        taken = take_up(cls, said)
+        if taken.division is not None:
+            take_up(KeptDivision, taken.division, at="division")
+        return taken
+
+
+_RECORDS = {"preprocessing", "division", "network_unsteady", "options", "settings"}
+
+
+def _record(name: str, value: object) -> object:
+    """What a text of JSON holds."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_value(value)
+    except ValueError as error:
+        raise ValueError(f"{name} holds no JSON record: {error}") from error
