@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 
 # A room may import rooms of a lower level, and itself.
 LEVELS = [
-    {"errors"},
+    {"errors", "regular"},
     {"records", "progress", "documents", "archives", "npyheader"},
     {"files", "knobs", "parts", "brightness", "pixels"},
     {"options", "card", "result", "stages", "divided", "provenance"},
@@ -51,7 +51,7 @@ OWNERS = {
 }
 LONGEST_MODULE = 600
 LONGEST_FUNCTION = 60
-LONGEST_CHAIN = 10
+LONGEST_CHAIN = 11
 
 
 def modules() -> list[Path]:

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from cnnfeat.errors import ArchiveError, StorageError, UnsafeArchiveError
+from cnnfeat.regular import open_regular
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -51,7 +52,7 @@ _HINT = "get the file from someone you trust"
 
 def is_archive(path: Path) -> bool:
     """Whether a file begins as zip archives do."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(4) in (_LOCAL_MARK, _END_MARK)
 
 
@@ -80,7 +81,7 @@ class Archive:
     ) -> None:
         self._path = path
         with _told(str(path)):
-            self._file = path.open("rb") if file is None else file
+            self._file = open_regular(path) if file is None else file
         self._close = self._file.close if file is None else None
         try:
             with _told(str(path)):

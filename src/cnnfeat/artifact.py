@@ -20,6 +20,7 @@ from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
 from cnnfeat.features import FeatureFile, StoredLayer
 from cnnfeat.parts import Part
 from cnnfeat.records import Json, Parts
+from cnnfeat.regular import open_regular, read_text
 from cnnfeat.result import SVM_FORMAT, SvmResult
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
@@ -46,18 +47,18 @@ def describe_file(path: Path) -> Artifact:
     DataError
         If it is of no kind that is known here, or damaged.
     """
-    if not path.exists():
+    try:
+        with open_regular(path) as file:
+            head = file.read(8)
+    except FileNotFoundError as error:
         raise MissingInputError(
             f"no file {path}",
             hint="`cnnfeat train`, `cnnfeat extract` and `cnnfeat svm` make files",
-        )
-    if not path.is_file():
-        raise DataError(f"{path} is no regular file", hint="name a file that cnnfeat has made")
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
+        ) from error
     except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+        raise DataError(
+            f"{path}: can't be read: {error.strerror}", hint="name a file that cnnfeat has made"
+        ) from error
     if head == _HDF5:
         return _features(path)
     if head[:4] == _ZIP:
@@ -140,7 +141,7 @@ def _with_companion(path: Path, kind: str, facts: dict[str, Json], wanted: str) 
     beside = path.with_suffix(".json")
     if beside.is_file() and beside.stat().st_size <= _MAX_JSON_BYTES:
         try:
-            document = json.loads(beside.read_text("utf-8"))
+            document = json.loads(read_text(beside))
         except (OSError, ValueError):
             document = None
         if isinstance(document, dict) and document.get("format") == wanted:
@@ -152,7 +153,7 @@ def _document(path: Path) -> Artifact:
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise _unknown(path, "it is a text of more than 256 MiB")
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON: {error}") from error
     kinds = {CARD_FORMAT: "network card", SVM_FORMAT: "SVM result"}

@@ -14,6 +14,7 @@ from cnnfeat.errors import NetworkError
 from cnnfeat.files import write_json
 from cnnfeat.parts import KeptDivision
 from cnnfeat.records import Json
+from cnnfeat.regular import open_regular
 
 CARD_FORMAT = "cnnfeat-model"
 CARD_VERSION = 1
@@ -142,10 +143,10 @@ def read_card(model: Path, *, sha256: str | None = None) -> ModelCard | None:
         If the file is a card, but can't be read.
     """
     path = card_path(model)
-    if not path.is_file():
-        return None
     try:
         document = read_document(path)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:
         raise NetworkError(f"{path} can't be read: {error}", hint=_WAY_ON) from error
     if document.get("format") != CARD_FORMAT:
@@ -158,5 +159,5 @@ def read_card(model: Path, *, sha256: str | None = None) -> ModelCard | None:
 
 def file_sha256(path: Path) -> str:
     """Digest a file, hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,6 +18,8 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Annotated, Literal, TypeVar
 
+from cnnfeat.regular import open_regular
+
 T = TypeVar("T")
 
 SIZE_LIMIT = 256 << 20  # bytes
@@ -112,7 +114,7 @@ def read_document(path: Path) -> dict[str, object]:
     ValueError
         If it is too large, is no JSON, or holds anything else.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return parse_document(file.read(SIZE_LIMIT + 1))
 
 

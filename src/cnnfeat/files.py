@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cnnfeat.errors import LockedError, OutputExistsError, StorageError
+from cnnfeat.regular import IrregularError, open_regular, require_regular
 
 _QUOTED_ENDS = "\r\n"  # the csv module quotes a cell only for characters of its own line end
 _HOLDER_WAIT_S = 0.5
+_LONGEST_NUMBER = 20  # bytes of a process id
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without them says
 
 
@@ -58,16 +60,24 @@ def check_output(
     writer = _writer_of(lock_path(path))
     if writer not in (None, os.getpid()):
         raise _locked_error(path, writer)
-    if path.is_dir():
-        raise OutputExistsError(f"{path} is a folder, not a file", hint="name a file with -o")
-    if not overwrite and not resume:
-        _refuse_existing(path, unfinished)
     with _storage_errors(path):
+        _refuse_irregular(path)
+        if not overwrite and not resume:
+            _refuse_existing(path, unfinished)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as probe:
             probe.write(b"\0")
     if needed_bytes:
         check_space(path, needed_bytes)
+
+
+def _refuse_irregular(path: Path) -> None:
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        return
+    except IrregularError as error:
+        raise OutputExistsError(f"{path} {error}", hint="name a file with -o") from error
 
 
 def _refuse_existing(path: Path, unfinished: Path | None) -> None:
@@ -187,11 +197,21 @@ def _write_process_id(handle: int) -> None:
 def _process_in(lock: Path) -> int | None:
     """The process id in a lock file, if it is one that lives."""
     try:
-        pid = int(lock.read_text("ascii"))
+        with open_regular(lock) as file:
+            pid = int(file.read(_LONGEST_NUMBER))
+    except (OSError, ValueError):
+        return None
+    return pid if pid > 0 and _lives(pid) else None
+
+
+def _lives(pid: int) -> bool:
+    try:
         os.kill(pid, 0)
-    except (OSError, ValueError) as error:
-        return pid if isinstance(error, PermissionError) else None
-    return pid
+    except PermissionError:  # of another user
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _writer_of(lock: Path) -> int | None:

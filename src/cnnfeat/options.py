@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias, TypeVar
 from cnnfeat.errors import ConfigError, MissingInputError, UsageError, near_names
 from cnnfeat.knobs import checked, convert, fields_of, item_type, option
 from cnnfeat.records import Fit, OnError
+from cnnfeat.regular import read_text
 
 T = TypeVar("T")
 APPLICATION = "keras:"  # before the name of a model of keras.applications
@@ -435,7 +436,7 @@ def load_config(path: Path) -> RunOptions:
 def read_toml(path: Path) -> Mapping[str, object]:
     """Read a TOML file into a dictionary, unchecked but for its syntax."""
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise MissingInputError(
             f"no configuration file {path}", hint="see configs/ for whole runs"

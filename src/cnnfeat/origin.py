@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -224,8 +225,10 @@ def open_recorded(
 
 def _followed(recorded: str, beside: Path, flag: str) -> str:
     """Where a recorded path leads, links followed, if it may be."""
-    folder, here = beside.absolute().parent.resolve(), Path.cwd().resolve()
-    path, own = (here / recorded).resolve(), folder / Path(recorded).name
+    if "\0" in recorded:
+        raise UntrustedModelError(f"{beside} names {recorded!r}, which no file can be called")
+    folder, here = _real(beside.absolute().parent), _real(Path.cwd())
+    path, own = _real(here / recorded), folder / Path(recorded).name
     pointed_at = [folder] if here == here.parent else [folder, here]  # "/" points at nothing
     if any(path.is_relative_to(place) for place in pointed_at):
         if path.exists() or not own.exists():
@@ -240,6 +243,10 @@ def _followed(recorded: str, beside: Path, flag: str) -> str:
             else f"{flag} FILE says where it is now",
         )
     return str(beside.parent / own.name)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike `resolve`, also where links lead in a circle
 
 
 def _is_there(path: Path) -> bool:

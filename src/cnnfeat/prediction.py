@@ -43,6 +43,7 @@ from cnnfeat.records import (
     SplitInfo,
     class_name,
 )
+from cnnfeat.regular import open_regular
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.machine import decision_values
 from cnnfeat.svm.persistence import SavedSVM
@@ -86,11 +87,11 @@ class Prediction:
 
 def is_feature_file(spec: str) -> bool:
     """Whether a path leads to an HDF5 file (a data set inside one, `file.h5:/x`, is a source)."""
-    path = Path(spec)
-    if not path.is_file():
+    try:
+        with open_regular(Path(spec)) as file:
+            return file.read(len(HDF5_MAGIC)) == HDF5_MAGIC
+    except OSError:  # whoever reads it says so
         return False
-    with path.open("rb") as file:
-        return file.read(len(HDF5_MAGIC)) == HDF5_MAGIC
 
 
 def predict_features(

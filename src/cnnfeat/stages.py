@@ -127,10 +127,10 @@ class StageBook:
 
 
 def _read(path: Path) -> dict[str, _Entry]:
-    if not path.exists():
-        return {}
     try:
         book = take_up(_Book, read_document(path))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} is no record of an earlier run: {error}", hint="delete it to start over"

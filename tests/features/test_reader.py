@@ -161,7 +161,7 @@ def test_foreign_files_are_refused(tmp_path):
     with h5py.File(path, "w") as file:
         file["x"] = [1]
     assert "no format, 'cnnfeat-features' expected" in _refused(path)
-    assert "no regular file" in _refused(tmp_path)
+    assert "not a regular file" in _refused(tmp_path)
 
 
 def test_truncated_file_is_refused_at_every_length(sample):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import MissingInputError, NetworkError
+from cnnfeat.network import open_network
 from cnnfeat.network.formats import sniff
 
 
@@ -102,3 +104,20 @@ def test_a_link_to_a_file_is_followed(seed_file: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(seed_file)
     assert sniff(link).value == "keras"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["saved_model.pb", "saved_model.pbtxt", "checkpoint", "m.meta"])
+def test_a_pipe_among_a_networks_files_is_not_waited_for(tmp_path: Path, name: str):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(NetworkError, match=f"{tmp_path}(/m)?: "):
+        open_network(str(tmp_path))
+
+
+def test_a_shard_that_leads_back_to_itself_is_missing(tmp_path: Path):
+    (tmp_path / "shard").symlink_to("shard")
+    manifest = [{"paths": ["shard"], "weights": []}]
+    model = {"format": "layers-model", "modelTopology": {}, "weightsManifest": manifest}
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    with pytest.raises(NetworkError, match="shard"):
+        open_network(str(tmp_path / "model.json"))

@@ -359,7 +359,7 @@ def test_weights_that_are_no_numbers_are_reported(
 
 def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.keras")
-    with pytest.raises(NetworkError, match="is no regular file"):
+    with pytest.raises(NetworkError, match="is a pipe, not a regular file"):
         load_network(str(tmp_path / "model.keras"))
 
 

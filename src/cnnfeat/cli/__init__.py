@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from cnnfeat.cli.session import Settings
-from cnnfeat.errors import CnnfeatError, Interrupted, near_names
+from cnnfeat.errors import CnnfeatError, Interrupted, StorageError, near_names
 
 # name: (module and attribute, what `cnnfeat --help` says of it), in the order people need them
 COMMANDS = {
@@ -131,6 +131,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         _show(error, words)
         code = error.exit_code
+    except OSError as error:  # of a file, and of the system: a name too long, no permission
+        if settings.debug or error.filename is None:
+            raise
+        told = StorageError(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        _show(told, words)
+        code = told.exit_code
     sys.exit(code)
 
 

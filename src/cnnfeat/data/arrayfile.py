@@ -15,7 +15,7 @@ from cnnfeat.data.hdf5 import Hdf5File, is_hdf5
 from cnnfeat.data.labels import first_few
 from cnnfeat.data.matfile import Mat5File, Mat73File, is_mat, open_mat
 from cnnfeat.data.npy import ZIP_MAGIC, NpyFile, NpzFile, StoredRows
-from cnnfeat.data.source import Rows, file_states, open_regular
+from cnnfeat.data.source import Rows, file_states, open_file
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.npyheader import NPY_MAGIC
 from cnnfeat.records import SPLIT_WORDS, some_of
@@ -193,7 +193,7 @@ def _absolute(labels: str) -> str:
 def _opener(path: Path) -> Callable[[Path], ArrayFile] | None:
     if is_mat(path):
         return open_mat
-    with open_regular(path) as file:
+    with open_file(path) as file:
         beginning = file.read(8)
     for magic, opener in _OPENERS.items():
         if beginning.startswith(magic):

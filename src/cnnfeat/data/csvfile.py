@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnfeat.data.source import open_regular
+from cnnfeat.data.source import open_file
 from cnnfeat.errors import DataError, UsageError, near_names
 
 
@@ -38,7 +38,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     DataError
         If it can't be read, or is no UTF-8 text; with the line, where one is no CSV.
     """
-    with open_regular(path) as file:
+    with open_file(path) as file:
         try:
             text = file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
 from cnnfeat.data.dicom import DicomImage
-from cnnfeat.data.source import open_regular
+from cnnfeat.data.source import open_file
 from cnnfeat.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def prepare_pillow(max_pixels: int) -> None:
 
 def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:
     """Read one picture file, which must be a regular one; see `decode_stream`."""
-    with open_regular(path, error=ImageError) as file:
+    with open_file(path, error=ImageError) as file:
         return decode_stream(file, name=str(path), max_pixels=max_pixels)
 
 
@@ -203,7 +203,7 @@ def _mode(stream: BinaryIO) -> str | None:
 def is_image(path: Path) -> bool:
     """Whether a file begins as pictures do that are read here."""
     try:
-        with open_regular(path) as file:
+        with open_file(path) as file:
             return bool(format_of(file.read(_START_BYTES)))
     except (DataError, OSError):
         return False

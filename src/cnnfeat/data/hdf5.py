@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from cnnfeat.data.source import Rows, open_regular
+from cnnfeat.data.source import Rows, open_file
 from cnnfeat.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _log = logging.getLogger("cnnfeat")
 
 def is_hdf5(path: Path) -> bool:
     """Whether a file is HDF5, perhaps behind a block of another's: 512 bytes, or 1024, 2048 ..."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         size, place = file.seek(0, os.SEEK_END), 0
         while place < size:
             file.seek(place)
@@ -63,7 +63,7 @@ class Hdf5File:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        open_regular(path).close()
+        open_file(path).close()
         try:
             self._file = h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES)
         except OSError as error:

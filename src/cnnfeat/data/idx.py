@@ -25,7 +25,7 @@ import numpy as np
 from cnnfeat.archives import DEFLATE_LIMIT
 from cnnfeat.data.arrays import ArraySource, ArraySplit, index_labels, make_split
 from cnnfeat.data.npy import StoredRows, unpack
-from cnnfeat.data.source import FileStates, Rows, file_states, open_regular, unreadable
+from cnnfeat.data.source import FileStates, Rows, file_states, open_file, unreadable
 from cnnfeat.errors import DataError, StorageError
 from cnnfeat.records import VALIDATION_WORDS
 
@@ -90,7 +90,7 @@ def read_idx_header(path: Path) -> IdxHeader:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """Open a file, and say whether it is packed; what is wrong with it becomes a `DataError`."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         packed = file.read(2) == GZIP_MAGIC
         file.seek(0)
         try:

@@ -14,7 +14,7 @@ from cnnfeat.data.csvfile import LabelColumns, cells_of, csv_rows, find_column, 
 from cnnfeat.data.folders import FOLDER, natural_key, without_ending
 from cnnfeat.data.imagefiles import ImageFileSource
 from cnnfeat.data.labels import check_texts, first_few, one_of
-from cnnfeat.data.source import ImageFile, file_states, open_regular
+from cnnfeat.data.source import ImageFile, file_states, open_file
 from cnnfeat.errors import DataError
 from cnnfeat.records import SPLIT_WORDS
 
@@ -49,7 +49,7 @@ class _Line:
 
 def is_manifest(path: Path) -> bool:
     """Whether a file looks like lines of `path,label`: UTF-8 text with a separator in line one."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         start = file.read(_START_BYTES)
     text = start.decode("utf-8-sig", "replace")
     first = text.splitlines()[0] if text.strip() else ""

@@ -20,7 +20,7 @@ import numpy as np
 from cnnfeat.archives import DEFLATE_LIMIT
 from cnnfeat.data.arrays import is_one_picture
 from cnnfeat.data.hdf5 import Hdf5File, is_hdf5
-from cnnfeat.data.source import Rows, open_regular
+from cnnfeat.data.source import Rows, open_file
 from cnnfeat.errors import DataError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Mat5File:
 
         self._path = path
         try:
-            with open_regular(path) as file:
+            with open_file(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 listed = whosmat(file, appendmat=False)
         except (*_DAMAGE, MatReadError) as error:
@@ -127,7 +127,7 @@ class Mat5File:
         from scipy.io.matlab import MatReadError
 
         try:
-            with open_regular(self._path) as file:
+            with open_file(self._path) as file:
                 array = loadmat(file, variable_names=[name], appendmat=False)[name]
         except (*_DAMAGE, MatReadError) as error:
             raise _damaged(self._path, error) from error
@@ -211,7 +211,7 @@ def is_mat(path: Path) -> bool:
 
     That is, without the text, it ends in `.mat` or says of an array which class of MATLAB's it is.
     """
-    with open_regular(path) as file:
+    with open_file(path) as file:
         start = file.read(len(MAT73_MAGIC))
     if start.startswith((MAT5_MAGIC, MAT73_MAGIC)):
         return True
@@ -228,7 +228,7 @@ def _names_classes(path: Path) -> bool:
 
 def open_mat(path: Path) -> Mat5File | Mat73File:
     """Open a file that is one of MATLAB's."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         version_5 = file.read(len(MAT5_MAGIC)) == MAT5_MAGIC
     return Mat5File(path) if version_5 else Mat73File(path)
 

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, cast
 import numpy as np
 
 from cnnfeat.archives import DEFLATE_LIMIT, Archive
-from cnnfeat.data.source import Rows, open_regular
+from cnnfeat.data.source import Rows, open_file
 from cnnfeat.errors import DataError, StorageError
 from cnnfeat.npyheader import NpyHeader, read_npy_header
 
@@ -161,7 +161,7 @@ class NpyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with open_regular(path) as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             self._header = read_npy_header(file, str(path), size_bytes=size)
         self.shapes: Mapping[str, tuple[int, ...]] = {"": self._header.shape}
@@ -171,7 +171,7 @@ class NpyFile:
         if name not in self.shapes:
             raise DataError(f"{self._path}: an .npy file has one array, without a name")
         _refuse_objects(self._header, str(self._path))
-        with open_regular(self._path) as file:
+        with open_file(self._path) as file:
             return _rows_at(file, self._header, offset=0, name=str(self._path))
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ class NpzFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = open_regular(path)
+        self._file = open_file(path)
         try:
             self._archive = Archive(path, file=self._file, ratio=DEFLATE_LIMIT)
             arrays = [name for name in self._archive.names if name.endswith(_ENDING)]

@@ -22,7 +22,7 @@ from cnnfeat.data.registry import DATASETS
 from cnnfeat.data.source import (
     OpenedSource,
     file_states,
-    open_regular,
+    open_file,
     packed_by,
     printable,
     unreadable,
@@ -225,7 +225,7 @@ def _unknown(path: Path) -> DataError:
             f"{path}: packed with {packed[0]}, and nothing is unpacked here",
             hint=f"unpack it first: {packed[1]}",
         )
-    with open_regular(path) as file:
+    with open_file(path) as file:
         start = file.readline(_LINE_BYTES)
     if not start:
         return DataError(f"{path}: an empty file")

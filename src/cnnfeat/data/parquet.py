@@ -22,7 +22,7 @@ import numpy as np
 
 from cnnfeat.data.arrays import index_labels
 from cnnfeat.data.packed import PackedSource, given_labels, opened_shards
-from cnnfeat.data.source import open_regular
+from cnnfeat.data.source import open_file
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.records import some_of
 
@@ -51,7 +51,7 @@ class _Columns:
 
 def is_parquet(path: Path) -> bool:
     """Whether a file begins as parquet does."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
@@ -121,7 +121,7 @@ class ParquetShard:
                 hint="pip install 'cnnfeat[parquet]'",
             ) from error
         self._damage = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
-        open_regular(path).close()
+        open_file(path).close()
         with self._told():
             self._file = pq.ParquetFile(path, pre_buffer=False)
         try:

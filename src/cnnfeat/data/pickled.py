@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 import numpy as np
 
-from cnnfeat.data.source import open_regular
+from cnnfeat.data.source import open_file
 from cnnfeat.errors import DataError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class _Call:
 
 def is_pickle(path: Path) -> bool:
     """Whether a file begins as pickles do, or pickled dicts before protocol 2."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         return _START.match(file.read(4)) is not None
 
 
@@ -95,7 +95,7 @@ def read_pickle(path: Path) -> Mapping[str, object]:
     DataError
         If it holds anything but a dict of plain data and arrays, or is damaged, or too large.
     """
-    with open_regular(path) as file:
+    with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
             raise DataError(f"{path}: a pickle of {size:,} bytes; up to {MAX_BYTES:,} are read")

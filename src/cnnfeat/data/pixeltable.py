@@ -23,7 +23,7 @@ import numpy as np
 from cnnfeat.data.arrays import ArraySource, index_labels, make_split
 from cnnfeat.data.csvfile import cells_of, separator
 from cnnfeat.data.folders import natural_key
-from cnnfeat.data.source import file_states, open_regular
+from cnnfeat.data.source import file_states, open_file
 from cnnfeat.errors import DataError
 from cnnfeat.records import SPLIT_WORDS
 
@@ -63,7 +63,7 @@ class _Table:
 
 def is_pixel_table(path: Path) -> bool:
     """Whether a file is a CSV whose first line names columns of pixels."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         line = file.readline(_MAX_LINE_BYTES)
     try:
         return _columns(line.decode("utf-8-sig")) is not None
@@ -135,7 +135,7 @@ def _columns(line: str) -> _Columns | None:
 
 def _read(path: Path, split: str, tables: dict[str, _Table]) -> None:
     """Add a file's rows to the tables of their splits."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", newline="")
         try:
             first = text.readline()

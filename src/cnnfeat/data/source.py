@@ -13,7 +13,6 @@ import io
 import itertools
 import os
 import re
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 import numpy as np
 
+from cnnfeat import regular
 from cnnfeat.errors import DataError, ImageError, UsageError, near_names
 from cnnfeat.pixels import unusable
 from cnnfeat.records import (
@@ -35,6 +35,8 @@ from cnnfeat.records import (
 )
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from cnnfeat.records import Array, Groups, Json, Labels, Parts, RowNumbers
 
 CONTENTS = "file contents"
@@ -57,13 +59,6 @@ _UNPACKED_BY = {
     "zip": "unzip FILE",
     "zlib": "Python's zlib.decompress does it",
 }
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 class Rows(Protocol):
@@ -405,7 +400,7 @@ def sha256_of(path: Path) -> bytes:
         If it can't be read.
     """
     try:
-        with open_regular(path) as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise unreadable(path, error) from error
@@ -419,10 +414,8 @@ def _encode(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def open_regular(path: Path, *, error: type[DataError] = DataError) -> io.BufferedReader:
+def open_file(path: Path, *, error: type[DataError] = DataError) -> io.BufferedReader:
     """Open a regular file for reading.
-
-    A pipe, socket or device is refused before it is opened, so that reading can't hang.
 
     Raises
     ------
@@ -431,22 +424,40 @@ def open_regular(path: Path, *, error: type[DataError] = DataError) -> io.Buffer
         read.
     """
     try:
-        _check_regular(path, path.stat().st_mode, error)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = regular.regular_handle(path)
+    except regular.IrregularError as problem:
+        raise error(f"{path}: {problem}") from problem
     except OSError as problem:
         raise unreadable(path, problem, error=error) from problem
-    try:
-        _check_regular(path, os.fstat(descriptor).st_mode, error)
-    except DataError:
-        os.close(descriptor)
-        raise
-    return os.fdopen(descriptor, "rb")
+    return io.BufferedReader(_Told(handle, path, error))
+
+
+class _Told(io.FileIO):
+    """A file on a disk that may fail: what the system says then is told as a `DataError`."""
+
+    def __init__(self, handle: int, path: Path, error: type[DataError]) -> None:
+        super().__init__(handle)
+        self._path, self._error = path, error
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        """Fill a buffer."""
+        try:
+            return super().readinto(buffer)
+        except OSError as problem:
+            raise unreadable(self._path, problem, error=self._error) from problem
+
+    def readall(self) -> bytes:
+        """Read to the end."""
+        try:
+            return super().readall()
+        except OSError as problem:
+            raise unreadable(self._path, problem, error=self._error) from problem
 
 
 def packed_by(path: Path) -> tuple[str, str] | None:
     """What a file was compressed or archived with, and how it is unpacked; None if it wasn't."""
     try:
-        with open_regular(path) as file:
+        with open_file(path) as file:
             start = file.read(_TAR_PLACE + len(_TAR_MARK))
     except DataError:
         return None
@@ -503,11 +514,4 @@ class ImageFile:
             raise ImageError(
                 f"{printable(self.name)}: the name is not UTF-8", hint="rename the file"
             )
-        return open_regular(self.path, error=ImageError)
-
-
-def _check_regular(path: Path, mode: int, error: type[DataError]) -> None:
-    if stat.S_ISREG(mode):
-        return
-    kind = next((words for test, words in _KINDS if test(mode)), "something else")
-    raise error(f"{path}: is {kind}, not a regular file")
+        return open_file(self.path, error=ImageError)

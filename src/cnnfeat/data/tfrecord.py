@@ -24,7 +24,7 @@ import numpy as np
 from cnnfeat.data.arrays import index_labels
 from cnnfeat.data.example import Feature, read_example
 from cnnfeat.data.packed import PackedSource, given_labels, opened_shards
-from cnnfeat.data.source import open_regular
+from cnnfeat.data.source import open_file
 from cnnfeat.errors import DataError, UsageError, near_names
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Keys:
 
 def is_tfrecord(path: Path) -> bool:
     """Whether a file begins with a length and its checksum."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:
         return False
@@ -128,7 +128,7 @@ class TFRecordShard:
         self._asked = label
         self._keys: _Keys | None = None
         self._spans: list[tuple[int, int]] = []
-        with open_regular(path) as file:
+        with open_file(path) as file:
             for number, (offset, record) in enumerate(_records(file, path)):
                 self._spans.append((offset, len(record)))
                 self._index(number, record)

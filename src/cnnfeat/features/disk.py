@@ -28,8 +28,8 @@ class Disk:
     """The real disk."""
 
     def open(self, path: Path, *, create: bool = False) -> int:
-        """Open for reading and writing, never truncating; close-on-exec."""
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        """Open for reading and writing, never truncating; close-on-exec, and through no link."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
         return os.open(path, flags, 0o666)
 
     def close(self, handle: int) -> None:

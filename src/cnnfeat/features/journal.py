@@ -17,6 +17,7 @@ from cnnfeat.errors import UsageError
 from cnnfeat.features.disk import Disk
 from cnnfeat.features.format import Block, BlockNames
 from cnnfeat.records import Json, SkippedSample
+from cnnfeat.regular import open_regular
 
 _KIND, _VERSION = "cnnfeat-journal", 1
 
@@ -166,7 +167,7 @@ def read_header(path: Path) -> Header | None:
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     end = 0
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         return
     with file:

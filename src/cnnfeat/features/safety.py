@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -23,6 +22,7 @@ from cnnfeat.features import format as fmt
 from cnnfeat.features.attributes import read_attributes
 from cnnfeat.features.seal import byte_view, seal_holds
 from cnnfeat.provenance import Provenance
+from cnnfeat.regular import open_regular
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_RANK = 16
@@ -64,17 +64,15 @@ def open_checked(path: Path) -> h5py.File:
 
 def _check_signature(path: Path) -> None:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise FeatureFileError(f"{path} is no regular file", hint=_HINT)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(len(_SIGNATURE))
             sealed = seal_holds(file.fileno())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInputError(
             f"no feature file {path}", hint="cnnfeat extract --layer NAME makes one"
         ) from error
-    except PermissionError as error:
-        raise FeatureFileError(f"{path}: permission denied") from error
+    except OSError as error:
+        raise FeatureFileError(f"{path}: can't be read: {error.strerror}", hint=_HINT) from error
     if head != _SIGNATURE:
         found = "is empty" if not head else f"begins with {head!r}"
         raise FeatureFileError(f"{path} is no HDF5 file: it {found}", hint=_HINT)

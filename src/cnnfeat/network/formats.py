@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+import io
 import json
+import os
 import pickletools
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from cnnfeat.errors import (
     UnsafeArchiveError,
     UntrustedModelError,
 )
+from cnnfeat.regular import open_regular
 
 M = TypeVar("M", bound=Message)
 _LIMIT_BYTES = 2**31  # of a protocol buffer
@@ -70,13 +72,18 @@ def sniff(path: Path) -> Format:
     NetworkError
         If it is no model, or one of another framework; the message names it.
     """
-    if not path.exists():
+    try:
+        with open_regular(path) as file:
+            head = file.read(4096)
+    except FileNotFoundError:
         return _prefix(path)
-    if path.is_dir():
-        return _folder(path)
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise NetworkError(f"{path} is no regular file", hint=f"models are {_KNOWN}")
-    return _file(path)
+    except OSError as error:
+        if path.is_dir():
+            return _folder(path)
+        raise NetworkError(
+            f"{path}: can't be read: {error.strerror}", hint=f"models are {_KNOWN}"
+        ) from error
+    return _file(path, head)
 
 
 def _prefix(path: Path) -> Format:
@@ -99,9 +106,7 @@ def _folder(path: Path) -> Format:
     )
 
 
-def _file(path: Path) -> Format:
-    with path.open("rb") as file:
-        head = file.read(4096)
+def _file(path: Path, head: bytes) -> Format:
     if not head:
         raise NetworkError(f"{path} is empty", hint=f"models are {_KNOWN}")
     if head.startswith(_HDF5_MAGIC) or head[4:8] == b"TFL3":
@@ -111,7 +116,7 @@ def _file(path: Path) -> Format:
     if path.name.endswith((".index", ".meta")) or ".data-" in path.name:
         return Format.CHECKPOINT
     _refuse_foreign(path, head)
-    kind = Format.TFJS if _is_json(head) else _kind_of(path)
+    kind = Format.TFJS if _is_json(head) else _kind_of(path, head)
     if kind is not None:
         return kind
     if path.with_name(f"{path.name}.meta").is_file():
@@ -192,6 +197,22 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
         )
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a file of a network, if it is a regular one.
+
+    Raises
+    ------
+    NetworkError
+        If it can't be read.
+    """
+    try:
+        with open_regular(path) as file:
+            yield file
+    except OSError as error:
+        raise NetworkError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
 def read_json(path: Path, *, otherwise: str) -> dict[str, object]:
     """Read a JSON file that holds one object.
 
@@ -201,7 +222,7 @@ def read_json(path: Path, *, otherwise: str) -> dict[str, object]:
         If it can't be read, or holds anything else: that the file is `otherwise` is said then.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             document = parse_value(file.read(DOCUMENT_LIMIT + 1), finite=False)
     except ValueError as error:
         raise NetworkError(f"{path}: its JSON can't be read: {error}") from error
@@ -287,13 +308,14 @@ def read_message(path: Path, kind: type[M]) -> M:
     NetworkError
         If it is none.
     """
-    size = path.stat().st_size
-    if size >= _LIMIT_BYTES:
-        raise NetworkError(
-            f"{path}: {size:,} bytes; a protocol buffer has less than {_LIMIT_BYTES:,}"
-        )
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size >= _LIMIT_BYTES:
+            raise NetworkError(
+                f"{path}: {size:,} bytes; a protocol buffer has less than {_LIMIT_BYTES:,}"
+            )
+        content = file.read()
     message: M = kind()
-    content = path.read_bytes()
     refuse_pointer(path, content[:64])
     try:
         if _is_text(content[:4096]):
@@ -305,10 +327,8 @@ def read_message(path: Path, kind: type[M]) -> M:
     return message
 
 
-def _kind_of(path: Path) -> Format | None:
+def _kind_of(path: Path, head: bytes) -> Format | None:
     """Say of which format a file is that holds one message; None: of none."""
-    with path.open("rb") as file:
-        head = file.read(4096)
     if _is_text(head):
         return _kind_of_text(head.decode("utf-8", "replace"))
     if head[:3] == b"\x08\x01\x12":  # its schema's version, then a meta graph

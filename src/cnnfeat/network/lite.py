@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
+from cnnfeat.network.formats import opened
 from cnnfeat.network.graph import FlatGraph, GraphInput, NamedTensor
 from cnnfeat.network.starting import native_stderr_hidden
 from cnnfeat.network.telling import told
@@ -60,7 +61,8 @@ def load_lite(path: Path) -> FlatGraph:
     NetworkError
         If it can't be read.
     """
-    content = path.read_bytes()
+    with opened(path) as file:
+        content = file.read()
     try:
         lite = interpreter(content)
         operations = lite._get_ops_details()

@@ -34,7 +34,9 @@ from cnnfeat.network.weights import (
     take_out_variables,
 )
 from cnnfeat.options import ReadOptions
+from cnnfeat.regular import open_regular
 
+_LARGEST_STATE = 1 << 20  # bytes of the file `checkpoint`
 _PARTS = re.compile(r"\.(meta|index|data-\d{5}-of-\d{5})$")
 
 
@@ -154,12 +156,12 @@ def _only_graph(folder: Path) -> Path | None:
 
 def _stated(path: Path) -> str:
     """The newest checkpoint as the file `checkpoint` names it, without its folder."""
-    if not path.is_file() or path.stat().st_size > 1 << 20:
-        return ""
     state = checkpoint_state_pb2.CheckpointState()
     try:
-        text_format.Parse(path.read_text("utf-8"), state, allow_unknown_field=True)
-    except (text_format.ParseError, UnicodeDecodeError):
+        with open_regular(path) as file:
+            text = file.read(_LARGEST_STATE).decode("utf-8")
+        text_format.Parse(text, state, allow_unknown_field=True)
+    except (OSError, text_format.ParseError, UnicodeDecodeError):
         return ""
     return re.split(r"[\\/]", str(state.model_checkpoint_path))[-1]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
-from cnnfeat.network.formats import read_json, refuse_pointer
+from cnnfeat.network.formats import opened, read_json, refuse_pointer
 
 _TYPES = {"float32": "<f4", "float16": "<f2", "int32": "<i4", "uint8": "u1", "bool": "?",
           "uint16": "<u2", "int8": "i1"}  # fmt: skip
@@ -72,13 +73,15 @@ def _weights(path: Path, manifest: object) -> dict[str, NDArray[np.generic]]:
 
 def _shard(folder: Path, name: str) -> bytes:
     shard = folder / name
-    if not shard.resolve().is_relative_to(folder.resolve()):
+    # Unlike `resolve`, this also ends where links lead in a circle.
+    if not Path(os.path.realpath(shard)).is_relative_to(os.path.realpath(folder)):
         raise UntrustedModelError(f"{name} lies outside {folder}: a model reads no other files")
     if not shard.is_file():
         raise NetworkError(
             f"weights are missing: there is no {shard}", hint="shards lie beside model.json"
         )
-    data = shard.read_bytes()
+    with opened(shard) as file:
+        data = file.read()
     refuse_pointer(shard, data[:64])
     return data
 

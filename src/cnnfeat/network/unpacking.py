@@ -15,6 +15,7 @@ from pathlib import Path
 from cnnfeat.archives import is_archive
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.formats import opened_archive
+from cnnfeat.regular import open_regular
 
 _LOG = logging.getLogger("cnnfeat")
 _ENDINGS = (".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".json", ".tflite")
@@ -106,10 +107,10 @@ def classes_beside(path: Path) -> tuple[str, ...]:
         () where there is none. "0 cat" is "cat".
     """
     labels = path.parent / _LABELS
-    if not labels.is_file() or labels.stat().st_size > _LARGEST:
-        return ()
     try:
-        lines = labels.read_text("utf-8").splitlines()
+        with open_regular(labels) as file:
+            text = file.read(_LARGEST + 1)
+        lines = text.decode("utf-8").splitlines() if len(text) <= _LARGEST else []
     except (OSError, UnicodeDecodeError):
         return ()
     return tuple(re.sub(r"^\d+[\s:]+", "", line.strip()) for line in lines if line.strip())

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.flattening import inline_functions, make_placeholder, needed_part
-from cnnfeat.network.formats import refuse_pointer
+from cnnfeat.network.formats import opened, refuse_pointer
 from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name
 
 _LOG = logging.getLogger("cnnfeat")
@@ -131,7 +131,7 @@ def _check_there(prefix: Path) -> None:
     for path in (index, *(prefix.with_name(name) for name in names)):
         if not path.is_file():
             raise missing_weights(path)
-        with path.open("rb") as file:
+        with opened(path) as file:
             refuse_pointer(path, file.read(64))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from cnnfeat.options import ReadOptions
 from cnnfeat.origin import network_exists, network_spec, open_recorded, recorded_data
 from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.regular import read_text
 from cnnfeat.result import SvmResult, read_result
 
 if TYPE_CHECKING:
@@ -255,7 +257,7 @@ def read_predictions(path: Path, *, file: FeatureFile, result: SvmResult) -> Pre
         If it is damaged, or not of this feature file.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with io.StringIO(read_text(path), newline="") as lines:
             records = list(csv.DictReader(lines))
     except FileNotFoundError as error:
         raise MissingInputError(f"no predictions {path}", hint="cnnfeat svm makes them") from error

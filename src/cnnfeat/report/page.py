@@ -128,7 +128,7 @@ def write_report(
             task.advance(note="writing")
             page = Contents(evidence, album, scatter, exhibits, missing)
             with replacing(out) as partial:
-                partial.write_text(render(page), "utf-8")
+                partial.write_text(render(page), "utf-8", errors="backslashreplace")
         task.advance()
     return ReportResult(
         out,

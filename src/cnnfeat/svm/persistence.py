@@ -24,6 +24,7 @@ from cnnfeat.errors import DataError, FeatureFileError, MissingInputError
 from cnnfeat.files import replacing
 from cnnfeat.npyheader import read_npy_header
 from cnnfeat.records import Json
+from cnnfeat.regular import require_regular
 from cnnfeat.result import SVM_FORMAT, SVM_VERSION
 from cnnfeat.svm.calibration import Calibration
 
@@ -76,8 +77,12 @@ def load_svm(path: Path) -> SavedSVM:
     FeatureFileError
         If it is a pickle, damaged, foreign, or holds a type that is not trusted.
     """
-    if not path.is_file():
-        raise MissingInputError(f"no SVM file {path}", hint="cnnfeat svm makes one")
+    try:
+        require_regular(path)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"no SVM file {path}", hint="cnnfeat svm makes one") from error
+    except OSError as error:
+        raise FeatureFileError(f"{path}: can't be read: {error.strerror}") from error
     _check_container(path)
     try:
         pipeline = skops_io.load(path)
