@@ -246,7 +246,7 @@ def test_a_member_that_is_missing_or_too_large(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="can't be read: Is a directory"):
+    with pytest.raises(ArchiveError, match="is a folder"):
         Archive(tmp_path)
 
 

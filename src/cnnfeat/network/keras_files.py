@@ -14,22 +14,25 @@ import h5py
 import keras
 import tensorflow as tf
 
+from cnnfeat.documents import parse_document
 from cnnfeat.errors import MissingInputError, NetworkError
 from cnnfeat.network.formats import read_json
 from cnnfeat.network.graph import FlatGraph
 from cnnfeat.network.imports import NOTHING, Imported
 from cnnfeat.network.keras_archive import as_keras_reads_it
+from cnnfeat.network.keras_config import (
+    check_config,
+    check_meanings,
+    unknown_class,
+    without_compilation,
+)
 from cnnfeat.network.keras_trust import (
     KERAS_ERRORS,
     check_archive,
-    check_config,
     check_hdf5,
-    check_meanings,
     check_promise,
     is_keras_2,
     regular_name,
-    unknown_class,
-    without_compilation,
 )
 from cnnfeat.network.telling import told
 from cnnfeat.network.tracing import trace, trace_any_size, trace_keras
@@ -209,12 +212,9 @@ def _configuration(path: Path) -> tuple[Mapping[str, object], str]:
         if text is None:
             raise _no_model(path, file)
     try:
-        config = json.loads(_text(text))
-    except (ValueError, RecursionError) as error:
+        return parse_document(_text(text), finite=False), version
+    except ValueError as error:
         raise NetworkError(f"{path}: its model_config can't be read: {error}") from error
-    if not isinstance(config, dict):
-        raise NetworkError(f"{path}: its model_config is no Keras configuration")
-    return config, version
 
 
 def _no_model(path: Path, file: h5py.File) -> NetworkError:
