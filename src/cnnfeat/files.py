@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import errno
 import io
@@ -18,11 +17,11 @@ from pathlib import Path
 
 from cnnfeat.errors import LockedError, OutputExistsError, StorageError
 from cnnfeat.regular import IrregularError, open_regular, require_regular
+from cnnfeat.temporary import NO_LOCKS, remove_abandoned, temporary_file
 
 _QUOTED_ENDS = "\r\n"  # the csv module quotes a cell only for characters of its own line end
 _HOLDER_WAIT_S = 0.5
 _LONGEST_NUMBER = 20  # bytes of a process id
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without them says
 
 
 def check_output(
@@ -67,6 +66,7 @@ def check_output(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as probe:
             probe.write(b"\0")
+        remove_abandoned(path)
     if needed_bytes:
         check_space(path, needed_bytes)
 
@@ -171,7 +171,7 @@ def locked(path: Path) -> Iterator[None]:
                     raise _locked_error(path, holder or "unknown") from error
                 time.sleep(0.01)
             except (OSError, NotImplementedError) as error:
-                if getattr(error, "errno", errno.ENOSYS) in _NO_LOCKS:
+                if getattr(error, "errno", errno.ENOSYS) in NO_LOCKS:
                     raise _no_locks(path) from error
                 raise
     try:
@@ -254,20 +254,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with temporary_file(path) as temporary:
             yield temporary
             temporary.chmod(0o666 & ~_umask())
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
 
 
 def sync(path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import h5py
 from cnnfeat.archives import Archive
 from cnnfeat.documents import parse_document
 from cnnfeat.network.formats import opened_archive
+from cnnfeat.temporary import temporary_folder
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
 _OLD = "_layer_checkpoint_dependencies"  # Keras 2.13's name of `layers`
@@ -43,8 +43,8 @@ def as_keras_reads_it(path: Path, config: Mapping[str, object]) -> Iterator[Path
         if own == config and not any(_is_odd(name) for name in names):
             yield path
             return
-        with tempfile.TemporaryDirectory(prefix="cnnfeat-") as folder:
-            copy = Path(folder) / f"{path.stem or 'model'}.keras"
+        with temporary_folder() as folder:
+            copy = folder / f"{path.stem or 'model'}.keras"
             _write(archive, copy, config, _spelled(names))
             yield copy
 

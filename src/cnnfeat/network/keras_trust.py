@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,6 +18,7 @@ from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.formats import opened_archive
 from cnnfeat.network.imports import NOTHING, Imported
 from cnnfeat.network.keras_config import check_config, without_compilation
+from cnnfeat.temporary import temporary_folder
 
 T = TypeVar("T")
 _WEIGHTS = "model.weights.h5"
@@ -119,8 +119,8 @@ def regular_name(path: Path, suffix: str) -> Iterator[Path]:
     if path.name.endswith(suffix) and (suffix != ".h5" or not path.name.endswith(".weights.h5")):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="cnnfeat-") as folder:
-        named = Path(folder) / f"{path.stem or 'model'}{suffix}"
+    with temporary_folder() as folder:
+        named = folder / f"{path.stem or 'model'}{suffix}"
         named.symlink_to(path.resolve())
         yield named
 

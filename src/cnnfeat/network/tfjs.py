@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.formats import opened, read_json, refuse_pointer
+from cnnfeat.temporary import temporary_folder
 
 _TYPES = {"float32": "<f4", "float16": "<f2", "int32": "<i4", "uint8": "u1", "bool": "?",
           "uint16": "<u2", "int8": "i1"}  # fmt: skip
@@ -50,8 +50,8 @@ def as_hdf5(path: Path) -> Iterator[Path]:
     version = str(topology.get("keras_version", ""))
     version = version.removeprefix("tfjs-layers ") if version[:1].isdigit() else "2.0"
     weights = _weights(path, document.get("weightsManifest"))
-    with tempfile.TemporaryDirectory(prefix="cnnfeat-") as folder:
-        whole = Path(folder) / f"{path.stem}.h5"
+    with temporary_folder() as folder:
+        whole = folder / f"{path.stem}.h5"
         with h5py.File(whole, "w") as file:
             file.attrs["model_config"] = json.dumps(config)
             file.attrs["keras_version"] = version

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from cnnfeat.archives import is_archive
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.formats import opened_archive
 from cnnfeat.regular import open_regular
+from cnnfeat.temporary import temporary_folder
 
 _LOG = logging.getLogger("cnnfeat")
 _ENDINGS = (".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".json", ".tflite")
@@ -43,10 +43,10 @@ def unpacked(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield _only(path, path)
     elif path.is_file() and is_archive(path) and _holds_a_network(path):
-        with tempfile.TemporaryDirectory(prefix="cnnfeat-") as folder:
+        with temporary_folder() as folder:
             with opened_archive(path) as archive:
-                archive.unpack(Path(folder), wanted=lambda name: not name.startswith("__MACOSX/"))
-            yield _only(Path(folder), path)
+                archive.unpack(folder, wanted=lambda name: not name.startswith("__MACOSX/"))
+            yield _only(folder, path)
     else:
         yield path
 

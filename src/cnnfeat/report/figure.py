@@ -7,7 +7,6 @@ import functools
 import io
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from PIL import Image
 
 from cnnfeat.errors import UsageError
 from cnnfeat.files import replacing
+from cnnfeat.temporary import temporary_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,11 +179,11 @@ def page_figure(plot: Plot) -> PageFigure:
     """Draw a picture for a page: twice, as SVG, with nothing in it to be loaded."""
 
     def uri(name: str, *, dark: bool) -> str:
-        out = Path(folder) / name
+        out = folder / name
         plot(out=out, dark=dark)
         return f"data:image/svg+xml;base64,{base64.b64encode(out.read_bytes()).decode('ascii')}"
 
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         return PageFigure(uri("light.svg", dark=False), uri("dark.svg", dark=True))
 
 

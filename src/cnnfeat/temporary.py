@@ -1,0 +1,112 @@
+"""Temporary files and folders, which their makers' deaths don't leave for good.
+
+Who makes one holds a lock on it, which ends with the process, however that ends. Who makes the next
+of the same kind removes those that nobody holds, and says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without them says
+_MARK = "cnnfeat-"
+_FOLDER = f"{_MARK}scratch-"
+_log = logging.getLogger("cnnfeat")
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Make an empty file beside `path` with its ending; it is removed at the end, if still there.
+
+    Raises
+    ------
+    OSError
+        If the system refuses it.
+    """
+    remove_abandoned(path)
+    handle, temporary = -1, path
+    try:
+        while handle < 0:
+            made, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
+            handle, temporary = _held(made, Path(name)), Path(name)
+        yield temporary
+    finally:
+        if handle >= 0:
+            temporary.unlink(missing_ok=True)
+            os.close(handle)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make an empty folder where temporary files belong; it is removed at the end.
+
+    Raises
+    ------
+    OSError
+        If the system refuses it.
+    """
+    for left in _abandoned(Path(tempfile.gettempdir()), f"{_FOLDER}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    handle, folder = -1, Path()
+    try:
+        while handle < 0:
+            folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+            handle = _held(os.open(folder, os.O_RDONLY | os.O_CLOEXEC), folder)
+        yield folder
+    finally:
+        if handle >= 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what dead makers of `path` have left beside it."""
+    pattern = f"{glob.escape(_prefix(path))}*{glob.escape(path.suffix)}"
+    for left in _abandoned(path.parent, pattern):
+        left.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.stem}.{_MARK}"
+
+
+def _held(handle: int, path: Path) -> int:
+    """Lock what was just made; -1 where another process has taken it for abandoned till then."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(handle), path.lstat()):
+            return handle
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno in NO_LOCKS:  # then nobody can tell it from an abandoned one, or will
+            return handle
+        raise
+    os.close(handle)
+    return -1
+
+
+def _abandoned(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yield what nobody holds, held meanwhile."""
+    for path in folder.glob(pattern):
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # of another user, or gone
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _log.info("%s was left by a run that was killed; removed", path)
+            yield path
+        except OSError:  # its maker lives, or there are no locks
+            continue
+        finally:
+            os.close(handle)
