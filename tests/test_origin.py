@@ -17,10 +17,12 @@ import cnnfeat.cli
 from cnnfeat import LayerFeatures, options, origin
 from cnnfeat.errors import FeatureFileError, Interrupted, NetworkError, UntrustedModelError
 from cnnfeat.extraction import extract
+from cnnfeat.features import FeatureFile
 from cnnfeat.knobs import option, result_options
 from cnnfeat.network import open_network
 from cnnfeat.options import ExtractOptions, ReadOptions
 from cnnfeat.origin import network_spec, open_recorded, recorded_probe, recorded_reading
+from cnnfeat.provenance import Provenance
 from cnnfeat.svm import load_svm
 from cnnfeat.svm.persistence import save_svm
 
@@ -178,9 +180,8 @@ def test_what_was_left_open_is_compared_by_what_it_came_to(cli, images, tmp_path
 
 
 def test_features_of_an_older_version_are_read_plainly():
-    assert recorded_reading({"network": "m.keras"}, beside=HERE) == ReadOptions()
-    assert recorded_reading({"options": "{"}, beside=HERE) == ReadOptions()
-    old = {"preprocessing": '{"scale": "unit", "resize": [8, 9]}', "precision": "float32"}
+    assert recorded_reading(Provenance(network="m.keras"), beside=HERE) == ReadOptions()
+    old = Provenance(preprocessing={"scale": "unit", "resize": [8, 9]}, precision="float32")
     wanted = ExtractOptions(pool="avg", scale="unit", resize=(8, 9))
     assert recorded_probe(old, pool="avg") == wanted
 
@@ -188,18 +189,18 @@ def test_features_of_an_older_version_are_read_plainly():
 @pytest.mark.parametrize(
     "facts",
     [
-        {"options": '{"model": {"feed": 3}}'},
-        {"options": '{"model": {"later": 1}}'},
-        {"options": '{"extract": {"tint": "red"}}'},
-        {"preprocessing": '{"scale": "torch"}'},
-        {"preprocessing": '{"resize": [70000, 8000]}'},
+        {"options": {"model": {"feed": 3}}},
+        {"options": {"model": {"later": 1}}},
+        {"options": {"extract": {"tint": "red"}}},
+        {"preprocessing": {"scale": "torch"}},
+        {"preprocessing": {"resize": [70000, 8000]}},
         {"precision": "float64"},
     ],
 )
 def test_what_a_newer_version_kept_is_refused_rather_than_left_out(facts):
     with pytest.raises(FeatureFileError, match="made by another version of cnnfeat"):
-        recorded_reading(facts, beside=HERE)
-        recorded_probe(facts)
+        recorded_reading(Provenance(**facts), beside=HERE)
+        recorded_probe(Provenance(**facts))
 
 
 def test_a_field_added_to_reading_is_kept_and_done_again(monkeypatch):
@@ -207,7 +208,7 @@ def test_a_field_added_to_reading_is_kept_and_done_again(monkeypatch):
     kind = dataclasses.make_dataclass("Tinted", [tint], bases=(ReadOptions,), frozen=True)
     monkeypatch.setattr(options, "ReadOptions", kind)
     monkeypatch.setattr(origin, "ReadOptions", kind)
-    facts = {"options": json.dumps({"model": result_options(kind(tint="red", signature="a"))})}
+    facts = Provenance(options={"model": result_options(kind(tint="red", signature="a"))})
     assert recorded_reading(facts, beside=HERE).tint == "red"
     whole = recorded_reading(facts, beside=HERE, read=kind(signature="b"))
     assert (whole.tint, whole.signature) == ("red", "b")
@@ -218,17 +219,11 @@ def test_a_feed_s_other_spelling_goes_before_what_was_recorded(cli, images, tmp_
     words = fed(tmp_path)
     words[words.index("gain=3.0")] = "gain:0=3.0"
     assert cli("extract", *words, "--data", "images.npz")[0] == 0
-    network = open_recorded(
-        _attributes("artifacts/features.h5"),
-        beside=Path("artifacts/features.h5"),
-        read=ReadOptions(feed=(("gain", 30.0),)),
-    )
+    path = Path("artifacts/features.h5")
+    with FeatureFile(path) as file:
+        said = file.provenance
+    network = open_recorded(said, beside=path, read=ReadOptions(feed=(("gain", 30.0),)))
     assert network.read_as.feed == (("gain", 30.0),)
-
-
-def _attributes(path: str) -> dict[str, object]:
-    with h5py.File(path) as file:
-        return dict(file.attrs)
 
 
 def test_labels_named_in_training_are_found_again(cli, images, tmp_path):
@@ -257,7 +252,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     for recorded in ("a/../secret.pb", "l/secret.pb"):
         with pytest.raises(UntrustedModelError):
-            network_spec({"network": recorded}, beside=here / "artifacts" / "svm.skops")
+            network_spec(Provenance(network=recorded), beside=here / "artifacts" / "svm.skops")
 
 
 def test_a_recorded_path_is_followed_only_where_the_user_points(tmp_path, monkeypatch):
@@ -269,14 +264,16 @@ def test_a_recorded_path_is_followed_only_where_the_user_points(tmp_path, monkey
     machine = theirs / "svm.skops"
     for recorded in (tmp_path / "private" / "model.keras", "../private/model.keras"):
         with pytest.raises(UntrustedModelError, match="lies neither beside it nor in the current"):
-            network_spec({"network": str(recorded)}, beside=machine)
-    assert network_spec({"network": "keras:VGG16"}, beside=machine) == "keras:VGG16"
-    assert network_spec({"network": "nets/m.pb"}, beside=machine) == "nets/m.pb"  # from here
+            network_spec(Provenance(network=str(recorded)), beside=machine)
+    assert network_spec(Provenance(network="keras:VGG16"), beside=machine) == "keras:VGG16"
+    assert network_spec(Provenance(network="nets/m.pb"), beside=machine) == "nets/m.pb"  # from here
     (theirs / "model.keras").write_text("beside", "utf-8")
-    found = network_spec({"network": str(tmp_path / "private" / "model.keras")}, beside=machine)
+    found = network_spec(
+        Provenance(network=str(tmp_path / "private" / "model.keras")), beside=machine
+    )
     assert Path(found) == theirs / "model.keras"
     monkeypatch.chdir("/")
-    gone = {"network": str(tmp_path / "private" / "other.keras")}
+    gone = Provenance(network=str(tmp_path / "private" / "other.keras"))
     with pytest.raises(UntrustedModelError, match=r"lies neither.* and can't be found") as caught:
         network_spec(gone, beside=machine)
     assert caught.value.hint == "--model FILE says where it is now"
@@ -340,7 +337,7 @@ def test_a_machine_that_has_moved_away_from_its_network(cli, images, tmp_path, m
 
 def test_weights_that_have_moved_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    facts = {"options": '{"model": {"weights": "own.h5"}}'}
+    facts = Provenance(options={"model": {"weights": "own.h5"}})
     with pytest.raises(NetworkError, match=r"the weights of features\.h5 .*own\.h5") as caught:
         recorded_reading(facts, beside=HERE)
     assert caught.value.hint == "--weights FILE says where it is now"

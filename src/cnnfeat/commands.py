@@ -315,7 +315,7 @@ class Machine:
         from cnnfeat.prediction import check_network
 
         network = open_recorded(
-            self.saved.metadata,
+            self.saved.provenance,
             beside=self.saved.path,
             model=self._given,
             read=self._read,
@@ -434,7 +434,7 @@ class Machine:
             yield source
 
     def __repr__(self) -> str:
-        network = self.saved.metadata.get("network", "?")
+        network = self.saved.provenance.network or "?"
         return (
             f"Machine {self.saved.path}\n"
             f"  layer    {self.layer} of {network}\n"

@@ -311,7 +311,7 @@ def _fits(hint: object, value: object) -> bool:
     if origin is Annotated:
         return _fits(typing.get_args(hint)[0], value)
     if origin is Literal:
-        return isinstance(value, str) and value in typing.get_args(hint)
+        return any(type(one) is type(value) and one == value for one in typing.get_args(hint))
     if hint is float:
         return type(value) in (int, float) and math.isfinite(typing.cast("float", value))
     if hint in _WORDS:

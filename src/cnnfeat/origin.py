@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,14 +35,14 @@ _WORDS = ("imagenet", "none")  # --weights that are no paths
 
 
 def recorded_reading(
-    facts: Mapping[str, object], *, beside: Path, read: ReadOptions | None = None
+    said: Provenance, *, beside: Path, read: ReadOptions | None = None
 ) -> ReadOptions:
     """How the network was read; nothing special where the file is older than that record.
 
     Parameters
     ----------
-    facts : mapping
-        A feature file's attributes or a machine's metadata.
+    said : Provenance
+        Of a feature file or a machine.
     beside : Path
         The file that they are from.
     read : ReadOptions, optional
@@ -56,9 +55,7 @@ def recorded_reading(
     NetworkError
         If there are no such weights any more.
     """
-    recorded = dataclasses.replace(
-        _options(ReadOptions, _provenance(facts), "model"), imports=()
-    )  # asked anew
+    recorded = dataclasses.replace(_options(ReadOptions, said, "model"), imports=())  # asked anew
     whole = recorded if read is None else read.over(recorded)
     for name in ("weights", "architecture"):
         value = getattr(whole, name)
@@ -72,7 +69,7 @@ def recorded_reading(
     return whole
 
 
-def recorded_probe(facts: Mapping[str, object], *, pool: str = "none") -> ProbeOptions:
+def recorded_probe(said: Provenance, *, pool: str = "none") -> ProbeOptions:
     """How activations were computed, by what was left open as it came to be.
 
     Raises
@@ -80,7 +77,6 @@ def recorded_probe(facts: Mapping[str, object], *, pool: str = "none") -> ProbeO
     FeatureFileError
         If that is not known here.
     """
-    said = _provenance(facts)
     done = said.preprocessing
     came_to = {
         "precision": said.precision,
@@ -92,25 +88,18 @@ def recorded_probe(facts: Mapping[str, object], *, pool: str = "none") -> ProbeO
     return _options(ExtractOptions, said, "extract", **came_to)
 
 
-def recorded_fitting(facts: Mapping[str, object]) -> FitOptions:
+def recorded_fitting(said: Provenance) -> FitOptions:
     """What images were brought to, by the extraction or as they were read."""
-    data, probe = recorded_data(facts), recorded_probe(facts)
+    data, probe = recorded_data(said), recorded_probe(said)
     return FitOptions(
         resize=probe.resize or data.resize, fit=probe.fit or data.fit, invert=data.invert
     )
 
 
-def recorded_pixels(facts: Mapping[str, object]) -> str | None:
+def recorded_pixels(said: Provenance) -> str | None:
     """The dtype that images had; None where the file is older than that record."""
-    found = _provenance(facts).preprocessing.get("pixels")
+    found = said.preprocessing.get("pixels")
     return None if found is None else str(found)
-
-
-def _provenance(facts: Mapping[str, object]) -> Provenance:
-    try:
-        return Provenance.from_attributes(facts)
-    except ValueError as error:
-        raise FeatureFileError(f"what is kept of the features' making can't be: {error}") from error
 
 
 def _options(kind: type[T], said: Provenance, table: str, **came_to: object) -> T:
@@ -124,21 +113,20 @@ def _options(kind: type[T], said: Provenance, table: str, **came_to: object) -> 
         ) from error
 
 
-def recorded_data(facts: Mapping[str, object], *, data_dir: Path | None = None) -> DataOptions:
+def recorded_data(said: Provenance, *, data_dir: Path | None = None) -> DataOptions:
     """How the images were opened; by name, a data set is looked for in `data_dir` first."""
-    said = _provenance(facts)
     options = _options(DataOptions, said, "data", labels=said.source_labels)
     folder = None if data_dir is None else str(data_dir)
     return dataclasses.replace(options, source=said.source, dir=folder)
 
 
-def network_spec(facts: Mapping[str, object], *, beside: Path) -> str:
+def network_spec(said: Provenance, *, beside: Path) -> str:
     """Find the network that a file names, as `load_network` takes it.
 
     Parameters
     ----------
-    facts : mapping
-        A feature file's attributes or a machine's metadata.
+    said : Provenance
+        Of a feature file or a machine.
     beside : Path
         The file that they are from.
 
@@ -149,7 +137,7 @@ def network_spec(facts: Mapping[str, object], *, beside: Path) -> str:
     NetworkError
         If it lived in a program, and lies in no file.
     """
-    recorded = _provenance(facts).network or "model.keras"
+    recorded = said.network or "model.keras"
     if recorded.startswith(LIVE):
         raise NetworkError(
             f"{beside} was made with a network that lived in a program, "
@@ -160,7 +148,7 @@ def network_spec(facts: Mapping[str, object], *, beside: Path) -> str:
     return recorded if recorded.startswith(APPLICATION) else _followed(recorded, beside, "--model")
 
 
-def recorded_network(facts: Mapping[str, object], *, beside: Path) -> str:
+def recorded_network(said: Provenance, *, beside: Path) -> str:
     """Find the network that a file names, as `network_spec` does; it must be there.
 
     Raises
@@ -170,7 +158,7 @@ def recorded_network(facts: Mapping[str, object], *, beside: Path) -> str:
     NetworkError
         If there is none any more; with where it was looked for.
     """
-    spec = network_spec(facts, beside=beside)
+    spec = network_spec(said, beside=beside)
     if not network_exists(spec):
         raise _gone("network", spec, beside, "--model")
     return spec
@@ -185,7 +173,7 @@ def network_exists(spec: str) -> bool:
 
 
 def open_recorded(
-    facts: Mapping[str, object],
+    said: Provenance,
     *,
     beside: Path,
     model: object = None,
@@ -196,8 +184,8 @@ def open_recorded(
 
     Parameters
     ----------
-    facts : mapping
-        A feature file's attributes or a machine's metadata.
+    said : Provenance
+        Of a feature file or a machine.
     beside : Path
         The file that they are from.
     model : str, Path, keras.Model, tf.Graph or Network, optional
@@ -218,8 +206,8 @@ def open_recorded(
 
     if isinstance(model, Network):
         return model
-    how = recorded_reading(facts, beside=beside, read=read)
-    spec = recorded_network(facts, beside=beside) if model in (None, "") else model
+    how = recorded_reading(said, beside=beside, read=read)
+    spec = recorded_network(said, beside=beside) if model in (None, "") else model
     return open_network(spec, how, trust=trust)
 
 

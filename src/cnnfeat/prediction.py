@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +45,7 @@ from cnnfeat.records import (
 from cnnfeat.regular import open_regular
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.machine import decision_values
+from cnnfeat.svm.matrix import Floats
 from cnnfeat.svm.persistence import SavedSVM
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 512
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _AS_RECORDED = FitOptions()
+_MAKE_AGAIN = "make it again with cnnfeat svm --overwrite"
 _log = logging.getLogger("cnnfeat")
 
 
@@ -119,12 +120,13 @@ def predict_features(
     """
     with FeatureFile(path) as file:
         _check_features(saved, file)
-        own = str(file.attributes.get("source")), file.attributes.get("source_fingerprint")
-        _say(None, _unknown(saved, *own), level=logging.WARNING)
+        said = file.provenance
+        unknown = _unknown(saved, said.source, said.source_fingerprint)
+        _say(None, unknown, level=logging.WARNING)
         for split in _asked(splits, file.splits):
             labels = file.labels(split)
             n_rows = file.n_rows(split)
-            machine = machine_parts(saved, file.attributes, split, n_samples=n_rows)
+            machine = machine_parts(saved, said.source_fingerprint, split, n_samples=n_rows)
             network = file.parts(split)
             for start, rows in file.blocks(split, saved.layer, rows=BATCH_ROWS):
                 stop = start + len(rows)
@@ -150,25 +152,24 @@ def open_to_predict(saved: SavedSVM, options: DataOptions) -> Source:
         Where the pictures are.
     """
     source = open_data(options)
-    if source.fingerprint().digest != saved.metadata.get("source_fingerprint"):
+    if source.fingerprint().digest != saved.provenance.source_fingerprint:
         return source
-    then = recorded_data(saved.metadata)
+    then = recorded_data(saved.provenance)
     again = dataclasses.replace(options, group_by=then.group_by, min_per_class=then.min_per_class)
     if again != options:
         source.__exit__(None, None, None)
         source = open_data(again)
-    division = saved.metadata.get("division")
-    return (redivide(source, json.loads(str(division))) if division else None) or source
+    division = saved.provenance.division
+    return (redivide(source, division) if division else None) or source
 
 
-def _unknown(saved: SavedSVM, source: str, fingerprint: object) -> str:
+def _unknown(saved: SavedSVM, source: str, fingerprint: str) -> str:
     """Say why it isn't known what the machine saw of its own source; "" where it is, or another."""
-    facts = saved.metadata
-    if fingerprint != facts.get("source_fingerprint"):
-        if source != facts.get("source"):
+    if fingerprint != saved.provenance.source_fingerprint:
+        if source != saved.provenance.source:
             return ""
         why = "it has changed since"
-    elif facts.get("parts"):
+    elif saved.facts.parts:
         return ""
     else:
         why = "the machine is of an older cnnfeat, which didn't say"
@@ -225,14 +226,14 @@ def predict_images(
         If `fitting` has no size to fit to.
     """
     check_network(saved, network)
-    layers = network.find([str(saved.metadata["tensor"])])
+    facts = saved.facts
+    layers = network.find([facts.tensor or facts.layer_name or facts.layer])
     asked = _Fitting.of(saved, fitting, any_size=any_size)
     fingerprint = source.fingerprint().digest
     _say(said, _unknown(saved, source.name, fingerprint), level=logging.WARNING)
-    facts = {"source_fingerprint": fingerprint}
     for split in _asked(splits, tuple(source.splits)):
         info = source.splits[split]
-        machine = machine_parts(saved, facts, split, n_samples=info.n_samples)
+        machine = machine_parts(saved, fingerprint, split, n_samples=info.n_samples)
         seen = source.parts(split)
         how = asked.how(network, info)
         size = asked.size(network, info)
@@ -300,10 +301,9 @@ class _Fitting:
 
     @classmethod
     def of(cls, saved: SavedSVM, given: FitOptions, *, any_size: bool) -> _Fitting:
-        facts = saved.metadata
-        known = recorded_fitting(facts)
+        known = recorded_fitting(saved.provenance)
         return cls(
-            recorded=recorded_probe(facts, pool=str(facts.get("pooling") or "none")),
+            recorded=recorded_probe(saved.provenance, pool=saved.facts.pooling),
             resize=given.resize or known.resize,
             fit=given.fit or known.fit,
             invert=given.invert or known.invert,
@@ -347,7 +347,7 @@ def _becomes(info: SplitInfo, target: ImageTarget) -> str:
 
 def _other_pixels(saved: SavedSVM, info: SplitInfo, how: ProbeOptions) -> str:
     """Say that white is another number than it was for the machine; "" where it isn't."""
-    known = recorded_pixels(saved.metadata)
+    known = recorded_pixels(saved.provenance)
     if how.scale != "raw" or known in (None, info.dtype):
         return ""
     return (
@@ -372,35 +372,35 @@ def check_network(saved: SavedSVM, network: Network) -> None:
     NetworkError
         With both digests.
     """
-    expected = str(saved.metadata.get("network_sha256"))
+    expected = saved.provenance.network_sha256
     if network.sha256 != expected:
         raise NetworkError(
             f"{network.path} is not the network that {saved.path} was trained on: its SHA-256 "
-            f"begins {network.sha256[:12]}, expected {expected[:12]} ({saved.metadata['network']})",
+            f"begins {network.sha256[:12]}, expected {expected[:12]} ({saved.provenance.network})",
             hint="--model names the right one; or train again: cnnfeat extract, cnnfeat svm",
         )
 
 
 def _check_features(saved: SavedSVM, file: FeatureFile) -> None:
-    expected, found = saved.metadata.get("network_sha256"), file.attributes.get("network_sha256")
+    expected, found = saved.provenance.network_sha256, file.provenance.network_sha256
     if found != expected:
         raise FeatureFileError(
             f"{file.path} was made by another network than {saved.path} was trained on: its "
-            f"SHA-256 begins {str(found)[:12]}, expected {str(expected)[:12]}",
+            f"SHA-256 begins {found[:12]}, expected {expected[:12]}",
             hint="extract again with the right model, or train again with cnnfeat svm",
         )
     if saved.layer not in file.layers:
         raise LayerLookupError(
             f"{saved.path} was trained on layer {saved.layer!r}; {file.path} has "
             + ", ".join(repr(name) for name in file.layers),
-            hint=f"cnnfeat extract --layer {saved.metadata.get('layer_name', saved.layer)}",
+            hint=f"cnnfeat extract --layer {saved.facts.layer_name or saved.layer}",
         )
     stored = file.layer(file.splits[0], saved.layer)
     width = int(np.prod(stored.shape[1:], dtype=np.int64))
-    if width != saved.metadata["n_features"]:
+    if width != saved.facts.n_features:
         raise LayerLookupError(
             f"{file.path}: {saved.layer!r} has {width:,} features; {saved.path} was trained on "
-            f"{saved.metadata['n_features']:,}",
+            f"{saved.facts.n_features:,}",
             hint="extract with the same pooling and image size as for training",
         )
 
@@ -413,7 +413,7 @@ def _asked(splits: Sequence[str], known: Sequence[str]) -> Sequence[str]:
 
 
 def machine_parts(
-    saved: SavedSVM, facts: Mapping[str, object], split: str, *, n_samples: int
+    saved: SavedSVM, fingerprint: str, split: str, *, n_samples: int
 ) -> NDArray[np.uint8] | None:
     """What a machine saw of each row of a split: `Part`s, or None where that isn't known.
 
@@ -421,19 +421,17 @@ def machine_parts(
     ----------
     saved : SavedSVM
         The machine.
-    facts : mapping
-        The feature file's attributes: the rows are the machine's own where both came from a source
-        of one fingerprint.
+    fingerprint : str
+        Of the source of the rows: they are the machine's own where its features came from the same.
     split : str
         The split.
     n_samples : int
         Its rows.
     """
-    recorded, own = (saved.metadata.get(key) for key in ("parts", "source_fingerprint"))
-    same = own is not None and own == facts.get("source_fingerprint")
-    if not same or not isinstance(recorded, Mapping) or split not in recorded:
+    own, recorded = saved.provenance.source_fingerprint, saved.facts.parts or {}
+    if not own or own != fingerprint or split not in recorded:
         return None
-    return unpack_parts(str(recorded[split]), n_samples=n_samples)
+    return unpack_parts(recorded[split], n_samples=n_samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,10 +454,10 @@ class _Known:
 
 def _predict(saved: SavedSVM, rows: Array, known: _Known, *, scores: bool) -> Iterator[Prediction]:
     flat = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
-    if flat.shape[1] != saved.metadata["n_features"]:
+    if flat.shape[1] != saved.facts.n_features:
         raise LayerLookupError(
             f"{saved.layer!r} gives {flat.shape[1]:,} features for these pictures; {saved.path} "
-            f"was trained on {cast('int', saved.metadata['n_features']):,}",
+            f"was trained on {saved.facts.n_features:,}",
             hint="use pictures of the size it was trained on",
         )
     for row, reason in unusable(flat).items():
@@ -467,7 +465,7 @@ def _predict(saved: SavedSVM, rows: Array, known: _Known, *, scores: bool) -> It
             f"{known.ids[row]}: {reason} in its features of {saved.layer!r}",
             hint="look at the network and its weights",
         )
-    values = decision_values(saved.pipeline, flat)
+    values = _decisions(saved, flat, known.ids)
     codes, distances = margins(values)
     chances = None if saved.calibration is None else saved.calibration.probabilities(values)
     columns = np.column_stack([-values, values]) if values.ndim == 1 else values
@@ -484,6 +482,22 @@ def _predict(saved: SavedSVM, rows: Array, known: _Known, *, scores: bool) -> It
             machine_part=_part_name(known.machine, place),
             network_part=_part_name(known.network, place),
         )
+
+
+def _decisions(saved: SavedSVM, rows: Floats, ids: Sequence[str]) -> Floats:
+    """Compute decision values, which a machine of immense numbers has none of."""
+    try:
+        with np.errstate(all="ignore"):
+            values = decision_values(saved.pipeline, rows)
+    except ValueError as error:  # of scikit-learn, between two steps
+        raise FeatureFileError(
+            f"{saved.path}: nothing can be computed with its numbers: {error}", hint=_MAKE_AGAIN
+        ) from error
+    for row in unusable(values.reshape(len(values), -1)):
+        raise FeatureFileError(
+            f"{saved.path}: its decision values for {ids[row]} are no numbers", hint=_MAKE_AGAIN
+        )
+    return values
 
 
 def _part_name(parts: NDArray[np.uint8] | None, place: int) -> str | None:

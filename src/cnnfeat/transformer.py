@@ -174,16 +174,16 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         with FeatureFile(Path(path)) as file:
             stored = file.layer(file.splits[0], file.find_layer(layer))
-            facts = file.attributes
-            how, fitting = recorded_probe(facts, pool=stored.pooling), recorded_fitting(facts)
+            said = file.provenance
+            how, fitting = recorded_probe(said, pool=stored.pooling), recorded_fitting(said)
             is_open = hasattr(model, "read_options")  # a Network, read already
             return cls(
-                recorded_network(facts, beside=file.path) if model is None else model,
+                recorded_network(said, beside=file.path) if model is None else model,
                 layer=stored.tensor,
                 pool=how.pool,
                 scale=how.scale,
                 trust=trust,
-                read=None if is_open else recorded_reading(facts, beside=file.path, read=read),
+                read=None if is_open else recorded_reading(said, beside=file.path, read=read),
                 resize=fitting.resize,
                 proportions=fitting.fit,
                 invert=fitting.invert,

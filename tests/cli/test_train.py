@@ -216,7 +216,7 @@ def test_pictures_behind_divided_rows_are_their_own(run, trained):
         images = plain["images"]
     with (
         FeatureFile(Path("artifacts/features.h5")) as file,
-        open_data(recorded_data(file.attributes)) as source,
+        open_data(recorded_data(file.provenance)) as source,
     ):
         found = Pictures(file, source)
         for row, name in enumerate(file.ids("test")):

@@ -65,7 +65,7 @@ class Artifacts:
             if file is None:
                 with FeatureFile(self.features) as features:
                     return self.find_model(features)
-            spec = network_spec(file.attributes, beside=file.path)
+            spec = network_spec(file.provenance, beside=file.path)
         return spec if network_exists(spec) else None
 
     def open_model(self, file: FeatureFile | None = None) -> Network:
@@ -78,7 +78,7 @@ class Artifacts:
             with FeatureFile(self.features) as features:
                 return self.open_model(features)
         return open_recorded(
-            file.attributes, beside=file.path, model=self.model, read=self.read, trust=self.trust
+            file.provenance, beside=file.path, model=self.model, read=self.read, trust=self.trust
         )
 
 
@@ -186,7 +186,7 @@ def open_origin(
     if not name or not file.provenance.source_fingerprint:
         raise DataError(f"{file.path} does not say where its images came from")
     try:
-        return open_data(recorded_data(file.attributes, data_dir=data_dir), progress=progress)
+        return open_data(recorded_data(file.provenance, data_dir=data_dir), progress=progress)
     except UsageError as error:
         raise DataError(
             f"the images of {file.path} are not where they were: there is no {name}",

@@ -136,7 +136,7 @@ def computed_maps(
     NetworkError
         If the layer has no maps, or the images don't fit.
     """
-    how = recorded_probe(file.attributes)
+    how = recorded_probe(file.provenance)
     first = pictures.one(split, rows[0])
     probe = network.probe(
         [layer],

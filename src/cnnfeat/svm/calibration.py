@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
+from cnnfeat.documents import Count, take_up
 from cnnfeat.errors import DataError
 from cnnfeat.records import Json
 from cnnfeat.svm.evaluation import margins
@@ -71,17 +73,22 @@ class Calibration:
 
         Raises
         ------
-        KeyError, TypeError, ValueError
+        ValueError
             If it is none of this version.
         """
-        if record["method"] != "sigmoid":
-            raise ValueError(f"calibrated by {record['method']!r}, which is not known here")
-        slopes = np.asarray(record["slopes"], np.float64)
-        offsets = np.asarray(record["offsets"], np.float64)
+        facts = take_up(_Record, record, at="calibration")
+        slopes, offsets = np.array(facts["slopes"]), np.array(facts["offsets"])
         expected = (n_classes if n_classes > 2 else 1,)
         if slopes.shape != expected or offsets.shape != expected:
             raise ValueError(f"a calibration of {slopes.shape} and {offsets.shape}, not {expected}")
-        return cls(slopes, offsets, int(str(record["n_samples"])))
+        return cls(slopes, offsets, facts["n_samples"])
+
+
+class _Record(TypedDict):
+    method: Literal["sigmoid"]
+    slopes: tuple[float, ...]
+    offsets: tuple[float, ...]
+    n_samples: Count
 
 
 def fit_calibration(

@@ -8,28 +8,43 @@ the layer, the class names, and where the features came from.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler  # noqa: F401 - skops finds its trusted types loaded
 from skops import io as skops_io
-from skops.io.exceptions import UntrustedTypesFoundException
 
 from cnnfeat.archives import Archive, is_archive
-from cnnfeat.errors import DataError, FeatureFileError, MissingInputError
+from cnnfeat.documents import Length, Name, take_up
+from cnnfeat.errors import ArchiveError, FeatureFileError, MissingInputError
 from cnnfeat.files import replacing
-from cnnfeat.npyheader import read_npy_header
+from cnnfeat.provenance import Provenance
 from cnnfeat.records import Json
 from cnnfeat.regular import require_regular
 from cnnfeat.result import SVM_FORMAT, SVM_VERSION
 from cnnfeat.svm.calibration import Calibration
+from cnnfeat.svm.skopsfile import Stored, UntrustedTypesError, read_values
+from cnnfeat.svm.stored import PIPELINE, TRUSTED, rebuild
 
-_SCHEMA = "schema.json"
 _HINT = "make it again with cnnfeat svm --overwrite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """What a machine says of itself: which features it takes, and what it tells apart."""
+
+    layer: Name  # as it is stored in feature files
+    layer_name: Name = ""
+    tensor: Name = ""
+    pooling: Name = "none"
+    shape: tuple[Length, ...] | None = None  # of one image's activations
+    n_features: Length
+    classes: tuple[Name, ...]  # label k of the pipeline means classes[k]
+    parts: Mapping[str, str] | None = None  # what it saw of each row, by split: `pack_parts`
+    calibration: Mapping[str, Json] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +53,20 @@ class SavedSVM:
 
     path: Path
     pipeline: Pipeline
-    metadata: Mapping[str, Json]
+    facts: MachineFacts
+    calibration: Calibration | None  # what its decision values mean as probabilities
+    provenance: Provenance  # of its features
+    metadata: Mapping[str, Json]  # all of this as it stands in the file
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; the pipeline's label k means `classes[k]`."""
-        return tuple(str(name) for name in cast("list[str]", self.metadata["classes"]))
+        return self.facts.classes
 
     @property
     def layer(self) -> str:
         """The layer it was trained on."""
-        return str(self.metadata["layer"])
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What its decision values mean as probabilities, where that was learned."""
-        record = self.metadata.get("calibration")
-        if record is None:
-            return None
-        facts = cast("Mapping[str, object]", record)
-        return Calibration.from_json(facts, n_classes=len(self.classes))
+        return self.facts.layer
 
 
 def save_svm(pipeline: Pipeline, path: Path, *, metadata: Mapping[str, Json]) -> None:
@@ -83,73 +92,69 @@ def load_svm(path: Path) -> SavedSVM:
         raise MissingInputError(f"no SVM file {path}", hint="cnnfeat svm makes one") from error
     except OSError as error:
         raise FeatureFileError(f"{path}: can't be read: {error.strerror}") from error
-    _check_container(path)
-    try:
-        pipeline = skops_io.load(path)
-    except UntrustedTypesFoundException as error:
-        raise FeatureFileError(
-            f"{path} holds types that are not trusted, and was not loaded: "
-            + ", ".join(sorted(skops_io.get_untrusted_types(file=path))),
-            hint="use a file that cnnfeat svm wrote",
-        ) from error
-    except (
-        KeyError, ValueError, TypeError, AttributeError, ImportError, IndexError, EOFError,
-        OSError, RuntimeError, NotImplementedError,
-    ) as error:  # fmt: skip
-        raise FeatureFileError(f"{path}: damaged: {error}", hint=_HINT) from error
-    metadata = getattr(pipeline, "cnnfeat_", None)
-    if not isinstance(pipeline, Pipeline) or not isinstance(metadata, dict):
-        raise FeatureFileError(
-            f"{path} is not an SVM of cnnfeat: it holds a {type(pipeline).__name__} "
-            "without its attribute cnnfeat_",
-            hint=_HINT,
-        )
-    _check_metadata(path, metadata)
-    saved = SavedSVM(path, pipeline, metadata)
-    try:
-        saved.calibration  # noqa: B018 - reads it
-    except (KeyError, TypeError, ValueError) as error:
-        raise FeatureFileError(f"{path}: damaged: its calibration: {error}", hint=_HINT) from error
-    return saved
-
-
-def _check_container(path: Path) -> None:
-    """Make sure it is a zip archive as skops writes it: arrays, and what they are."""
-    if not is_archive(path):
-        with path.open("rb") as file:
-            start = file.read(2)
-        kind = "a pickle" if start[:1] == b"\x80" else "not an skops file"
-        raise FeatureFileError(
-            f"{path} is {kind} (it starts with {start.hex(' ')}); only skops files are read",
-            hint=_HINT,
-        )
+    _refuse_pickle(path)
     try:
         with Archive(path) as archive:
-            schema = json.loads(archive.read(_SCHEMA))
-            archive.check()
-            for name in archive.names - {_SCHEMA}:
-                with archive.open(name) as stream:
-                    size = archive.size_bytes(name)
-                    read_npy_header(stream, f"{path}:/{name}", size_bytes=size)
-    except DataError as error:
+            value = read_values(archive, trusted=TRUSTED)
+    except UntrustedTypesError as error:
+        raise FeatureFileError(
+            f"{path} holds types that are not trusted, and was not loaded: {error}",
+            hint="use a file that cnnfeat svm wrote",
+        ) from error
+    except ArchiveError as error:
         raise FeatureFileError(f"not an skops file: {error}", hint=_HINT) from error
     except ValueError as error:
         raise FeatureFileError(f"{path}: not an skops file: {error}", hint=_HINT) from error
-    if not isinstance(schema, dict):
-        raise FeatureFileError(f"{path}: not an skops file: its schema is no record", hint=_HINT)
-
-
-def _check_metadata(path: Path, metadata: Mapping[str, object]) -> None:
-    if metadata.get("format") != SVM_FORMAT:
+    found = value.attributes.get("cnnfeat_") if isinstance(value, Stored) else None
+    if not isinstance(value, Stored) or value.kind != PIPELINE or not isinstance(found, dict):
+        kind = value.kind if isinstance(value, Stored) else type(value).__name__
         raise FeatureFileError(
-            f"{path}: its format is {metadata.get('format')!r}, not {SVM_FORMAT!r}", hint=_HINT
+            f"{path} is not an SVM of cnnfeat: it holds a {kind.rpartition('.')[2]} "
+            "without its attribute cnnfeat_",
+            hint=_HINT,
         )
-    if metadata.get("format_version") != SVM_VERSION:
+    metadata = cast("Mapping[str, Json]", found)
+    _check_version(path, metadata)
+    try:
+        return _saved(path, value, metadata)
+    except ValueError as error:
+        raise FeatureFileError(f"{path}: damaged: {error}", hint=_HINT) from error
+
+
+def _saved(path: Path, stored: Stored, metadata: Mapping[str, Json]) -> SavedSVM:
+    facts = take_up(MachineFacts, metadata)
+    n_classes = len(facts.classes)
+    if n_classes < 2:
+        raise ValueError(f"a machine tells classes apart, and classes is {facts.classes}")
+    if facts.shape is not None and math.prod(facts.shape) != facts.n_features:
+        raise ValueError(f"n_features is {facts.n_features}, and shape is {facts.shape}")
+    provenance, calibration = Provenance.from_attributes(metadata), None
+    if facts.calibration is not None:
+        calibration = Calibration.from_json(facts.calibration, n_classes=n_classes)
+    pipeline = rebuild(stored, n_features=facts.n_features, n_classes=n_classes)
+    return SavedSVM(path, pipeline, facts, calibration, provenance, metadata)
+
+
+def _refuse_pickle(path: Path) -> None:
+    if is_archive(path):
+        return
+    with path.open("rb") as file:
+        start = file.read(2)
+    kind = "a pickle" if start[:1] == b"\x80" else "not an skops file"
+    raise FeatureFileError(
+        f"{path} is {kind} (it starts with {start.hex(' ')}); only skops files are read",
+        hint=_HINT,
+    )
+
+
+def _check_version(path: Path, metadata: Mapping[str, object]) -> None:
+    found, version = metadata.get("format"), metadata.get("format_version")
+    if found != SVM_FORMAT:
         raise FeatureFileError(
-            f"{path}: format version {metadata.get('format_version')!r}; "
-            f"this cnnfeat reads {SVM_VERSION}",
+            f"{path}: its format is {found!r:.60}, not {SVM_FORMAT!r}", hint=_HINT
+        )
+    if version != SVM_VERSION:
+        raise FeatureFileError(
+            f"{path}: format version {version!r:.60}; this cnnfeat reads {SVM_VERSION}",
             hint="update cnnfeat, or " + _HINT,
         )
-    missing = [name for name in ("layer", "classes", "n_features") if name not in metadata]
-    if missing:
-        raise FeatureFileError(f"{path}: damaged: no {', '.join(missing)}", hint=_HINT)
