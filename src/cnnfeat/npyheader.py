@@ -99,14 +99,14 @@ def _parsed(text: str, length: int) -> NpyHeader:
             raise ValueError("it is no record of descr, fortran_order and shape")
         shape, order, kind = fields["shape"], fields["fortran_order"], fields["descr"]
         if not isinstance(kind, list) and not (isinstance(kind, str) and _TYPE.fullmatch(kind)):
-            raise ValueError(f"its type is {kind!r}")
+            raise ValueError(f"its type is {kind!r:.60}")
         dtype = np.lib.format.descr_to_dtype(cast("list[tuple[str, str]]", kind))
     if not isinstance(order, bool):
-        raise ValueError(f"its fortran_order is {order!r}")
+        raise ValueError(f"its fortran_order is {order!r:.60}")
     if not isinstance(shape, tuple) or len(shape) > _MOST_AXES:
-        raise ValueError(f"its shape is {shape!r}")
+        raise ValueError(f"its shape is {shape!r:.60}")
     if not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"its shape is {shape!r}")
+        raise ValueError(f"its shape is {shape!r:.60}")
     if not dtype.itemsize or math.prod(n for n in shape if n) * dtype.itemsize > _MOST_BYTES:
         raise ValueError(f"it declares {shape} of {dtype}")
     return NpyHeader(shape, dtype, order, length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -281,6 +282,18 @@ def test_an_archive_that_cannot_be_read(
     assert str(path) in str(refused.value)
 
 
+@pytest.mark.parametrize("n_flips", [15, pytest.param(60, marks=pytest.mark.slow)])
+def test_every_bit_of_a_network_counts(n_flips: int, seed_file: Path, tmp_path: Path) -> None:
+    data, path = seed_file.read_bytes(), tmp_path / "model.keras"
+    draw = random.Random(n_flips)
+    for number in range(n_flips):
+        place = (len(data) - 1) * (2 * number + 1) // (2 * n_flips)
+        flipped = data[place] ^ 1 << draw.randrange(8)
+        path.write_bytes(data[:place] + bytes([flipped]) + data[place + 1 :])
+        with pytest.raises(NetworkError, match=r"model\.keras"):
+            load_network(str(path))
+
+
 def test_a_keras_archive_without_weights(seed_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "empty.keras"
     with zipfile.ZipFile(seed_file) as old, zipfile.ZipFile(path, "w") as new:
@@ -339,6 +352,22 @@ def test_a_shape_bomb(h5_file: Path) -> None:
         del group[name]
         group.create_dataset(name, (10**6, 10**6), "f4", chunks=(100, 100))
     with pytest.raises(UntrustedModelError, match="declares"):
+        load_network(str(h5_file))
+
+
+def test_layers_larger_than_the_file_of_an_old_model(h5_file: Path) -> None:
+    with h5py.File(h5_file, "a") as file:
+        text = file.attrs["model_config"]
+        file.attrs["model_config"] = text.replace('"units": 16', '"units": 1000000000')
+    with pytest.raises(UntrustedModelError, match="weights, and the file holds"):
+        load_network(str(h5_file))
+
+
+def test_groups_a_thousand_levels_deep(h5_file: Path) -> None:
+    with h5py.File(h5_file, "a") as file:
+        deepest = file.create_group("a/" * 3000)
+        deepest["more"] = h5py.SoftLink("/elsewhere")
+    with pytest.raises(UntrustedModelError, match="is a link to '/elsewhere'"):
         load_network(str(h5_file))
 
 

@@ -66,6 +66,19 @@ def test_an_archive_that_leads_outside_is_refused(tmp_path: Path) -> None:
         load_network(str(tmp_path / "a.zip"))
 
 
+def test_an_archive_in_an_archive(teachable, tmp_path: Path) -> None:
+    """One with a `.keras` file in it is read; what is packed twice isn't unpacked further."""
+    keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(2, 3, name="c")]).save(tmp_path / "m.keras")
+    inner, outer = tmp_path / "once.zip", tmp_path / "twice.zip"
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.write(tmp_path / "m.keras", "folder\\m.keras")
+    assert features(inner, "c").shape == (4, 6, 6, 2)
+    with zipfile.ZipFile(outer, "w") as archive:
+        archive.write(inner, "once.zip")
+    with pytest.raises(NetworkError, match="a zip archive without a model"):
+        load_network(str(outer))
+
+
 @pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
 @pytest.mark.parametrize("name", ["w.weights.h5", "w.h5"])
 def test_weights_with_their_architecture(library, name: str, tmp_path: Path) -> None:

@@ -138,10 +138,11 @@ def load_hdf5(path: Path, own: Imported = NOTHING) -> FlatGraph:
     NetworkError
         If it holds no whole model, or only Keras 2 reads it and that isn't installed.
     """
-    check_hdf5(path, name=str(path))
+    stored = check_hdf5(path, name=str(path))
     config, version = _configuration(path)
     _refuse_keras_1(config, version, path)
     check_config(config, path=path, own=own)
+    check_promise(config, stored, path)
     try:
         if not version.startswith("3"):
             check_meanings(json.dumps(config))

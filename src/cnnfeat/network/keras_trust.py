@@ -142,38 +142,43 @@ def check_hdf5(file: IO[bytes] | Path, *, name: str) -> int:
     """
     try:
         with h5py.File(file, "r", locking=False) as opened:
-            return _check_group(opened, name, seen=set())
-    except (OSError, RuntimeError, KeyError) as error:
-        if isinstance(error, UntrustedModelError):
-            raise
+            return sum(_check_dataset(one, name) for one in _datasets(opened, name))
+    except UntrustedModelError:
+        raise
+    except KERAS_ERRORS as error:
         raise NetworkError(f"{name}: damaged HDF5: {error}") from error
 
 
-def _check_group(group: h5py.Group, name: str, *, seen: set[int]) -> int:
-    numbers = 0
-    for key in group:
-        where = f"{group.name.rstrip('/')}/{key}"
-        link = group.get(key, getlink=True)
-        if isinstance(link, h5py.ExternalLink):
-            raise UntrustedModelError(
-                f"{name}: {where} is an external link to {link.filename!r}: a model reads no "
-                f"other files",
-                hint="get the model from someone you trust",
-            )
-        if isinstance(link, h5py.SoftLink):
-            raise UntrustedModelError(
-                f"{name}: {where} is a link to {link.path!r}; Keras writes none",
-                hint="get the model from someone you trust",
-            )
-        item = group[key]
-        if isinstance(item, h5py.Dataset):
-            numbers += _check_dataset(item, name)
-        elif isinstance(item, h5py.Group):
+def _datasets(file: h5py.File, name: str) -> Iterator[h5py.Dataset]:
+    """All data sets, once each; of links only those that stay in their group."""
+    waiting, seen = [file["/"]], set[int]()
+    while waiting:
+        group = waiting.pop()
+        for key in group:
+            _check_link(group.get(key, getlink=True), f"{group.name.rstrip('/')}/{key}", name)
+            item = group[key]
             address = h5py.h5o.get_info(item.id).addr
-            if address not in seen:
-                seen.add(address)
-                numbers += _check_group(item, name, seen=seen)
-    return numbers
+            if address in seen:
+                continue
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                waiting.append(item)
+            elif isinstance(item, h5py.Dataset):
+                yield item
+
+
+def _check_link(link: object, where: str, name: str) -> None:
+    if isinstance(link, h5py.ExternalLink):
+        raise UntrustedModelError(
+            f"{name}: {where} is an external link to {link.filename!r}: a model reads no other "
+            "files",
+            hint="get the model from someone you trust",
+        )
+    if isinstance(link, h5py.SoftLink):
+        raise UntrustedModelError(
+            f"{name}: {where} is a link to {link.path!r}; Keras writes none",
+            hint="get the model from someone you trust",
+        )
 
 
 def _check_dataset(dataset: h5py.Dataset, name: str) -> int:
