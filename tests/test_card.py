@@ -71,7 +71,7 @@ def test_json_that_is_no_card_is_none(tmp_path: Path):
         ({"classes": ["a" * 5_000]}, r"classes\[0\] must be text \(at most 4,096 characters\)"),
         ({"history": None}, "history must be a list"),
         ({"history": [{**EPOCH, "loss": "nan"}]}, r"history\[0\].loss must be a number, not 'nan'"),
-        ({"history": [{"epoch": 1}]}, r"history\[0\] lacks loss, accuracy, val_loss, val_accuracy"),
+        ({"history": [{"epoch": 0}]}, r"history\[0\].epoch must be a whole number \(at least 1\)"),
         ({"validation_accuracy": 1.5}, "validation_accuracy must be a number .*, not 1.5"),
         ({"test_accuracy": "x" * 10_000}, "test_accuracy must be a number .* or null, not 'xxx"),
         ({"n_train": -1}, r"n_train must be a whole number \(at least 0\), not -1"),
@@ -135,3 +135,8 @@ def test_a_card_shows_how_it_went():
         "  test        75.00% of 8 images",
     ]
     assert repr(CARD).splitlines()[3] == "  test        none of 0 images"
+
+
+def test_epochs_of_which_too_little_is_known_are_not_drawn():
+    assert CARD.curve == (EPOCH,)
+    assert dataclasses.replace(CARD, history=(EPOCH, {"epoch": 2, "loss": 0.5})).curve == ()

@@ -197,7 +197,7 @@ def _selection(**changes: object) -> dict[str, object]:
         ({"confusion": [[1, 1], [2, 0.5]]}, "confusion must hold numbers of rows, not [2, 0.5]"),
         ({"confusion": [[1, 1], [2, "7"]]}, "confusion must hold numbers of rows, not [2, '7']"),
         ({"confusion": [[1, 1], [2, 2**63]]}, "confusion must hold numbers of rows, not [2, 922"),
-        ({"classes": ["cat"]}, "a machine tells classes apart, and classes is ('cat',)"),
+        ({"classes": []}, "damaged: classes names none"),
         ({"classes": ["cat", None]}, "classes[1] must be text"),
         ({"accuracy": "much"}, "accuracy must be a number (at least 0 and at most 1), not 'much'"),
         ({"accuracy": 75}, "accuracy must be a number (at least 0 and at most 1), not 75"),

@@ -5,26 +5,24 @@ Nothing is loaded: HDF5 attributes, JSON, and the small members of zip archives 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
 
 import numpy as np
 
 from cnnfeat.archives import Archive
 from cnnfeat.card import CARD_FORMAT, ModelCard
-from cnnfeat.documents import parse_document
+from cnnfeat.documents import Name, parse_document, read_document, take_up
 from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
 from cnnfeat.features import FeatureFile, StoredLayer
 from cnnfeat.parts import Part
 from cnnfeat.records import Json, Parts
-from cnnfeat.regular import open_regular, read_text
+from cnnfeat.regular import open_regular
 from cnnfeat.result import SVM_FORMAT, SvmResult
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
-_MAX_JSON_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,27 +109,37 @@ def _archive(path: Path) -> Artifact:
         name = "metadata.json" if "config.json" in names else "schema.json"
         if name not in names:
             raise _unknown(path, f"a zip archive of {len(names)} other files")
-        try:
-            document = cast("dict[str, Json]", parse_document(archive.read(name), finite=False))
-        except DataError:
-            raise
-        except ValueError as error:
-            raise DataError(f"{path}: its {name} can't be read: {error}") from error
-    return (_svm if name == "schema.json" else _network)(path, document)
+        text = archive.read(name)
+    try:
+        document = parse_document(text, finite=False)
+        return (_svm if name == "schema.json" else _network)(path, document)
+    except ValueError as error:
+        raise DataError(f"{path}: its {name} can't be read: {error}") from error
 
 
-def _network(path: Path, metadata: Mapping[str, Json]) -> Artifact:
-    facts: dict[str, Json] = {
-        "keras": metadata.get("keras_version"),
-        "saved": metadata.get("date_saved"),
-    }
+class _KerasNote(TypedDict, total=False):
+    """What Keras writes of a file into it."""
+
+    keras_version: Name
+    date_saved: Name
+
+
+_SkopsNote = TypedDict(
+    "_SkopsNote", {"__module__": Name, "__class__": Name, "_skops_version": Name}, total=False
+)
+
+
+def _network(path: Path, metadata: Mapping[str, object]) -> Artifact:
+    note = take_up(_KerasNote, metadata, at="metadata.json")
+    facts: dict[str, Json] = {"keras": note.get("keras_version"), "saved": note.get("date_saved")}
     return _with_companion(path, "network", facts, CARD_FORMAT)
 
 
-def _svm(path: Path, schema: Mapping[str, Json]) -> Artifact:
+def _svm(path: Path, schema: Mapping[str, object]) -> Artifact:
+    note = take_up(_SkopsNote, schema, at="schema.json")
     facts: dict[str, Json] = {
-        "class": f"{schema.get('__module__')}.{schema.get('__class__')}",
-        "skops": schema.get("_skops_version"),
+        "class": f"{note.get('__module__')}.{note.get('__class__')}",
+        "skops": note.get("_skops_version"),
     }
     return _with_companion(path, "SVM", facts, SVM_FORMAT)
 
@@ -139,33 +147,30 @@ def _svm(path: Path, schema: Mapping[str, Json]) -> Artifact:
 def _with_companion(path: Path, kind: str, facts: dict[str, Json], wanted: str) -> Artifact:
     """Add what the JSON file beside it says, where there is one of the right kind."""
     beside = path.with_suffix(".json")
-    if beside.is_file() and beside.stat().st_size <= _MAX_JSON_BYTES:
-        try:
-            document = json.loads(read_text(beside))
-        except (OSError, ValueError):
-            document = None
-        if isinstance(document, dict) and document.get("format") == wanted:
-            facts[beside.name] = document
+    try:
+        document = read_document(beside)
+    except (OSError, ValueError):
+        document = {}
+    if document.get("format") == wanted:
+        facts[beside.name] = cast("dict[str, Json]", document)
     return Artifact(str(path), kind, facts, {})
 
 
 def _document(path: Path) -> Artifact:
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise _unknown(path, "it is a text of more than 256 MiB")
     try:
-        document = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON: {error}") from error
-    kinds = {CARD_FORMAT: "network card", SVM_FORMAT: "SVM result"}
+        document = read_document(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no JSON that can be read: {error}") from error
     found = document.get("format")
-    if not isinstance(found, str) or found not in kinds:
-        raise _unknown(path, f"JSON with format {found!r}")
-    if document.get("format_version") != 1:
-        raise DataError(
-            f"{path} has format version {document.get('format_version')!r}; 1 is read here",
-            hint="a newer cnnfeat may read it",
-        )
-    return Artifact(str(path), kinds[found], document, {})
+    if found == CARD_FORMAT:
+        kind = "network card"
+        ModelCard.from_json(document, path=path)
+    elif found == SVM_FORMAT:
+        kind = "SVM result"
+        SvmResult.from_json(document, path=path)
+    else:
+        raise _unknown(path, f"JSON with format {found!r:.60}")
+    return Artifact(str(path), kind, cast("dict[str, Json]", document), {})
 
 
 def summary(artifact: Artifact) -> list[tuple[str, str]]:

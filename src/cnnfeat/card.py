@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from cnnfeat.brightness import Brightness
 from cnnfeat.documents import Count, Duration, Length, Name, Share, read_document, take_up
@@ -21,15 +21,18 @@ CARD_VERSION = 1
 _WAY_ON = "delete it to go on"
 
 
-class Epoch(TypedDict):
-    """How one epoch went."""
+class Epoch(TypedDict, total=False):
+    """How one epoch went, as far as that is known."""
 
     epoch: Length  # counted from 1
     loss: float
     accuracy: Share
     val_loss: float
     val_accuracy: Share
-    learning_rate: NotRequired[float]
+    learning_rate: float
+
+
+_DRAWN = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,11 @@ class ModelCard:
     def epochs(self) -> int:
         """How many were trained."""
         return len(self.history)
+
+    @property
+    def curve(self) -> tuple[Epoch, ...]:
+        """The epochs, where losses and accuracies of all of them are known; else none."""
+        return self.history if all(one.keys() >= _DRAWN for one in self.history) else ()
 
     @property
     def source_name(self) -> str:

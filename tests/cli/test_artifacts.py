@@ -140,14 +140,25 @@ def test_info_of_damaged_records(run):
     short = {name: value for name, value in SVM.items() if name != "classes"}
     Path("svm.json").write_text(json.dumps(short))
     code, _, err = run("info", "svm.json")
-    assert code == 3 and "svm.json: damaged: KeyError: 'classes'" in err
+    assert code == 3 and "svm.json: damaged: it lacks classes" in err
     _zip("svm.skops", {"schema.json": {"__module__": "sklearn.pipeline", "__class__": "Pipeline"}})
     code, out, _ = run("info", "svm.skops")
     assert code == 0 and "sklearn.pipeline.Pipeline" in out
-    assert "svm.json: damaged: KeyError: 'classes'" in out
+    assert "svm.json: damaged: it lacks classes" in out
     Path("model.json").write_text(json.dumps({**CARD, "history": 2}))
     code, _, err = run("info", "model.json")
-    assert code == 4 and "model.json: history must be a list, not 2" in err
+    assert code == 4 and "model.json: damaged: history must be a list, not 2" in err
+    for words in (("info",), ("info", "--json")):
+        assert run(*words, "model.json") == (4, "", err)
+    _zip("model.keras", {"config.json": {}, "metadata.json": {"keras_version": ["3"]}})
+    code, _, err = run("info", "model.keras")
+    assert code == 3 and "its metadata.json can't be read: metadata.json.keras_version must" in err
+    _zip("svm.skops", {"schema.json": {"__class__": {"a": "b"}}})
+    code, _, err = run("info", "svm.skops")
+    assert code == 3 and "its schema.json can't be read: schema.json.__class__ must be text" in err
+    Path("deep.json").write_text('{"a":' * 100_000)
+    code, _, err = run("info", "deep.json")
+    assert code == 3 and "no JSON that can be read: it nests more than 64 levels deep" in err
 
 
 def test_info_of_what_it_does_not_know(run, tmp_path):

@@ -395,7 +395,7 @@ def test_refusals_leave_the_old_page(run, tmp_path):
         ("{", "can't be read as JSON"),
         ('{"format": "other"}', "not an SVM result: its format is 'other'"),
         ('{"format": "cnnfeat-svm", "format_version": 9}', "format version 9"),
-        ('{"format": "cnnfeat-svm", "format_version": 1}', "damaged: KeyError"),
+        ('{"format": "cnnfeat-svm", "format_version": 1}', "damaged: it lacks layer, acc"),
     ],
 )
 def test_a_damaged_svm_result_is_left_out_and_named(run, tmp_path, damage, message):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import pytest
 
+from cnnfeat.errors import FeatureFileError
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import SvmOptions
 from cnnfeat.report.evidence import read_predictions
@@ -34,3 +36,17 @@ def test_the_stage_s_outputs_are_read(run, tmp_path):
     assert "Mistakes" in report.sections
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "; cross-validated: accuracy in 5-fold cross-validation on " in page
+
+
+@pytest.mark.parametrize("margin", ["nan", "inf", "much"])
+def test_a_margin_that_is_no_number_is_refused(run, tmp_path, margin):
+    path = tmp_path / "predictions.csv"
+    lines = run.folder.joinpath("predictions.csv").read_text("utf-8").splitlines()
+    first = lines[1].rpartition(",")[0]
+    path.write_text("\n".join([lines[0], f"{first},{margin}", *lines[2:]]) + "\n", "utf-8")
+    read = read_result(run.folder / "svm.json")
+    with (
+        FeatureFile(run.folder / "features.h5") as file,
+        pytest.raises(FeatureFileError, match=f"damaged: ValueError: .*{margin}"),
+    ):
+        read_predictions(path, file=file, result=read)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from cnnfeat.data.arrays import index_labels
 from cnnfeat.data.packed import PackedSource, given_labels, opened_shards
 from cnnfeat.data.source import open_file
+from cnnfeat.documents import parse_document
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.records import some_of
 
@@ -238,10 +238,11 @@ def _holds_pictures(kind: pa.DataType) -> bool:
 def _features(schema: pa.Schema) -> Mapping[str, object]:
     """What Hugging Face's `datasets` says of the columns; {} where it didn't write the file."""
     try:
-        written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = written["info"]["features"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        written = parse_document((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except ValueError:
         return {}
+    info = written.get("info")
+    features = info.get("features") if isinstance(info, dict) else None
     return features if isinstance(features, dict) else {}
 
 

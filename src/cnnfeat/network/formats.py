@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import io
-import json
 import os
 import pickletools
 from collections.abc import Iterator, Mapping
@@ -294,8 +293,8 @@ def _is_json(head: bytes) -> bool:
     if head.lstrip()[:1] not in (b"{", b"["):
         return False
     try:
-        json.loads(head.decode("utf-8", "ignore"))
-    except json.JSONDecodeError:
+        parse_value(head.decode("utf-8", "ignore"), finite=False)
+    except ValueError:
         return b'"' in head[:200]
     return True
 

@@ -214,10 +214,10 @@ def plot_training(
     Raises
     ------
     DataError
-        If there is no history.
+        If there is none.
     """
     if not history:
-        raise DataError("the model's card has no history: nothing to draw")
+        raise DataError("the model's card has no losses and accuracies by epoch: nothing to draw")
     epochs = [record["epoch"] for record in history]
     shown = (
         ("loss", [one["loss"] for one in history], [one["val_loss"] for one in history]),

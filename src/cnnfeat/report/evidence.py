@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -272,12 +273,19 @@ def read_predictions(path: Path, *, file: FeatureFile, result: SvmResult) -> Pre
             rows,
             np.array([numbers[record["label"]] for record in records], np.int64),
             np.array([numbers[record["predicted"]] for record in records], np.int64),
-            np.array([float(record["margin"]) for record in records], np.float64),
+            np.array([_margin(record["margin"]) for record in records], np.float64),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FeatureFileError(
             f"{path}: damaged: {type(error).__name__}: {error}", hint="run cnnfeat svm --overwrite"
         ) from error
+
+
+def _margin(text: str) -> float:
+    margin = float(text)
+    if not math.isfinite(margin):
+        raise ValueError(f"the margin {text} is no number")
+    return margin
 
 
 def _find_rows(

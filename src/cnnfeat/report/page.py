@@ -218,9 +218,7 @@ class Contents:
     def has_results(self) -> bool:
         """Whether there is an accuracy or a training curve to show."""
         card = self.evidence.card
-        return bool(
-            self.evidence.svm or self.network_accuracy is not None or (card and card.history)
-        )
+        return bool(self.evidence.svm or self.network_accuracy is not None or (card and card.curve))
 
     @property
     def sections(self) -> list[tuple[str, str]]:
@@ -249,8 +247,8 @@ def render(page: Contents) -> str:
         by_layer = page_figure(
             partial(plot_layers, svm.layers, network_accuracy=network_accuracy, on=svm.compared_on)
         )
-    if card and card.history:
-        by_epoch = page_figure(partial(plot_training, card.history, best_epoch=card.best_epoch))
+    if card and card.curve:
+        by_epoch = page_figure(partial(plot_training, card.curve, best_epoch=card.best_epoch))
     environment = Environment(
         loader=PackageLoader("cnnfeat.report"),
         autoescape=True,
