@@ -26,20 +26,38 @@ def unusable(rows: NDArray[np.generic]) -> dict[int, str]:
     dict of int to str
         Words such as "784 of 784 numbers are NaN": NaN, infinite, or beyond 1e15.
     """
-    if rows.dtype.kind != "f" or not rows.size:
+    if rows.dtype.kind != "f" or not rows.size or _is_small(rows):
         return {}
     low, high = _extremes(rows)
     if low >= -LARGEST and high <= LARGEST:  # NaN is neither
         return {}
-    found = {row: _what_it_holds(numbers.astype(np.float64)) for row, numbers in enumerate(rows)}
-    return {row: words for row, words in found.items() if words}
+    bad = np.flatnonzero(~is_usable(rows).reshape(len(rows), -1).all(axis=1))
+    return {row: _what_it_holds(rows[row]) for row in bad.tolist()}
 
 
-def _what_it_holds(row: NDArray[np.float64]) -> str:
+def is_usable(numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Which of some floating-point numbers are neither NaN, infinite nor beyond 1e15."""
+    largest = min(LARGEST, float(np.finfo(numbers.dtype.name).max))
+    with np.errstate(invalid="ignore"):  # a NaN may be one that signals
+        usable: NDArray[np.bool_] = np.abs(numbers) <= largest
+    return usable
+
+
+def _is_small(rows: NDArray[np.generic]) -> bool:
+    """Whether a sum of squares alone shows that all is well: one fast pass where it does."""
+    if rows.dtype not in (np.float32, np.float64) or not rows.flags.c_contiguous:
+        return False
+    flat = rows.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.dot(flat, flat) <= LARGEST**2)  # NaN is not
+
+
+def _what_it_holds(row: NDArray[np.generic]) -> str:
+    numbers = np.abs(row)
     kinds = {
-        "NaN": np.isnan(row),
-        "infinite": np.isinf(row),
-        f"beyond {LARGEST:g}": np.isfinite(row) & (np.abs(row) > LARGEST),
+        "NaN": np.isnan(numbers),
+        "infinite": np.isinf(numbers),
+        f"beyond {LARGEST:g}": np.isfinite(numbers) & ~is_usable(numbers),
     }
     counts = {what: int(np.count_nonzero(bad)) for what, bad in kinds.items()}
     return ", ".join(f"{n:,} of {row.size:,} numbers are {what}" for what, n in counts.items() if n)

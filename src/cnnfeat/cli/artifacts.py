@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from cnnfeat.errors import FeatureFileError
 
 if TYPE_CHECKING:
     from cnnfeat.features import StoredLayer
+
+logger = logging.getLogger("cnnfeat")
 
 
 def _feature_file() -> Path:
@@ -68,7 +71,8 @@ def verify(settings: Settings, *, path: Path, as_json: bool) -> None:
     """Check every block of a feature file against its checksum.
 
     Features, labels, parts, groups and ids are checked; damage is named by split, layer and block,
-    and the exit code is then 3. FILE is artifacts/features.h5 if none is given.
+    and the exit code is then 3. Rows that were written with NaN or infinite numbers are told. FILE
+    is artifacts/features.h5 if none is given.
     """
     from cnnfeat.features import verify_file
 
@@ -78,6 +82,8 @@ def verify(settings: Settings, *, path: Path, as_json: bool) -> None:
     else:
         for damage in found.damages:
             console.show(damage.message)
+    for rows in found.unusable:
+        logger.warning("%s: %s", path, rows)
     if found.damages:
         raise FeatureFileError(
             f"{path}: {len(found.damages):,} of {found.n_blocks:,} blocks are damaged",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cnnfeat.errors import UsageError, near_names
-from cnnfeat.features import FeatureFile
+from cnnfeat.features import FeatureFile, UnusableRows
 from cnnfeat.records import class_name
 
 if TYPE_CHECKING:
     from cnnfeat.records import Array, Groups, Labels, Parts
+
+logger = logging.getLogger("cnnfeat")
 
 _DIGITS = {2: 5, 4: 9, 8: 17}  # that bring a float of so many bytes back exactly
 _CHUNK_BYTES = 32 * 2**20  # of features held at a time
@@ -96,14 +99,22 @@ class Excerpt:
         )
 
     def blocks(self, split: str, layer: str) -> Iterator[Array]:
-        """Read one layer's chosen rows in order, a few MiB at a time, checksums verified."""
+        """Read one layer's chosen rows in order, a few MiB at a time, checksums verified.
+
+        They are handed on as they are; that some hold NaN or infinite numbers is told at the end.
+        """
         n_rows = self.n_rows(split)
-        if not n_rows:
-            return
-        for start, block in self.file.blocks(split, layer, rows=self._chunk_rows(split)):
-            yield block[: n_rows - start]
+        counted = UnusableRows(self.file, split, layer)
+        for start, block in self.file.blocks(
+            split, layer, rows=self._chunk_rows(split), any_numbers=True
+        ):
+            chosen = block[: max(0, n_rows - start)]
+            counted.look_at(start, chosen)
+            yield chosen
             if start + len(block) >= n_rows:
-                return
+                break
+        if counted.found is not None:
+            logger.warning("%s: %s", self.file.path, counted.found)
 
     def chunks(self) -> Iterator[Chunk]:
         """Read all layers of all splits side by side, in order."""

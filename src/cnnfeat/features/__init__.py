@@ -10,7 +10,14 @@ from cnnfeat.features.format import (
     plan_columns,
 )
 from cnnfeat.features.journal import Header
-from cnnfeat.features.reader import Damage, FeatureFile, Verification, verify_file
+from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features.verification import (
+    Damage,
+    Unusable,
+    UnusableRows,
+    Verification,
+    verify_file,
+)
 from cnnfeat.features.writer import FeatureWriter, write_arrays
 
 __all__ = [
@@ -23,6 +30,8 @@ __all__ = [
     "Header",
     "SplitPlan",
     "StoredLayer",
+    "Unusable",
+    "UnusableRows",
     "Verification",
     "beside_rows",
     "plan_columns",

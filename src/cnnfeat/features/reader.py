@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
 from cnnfeat.features.attributes import has_attribute, read_record, read_shape
 from cnnfeat.features.format import LayerNames, StoredLayer
+from cnnfeat.features.heap import Heap
 from cnnfeat.features.safety import Sums, read_sums
-from cnnfeat.features.seal import RunningChecksum, byte_view, checksum, text_checksum
+from cnnfeat.features.seal import RunningChecksum, byte_view
 from cnnfeat.parts import Part
-from cnnfeat.progress import SILENT, Progress, Task
+from cnnfeat.pixels import is_usable, unusable
 from cnnfeat.records import Array, Groups, Labels, Parts, SkippedSample, some_of
 
+_PIECE_BYTES = 64 << 20
 _HINT = "make the file again with cnnfeat extract"
 
 
@@ -60,6 +62,7 @@ class FeatureFile:
         self.path = Path(path)
         self._file = safety.open_checked(self.path)
         self._rows = _RowReader(self._file.id.get_vfd_handle(), self.path)
+        self._heap = Heap(self._file.id.get_vfd_handle())
         try:
             self._load()
         except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -72,7 +75,7 @@ class FeatureFile:
         self.attributes: Mapping[str, str | int | float]
         self.attributes, self.provenance = safety.read_provenance(self._file, self.path)
         classes = safety.child_array(self._file, fmt.CLASSES, self.path)
-        self.classes = tuple(safety.texts(classes, self.path))
+        self.classes = tuple(safety.texts(classes, self.path, heap=self._heap))
         names = [name for name in self._file if name not in fmt.RESERVED_SPLITS]
         self._groups = {
             name: safety.child_group(self._file, name, self.path) for name in self._ordered(names)
@@ -80,7 +83,9 @@ class FeatureFile:
         if not self._groups:
             raise FeatureFileError(f"{self.path} has no split", hint=_HINT)
         self.splits = tuple(self._groups)
-        self._sums = {split: read_sums(self._file, split, self.path) for split in self.splits}
+        self._sums = {
+            split: read_sums(self._file, split, self.path, heap=self._heap) for split in self.splits
+        }
         self._beside = {
             (split, column)
             for split in self.splits
@@ -93,12 +98,15 @@ class FeatureFile:
             for column in self._sums[split].columns
             if column != fmt.ID
         }
+        self._check_apart()
         for split in self.splits:
             self._check_counts(split)
         first = self._layers_of(self.splits[0])
         self.layers = tuple(
             name for name in first if all((split, name) in self._places for split in self.splits)
         )
+        for layer in self.layers:
+            self._check_shapes(layer)
 
     @staticmethod
     def _ordered(names: Sequence[str]) -> list[str]:
@@ -128,8 +136,30 @@ class FeatureFile:
             raise FeatureFileError(f"{self.path}: {array.name} has shape {array.shape}", hint=_HINT)
         return _Place(array.id.get_offset() or 0, array.shape, dtype)
 
+    def _check_apart(self) -> None:
+        """Refuse arrays that share bytes: a small file could pass for an immense one."""
+        filled = [item for item in self._places.items() if item[1].size_bytes]
+        filled.sort(key=lambda item: item[1].offset)
+        for (one, first), (other, second) in itertools.pairwise(filled):
+            if first.offset + first.size_bytes > second.offset:
+                raise FeatureFileError(
+                    f"{self.path}: {'/'.join(one)} and {'/'.join(other)} share bytes", hint=_HINT
+                )
+
+    def _check_shapes(self, layer: str) -> None:
+        """Refuse a layer that is not of one shape in all splits, or has no numbers."""
+        shapes = {split: self._places[split, layer].shape[1:] for split in self.splits}
+        if len(set(shapes.values())) > 1:
+            listed = ", ".join(f"{shape} in {split!r}" for split, shape in shapes.items())
+            raise FeatureFileError(
+                f"{self.path}: rows of layer {layer!r} differ in shape: {listed}", hint=_HINT
+            )
+        if 0 in shapes[self.splits[0]]:
+            raise FeatureFileError(f"{self.path}: layer {layer!r} has no features", hint=_HINT)
+
     def _check_counts(self, split: str) -> None:
         ids = safety.child_array(self._groups[split], fmt.ID, self.path)
+        safety.check_is_texts(ids, self.path)
         counts = {fmt.ID: ids.shape[:1], "checksums": (int(self._sums[split].stops[-1]),)}
         for (owner, column), place in self._places.items():
             if owner == split:
@@ -197,7 +227,7 @@ class FeatureFile:
             shape=place.shape,
             dtype=place.dtype.name,
             original_shape=place.shape[1:] if shape is None else shape,
-            size_bytes=place.shape[0] * place.row_bytes,
+            size_bytes=place.size_bytes,
         )
 
     def _find(self, split: str, column: str) -> _Place:
@@ -264,7 +294,14 @@ class FeatureFile:
         n_rows = self.n_rows(split)
         return n_rows if stop is None else max(0, min(stop, n_rows))
 
-    def take(self, split: str, layer: str, rows: Sequence[int] | NDArray[np.integer]) -> Array:
+    def take(
+        self,
+        split: str,
+        layer: str,
+        rows: Sequence[int] | NDArray[np.integer],
+        *,
+        any_numbers: bool = False,
+    ) -> Array:
         """Read some rows, in the order given.
 
         Parameters
@@ -273,12 +310,22 @@ class FeatureFile:
             What to read.
         rows : sequence of int, (n,)
             Row numbers, 0 to `n_rows(split) - 1`.
+        any_numbers : bool
+            Whether NaN, infinite and immense numbers may be among them.
+
+        Raises
+        ------
+        FeatureFileError
+            If a row holds numbers that nothing can be computed from.
         """
-        place = self._find(split, layer)
-        return self._rows.take(place, np.asarray(rows, dtype=np.int64))
+        wanted = np.asarray(rows, dtype=np.int64)
+        taken = self._rows.take(self._find(split, layer), wanted)
+        if not any_numbers:
+            self._refuse_unusable(split, layer, taken, wanted)
+        return taken
 
     def blocks(
-        self, split: str, layer: str, *, rows: int | None = None
+        self, split: str, layer: str, *, rows: int | None = None, any_numbers: bool = False
     ) -> Iterator[tuple[int, Array]]:
         """Read all rows in order, checking them against the block checksums.
 
@@ -287,7 +334,9 @@ class FeatureFile:
         split, layer : str
             What to read.
         rows : int, optional
-            How many at a time; by default the blocks the file was written in.
+            How many at a time; by default the blocks the file was written in, large ones in parts.
+        any_numbers : bool
+            Whether NaN, infinite and immense numbers may be among them.
 
         Yields
         ------
@@ -298,42 +347,78 @@ class FeatureFile:
         Raises
         ------
         FeatureFileError
-            If a checksum doesn't hold; it names split, layer and block.
+            If a checksum doesn't hold, or a row holds numbers that nothing can be computed from; it
+            names split, layer, and block or row.
         """
-        place = self._find(split, layer)
-        sums = self._sums[split]
-        ends = list(zip(sums.stops.tolist(), sums.of(layer).tolist(), strict=True))
+        place, sums = self._find(split, layer), self._sums[split]
+        ends, expected = sums.stops.tolist(), sums.of(layer).tolist()
         running, block, start = RunningChecksum(), 0, 0
         while start < place.shape[0]:
-            stop = start + rows if rows else next(end for end, _ in ends[block:] if end > start)
-            stop = min(stop, place.shape[0])
+            while ends[block] == 0:  # all samples of the first blocks were left out
+                block += 1
+            stop = min(start + (rows or place.rows_at_once), place.shape[0])
+            stop = stop if rows else min(stop, ends[block])
             array = self._rows.read(place, start, stop)
             done = start
-            while block < len(ends) and ends[block][0] <= stop:
-                end, expected = ends[block]
-                running.update(array[done - start : end - start])
-                if running.take() != expected:
-                    raise self._damaged(split, layer, block)
-                done, block = end, block + 1
+            while block < len(ends) and ends[block] <= stop:
+                running.update(array[done - start : ends[block] - start])
+                if running.take() != expected[block]:
+                    raise self.damaged(split, layer, block)
+                done, block = ends[block], block + 1
             running.update(array[done - start :])
+            if not any_numbers:
+                self._refuse_unusable(split, layer, array, range(start, stop))
             yield start, array
             start = stop
 
-    def _check_block(self, split: str, layer: str, block: int) -> None:
-        """Check one block.
+    def _pieces(self, split: str, layer: str, start: int, stop: int) -> Iterator[tuple[int, Array]]:
+        """Read consecutive rows, a few MiB at a time: the first row's number, and the rows."""
+        place = self._find(split, layer)
+        for begin in range(start, stop, place.rows_at_once):
+            yield begin, self._rows.read(place, begin, min(begin + place.rows_at_once, stop))
+
+    def _refuse_unusable(
+        self, split: str, layer: str, array: Array, rows: Sequence[int] | NDArray[np.int64]
+    ) -> None:
+        """Refuse rows that nothing can be computed from: the first of them is named.
+
+        Where the block is damaged, that is what is said.
+        """
+        for place, reason in unusable(array).items():
+            row = int(rows[place])
+            self.check_block(split, layer, int(np.sum(self._sums[split].stops <= row)))
+            column = int(np.argmin(is_usable(array[place].reshape(-1))))
+            raise FeatureFileError(
+                f"{self.path}: {split}/{layer}, row {row}: {reason}, the first in column {column} "
+                f"({self.ids(split, start=row, stop=row + 1)[0]})",
+                hint="look at the network and its weights; extract again with cnnfeat extract",
+            )
+
+    def check_block(
+        self,
+        split: str,
+        layer: str,
+        block: int,
+        *,
+        look: Callable[[int, Array], None] | None = None,
+    ) -> None:
+        """Check one block of numbers; `look` is shown its rows, before it is known to be sound.
 
         Raises
         ------
         FeatureFileError
             If its checksum doesn't hold; it names split, layer and block.
         """
-        place, sums = self._find(split, layer), self._sums[split]
+        sums, running = self._sums[split], RunningChecksum()
         start = int(sums.stops[block - 1]) if block else 0
-        rows = self._rows.read(place, start, int(sums.stops[block]))
-        if checksum(rows) != int(sums.of(layer)[block]):
-            raise self._damaged(split, layer, block)
+        for first, rows in self._pieces(split, layer, start, int(sums.stops[block])):
+            running.update(rows)
+            if look is not None:
+                look(first, rows)
+        if running.take() != int(sums.of(layer)[block]):
+            raise self.damaged(split, layer, block)
 
-    def _damaged(self, split: str, layer: str, block: int) -> FeatureFileError:
+    def damaged(self, split: str, layer: str, block: int) -> FeatureFileError:
         """Make the error that names a block whose checksum doesn't hold."""
         stops = self._sums[split].stops
         start = int(stops[block - 1]) if block else 0
@@ -374,22 +459,39 @@ class FeatureFile:
         """Names of the samples, a row each."""
         self.sums(split)
         array = safety.child_array(self._groups[split], fmt.ID, self.path)
-        return safety.texts(array, self.path, start=start, stop=self._stop(split, stop))
+        stop = self._stop(split, stop)
+        return safety.texts(array, self.path, heap=self._heap, start=start, stop=stop)
 
     def skipped(self, split: str) -> tuple[SkippedSample, ...]:
-        """Samples that were left out, and why."""
+        """Samples that were left out, and why.
+
+        Raises
+        ------
+        FeatureFileError
+            If they are damaged, or more or others than there can be.
+        """
         self.sums(split)
         if fmt.SKIPPED not in self._groups[split]:
             return ()
         group = safety.child_group(self._groups[split], fmt.SKIPPED, self.path)
         row = safety.child_array(group, "row", self.path)
         safety.numeric(row, self.path, "i")
-        name, reason = (
-            safety.texts(safety.child_array(group, key, self.path), self.path)
-            for key in (fmt.ID, "reason")
+        rows = row[...].astype(np.int64)
+        ids, reasons = (
+            safety.texts(safety.child_array(group, name, self.path), self.path, heap=self._heap)
+            for name in (fmt.ID, "reason")
         )
+        last = self.n_rows(split) + len(ids) - 1
+        sound = rows.shape == (len(ids),) == (len(reasons),) and bool(np.all(np.diff(rows) > 0))
+        if not sound or (len(rows) and not 0 <= rows[0] <= rows[-1] <= last):
+            raise FeatureFileError(
+                f"{self.path}: {group.name} doesn't list rows from 0 to {last}, each with its id "
+                "and reason",
+                hint=_HINT,
+            )
         return tuple(
-            SkippedSample(int(r), i, why) for r, i, why in zip(row[...], name, reason, strict=True)
+            SkippedSample(row, name, why)
+            for row, name, why in zip(rows.tolist(), ids, reasons, strict=True)
         )
 
 
@@ -405,6 +507,16 @@ class _Place:
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are read together where nobody says how many."""
+        return max(1, _PIECE_BYTES // self.row_bytes)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all rows."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class _RowReader:
@@ -454,70 +566,3 @@ class _RowReader:
             if count == 0:
                 raise FeatureFileError(f"{self._path}: truncated at byte {offset:,}")
             view, offset = view[count:], offset + count
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One block that doesn't hold what was written."""
-
-    split: str
-    layer: str  # or "label", "part", "group", "id"
-    block: int | None  # None: can't be read at all
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What a check of a whole file found."""
-
-    n_blocks: int
-    size_bytes: int
-    damages: tuple[Damage, ...]
-
-
-def verify_file(path: Path, *, progress: Progress = SILENT) -> Verification:
-    """Check features, labels, parts, groups and ids of a file against its block checksums.
-
-    Raises
-    ------
-    FeatureFileError
-        If the file can't be opened at all.
-    MissingInputError
-        If there is none.
-    """
-    damages: list[Damage] = []
-    n_blocks = 0
-    with FeatureFile(path) as file:
-        rows = sum(file.n_rows(s) * len(file.sums(s).columns) for s in file.splits)
-        with progress.task("verifying", total=rows, unit="rows") as task:
-            for split in file.splits:
-                for column in file.sums(split).columns:
-                    n_blocks += len(file.sums(split).stops)
-                    damages.extend(_check_column(file, split, column, task))
-    return Verification(n_blocks, path.stat().st_size, tuple(damages))
-
-
-def _check_column(file: FeatureFile, split: str, column: str, task: Task) -> list[Damage]:
-    found = []
-    begin = 0
-    for block, end in enumerate(file.sums(split).stops.tolist()):
-        try:
-            if column == fmt.ID:
-                _check_ids(file, split, block, begin=begin, end=end)
-            else:
-                file._check_block(split, column, block)
-        except FeatureFileError as error:
-            found.append(Damage(split, column, block, str(error)))
-        task.advance(end - begin)
-        begin = end
-    return found
-
-
-def _check_ids(file: FeatureFile, split: str, block: int, *, begin: int, end: int) -> None:
-    expected = int(file.sums(split).of(fmt.ID)[block])
-    try:
-        found = text_checksum(file.ids(split, start=begin, stop=end))
-    except FeatureFileError as error:
-        raise file._damaged(split, fmt.ID, block) from error
-    if found != expected:
-        raise file._damaged(split, fmt.ID, block)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,18 +18,13 @@ from numpy.typing import NDArray
 from cnnfeat.errors import FeatureFileError, MissingInputError
 from cnnfeat.features import format as fmt
 from cnnfeat.features.attributes import read_attributes
-from cnnfeat.features.seal import byte_view, seal_holds
+from cnnfeat.features.heap import Heap
+from cnnfeat.features.seal import seal_holds
 from cnnfeat.provenance import Provenance
 from cnnfeat.regular import open_regular
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_RANK = 16
-_MAX_TEXTS = 1 << 31
-_NO_LOCKS = {"locking": False}
-_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
-_HEAP_HEAD = struct.Struct("<4sB3xQ")  # "GCOL", version, bytes of the whole collection
-_HEAP_OBJECT = struct.Struct("<HH4xQ")  # index, reference count, bytes
-_MAX_COLLECTION = 1 << 28
 _HINT = "make it again with cnnfeat extract, or name another file"
 
 
@@ -146,13 +139,17 @@ def child_array(group: h5py.Group, name: str, path: Path) -> h5py.Dataset:
         raise FeatureFileError(f"{path}: {child.name} is no data set", hint=_HINT)
     try:
         _check_array(child, path)
-    except (OSError, RuntimeError, TypeError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, FeatureFileError):
+            raise
         raise FeatureFileError(f"{path}: {child.name} is damaged: {error}", hint=_HINT) from error
     return child
 
 
 def _child(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Dataset:
     where = f"{group.name.rstrip('/')}/{name}"
+    if not name or name == "." or "/" in name or "\0" in name:  # could lead to elsewhere
+        raise FeatureFileError(f"{path}: {name!r} is no name of a part of {group.name}", hint=_HINT)
     try:
         link = group.get(name, getlink=True)
         if link is None:
@@ -168,6 +165,7 @@ def _child(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Datase
 
 
 def _check_array(array: h5py.Dataset, path: Path) -> None:
+    array.dtype  # noqa: B018 - raises where NumPy has no such type
     how = array.id.get_create_plist()
     if how.get_external_count():
         raise _refused(array, path, "keeps its values in another file")
@@ -178,9 +176,10 @@ def _check_array(array: h5py.Dataset, path: Path) -> None:
     shape = array.shape
     if shape is None or len(shape) > _MAX_RANK:
         raise _refused(array, path, f"has the absurd shape {shape}")
-    size = math.prod(shape) * array.id.get_type().get_size()
+    # An axis of no length leaves room for others beyond all bounds.
+    size = math.prod(max(1, length) for length in shape) * array.id.get_type().get_size()
     begin, end = array.id.get_offset(), os.fstat(array.file.id.get_vfd_handle()).st_size
-    if size and (begin is None or begin + size > end):
+    if size > end or (0 not in shape and (begin is None or begin + size > end)):
         raise _refused(array, path, f"has shape {shape}, more than the file's {end:,} bytes hold")
 
 
@@ -196,104 +195,48 @@ def _refused(array: h5py.Dataset, path: Path, why: str) -> FeatureFileError:
     return FeatureFileError(f"{path}: {array.name} {why}", hint=_HINT)
 
 
-def texts(array: h5py.Dataset, path: Path, *, start: int = 0, stop: int | None = None) -> list[str]:
+def check_is_texts(array: h5py.Dataset, path: Path) -> None:
+    """Refuse what is no list of texts of any length."""
+    info = h5py.check_string_dtype(array.dtype)
+    if info is None or info.length is not None or array.ndim != 1:
+        raise _refused(array, path, f"holds {array.dtype} {array.shape}, no list of texts")
+
+
+def texts(
+    array: h5py.Dataset,
+    path: Path,
+    *,
+    heap: Heap | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> list[str]:
     """Read strings.
+
+    Parameters
+    ----------
+    array : h5py.Dataset
+        From `child_array`.
+    path : Path
+        For messages.
+    heap : Heap, optional
+        The file's: without it, what is known of the heap is lost again.
+    start, stop : int
+        Which rows.
 
     Raises
     ------
     FeatureFileError
         If they are none, or damaged.
     """
-    info = h5py.check_string_dtype(array.dtype)
-    if info is None or info.length is not None or array.ndim != 1:
-        raise _refused(array, path, f"holds {array.dtype} {array.shape}, no list of texts")
-    rows = slice(*slice(start, stop).indices(array.shape[0]))
-    references = np.empty(max(0, rows.stop - rows.start), _REFERENCE)
-    handle = array.file.id.get_vfd_handle()
+    check_is_texts(array, path)
+    begin, end, _ = slice(start, stop).indices(array.shape[0])
+    if begin >= end:
+        return []
+    heap = heap or Heap(array.file.id.get_vfd_handle())
     try:
-        if len(references):
-            place = array.id.get_offset() + rows.start * _REFERENCE.itemsize
-            os.preadv(handle, [byte_view(references)], place)
-        return _HeapReader(handle).texts(references)
+        return heap.texts(array.id.get_offset(), array.shape[0], start=begin, stop=end)
     except (OSError, RuntimeError, ValueError) as error:
         raise FeatureFileError(f"{path}: {array.name} is damaged: {error}", hint=_HINT) from error
-
-
-class _HeapError(ValueError):
-    """The heap isn't what the format says."""
-
-
-class _HeapReader:
-    """Reads strings of variable length out of a file's global heap, trusting no number in it.
-
-    HDF5's own reader can run for ever on a damaged heap. See "Global Heap" in the HDF5 File Format
-    Specification, version 3.0, III.E. Each collection is read once, and neither the collections
-    nor the texts together may be larger than the file: in a sound one, no two of them share a byte.
-    """
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-        self._collections: dict[int, dict[int, bytes]] = {}  # by address
-        self._unread = self._untold = os.fstat(handle).st_size
-
-    def texts(self, references: NDArray[np.void]) -> list[str]:
-        """Read strings in the order of their references.
-
-        Raises
-        ------
-        _HeapError
-            If one isn't where its reference says.
-        UnicodeDecodeError
-            If one is no UTF-8.
-        """
-        return [
-            self._text(int(length), int(address), int(index))
-            for length, address, index in references.tolist()
-        ]
-
-    def _text(self, length: int, address: int, index: int) -> str:
-        if length == 0:
-            return ""
-        if address not in self._collections:
-            self._collections[address] = dict(_objects(self._collection(address)))
-        found = self._collections[address].get(index)
-        if found is None or len(found) < length:
-            raise _HeapError(f"no text of {length} bytes at {address}, index {index}")
-        self._untold -= length
-        if self._untold < 0:
-            raise _HeapError("its texts together are longer than the file")
-        return found[:length].rstrip(b"\0").decode("utf-8")
-
-    def _collection(self, address: int) -> bytes:
-        head = self._read(_HEAP_HEAD.size, address)
-        signature, version, size = _HEAP_HEAD.unpack(head)
-        if signature != b"GCOL" or version != 1 or not _HEAP_HEAD.size <= size <= _MAX_COLLECTION:
-            raise _HeapError(f"no heap at byte {address}")
-        self._unread -= size
-        if self._unread < 0:
-            raise _HeapError("its heaps together are larger than the file")
-        return self._read(size, address)
-
-    def _read(self, size: int, address: int) -> bytes:
-        if address > (1 << 62):
-            raise _HeapError(f"no heap at byte {address}")
-        found = os.pread(self._handle, size, address)
-        if len(found) < size:
-            raise _HeapError(f"the heap at byte {address} goes beyond the file's end")
-        return found
-
-
-def _objects(collection: bytes) -> Iterator[tuple[int, bytes]]:
-    place = _HEAP_HEAD.size
-    while place + _HEAP_OBJECT.size <= len(collection):
-        index, _, size = _HEAP_OBJECT.unpack_from(collection, place)
-        if index == 0:  # the free space at the end
-            return
-        place += _HEAP_OBJECT.size
-        if place + size > len(collection):
-            raise _HeapError("an object goes beyond its heap's end")
-        yield index, collection[place : place + size]
-        place += -(-size // 8) * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +252,7 @@ class Sums:
         return self.values[:, self.columns.index(column)]
 
 
-def read_sums(file: h5py.File, split: str, path: Path) -> Sums:
+def read_sums(file: h5py.File, split: str, path: Path, *, heap: Heap) -> Sums:
     """Read the table of a split.
 
     Raises
@@ -320,17 +263,18 @@ def read_sums(file: h5py.File, split: str, path: Path) -> Sums:
     root = child_group(file, fmt.CHECKSUMS, path)
     group = child_group(root, split, path)
     arrays = {name: child_array(group, name, path) for name in ("stop", "sum")}
-    columns = texts(child_array(group, "column", path), path)
+    columns = texts(child_array(group, "column", path), path, heap=heap)
     numeric(arrays["stop"], path, "i")
     numeric(arrays["sum"], path, "u")
-    sums = Sums(arrays["stop"][...], tuple(columns), arrays["sum"][...])
+    stops, sums = arrays["stop"][...].astype(np.int64), arrays["sum"][...].astype(np.uint64)
     if (
-        sums.stops.ndim != 1
-        or sums.values.shape != (len(sums.stops), len(columns))
-        or not len(sums.stops)
+        stops.ndim != 1
+        or sums.shape != (len(stops), len(columns))
+        or not len(stops)
         or len(set(columns)) != len(columns)
         or fmt.ID not in columns
-        or np.any(np.diff(sums.stops, prepend=0) < 0)
+        or stops[0] < 0
+        or np.any(stops[1:] < stops[:-1])
     ):
-        raise FeatureFileError(f"{path}: the checksums of split {split!r} are damaged")
-    return sums
+        raise FeatureFileError(f"{path}: the checksums of split {split!r} are damaged", hint=_HINT)
+    return Sums(stops, tuple(columns), sums)

@@ -15,7 +15,6 @@ from threadpoolctl import threadpool_limits
 
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.features import FeatureFile
-from cnnfeat.pixels import unusable
 from cnnfeat.records import class_name
 from cnnfeat.report.figure import CLASS_COLOURS, CLASS_MARKERS, drawing, short
 
@@ -78,7 +77,9 @@ def embed_layer(
     UsageError
         If the method is unknown or not installed.
     DataError
-        If there are fewer than 5 rows, all are equal, or a feature is NaN, infinite or immense.
+        If there are fewer than 5 rows, or all are equal.
+    FeatureFileError
+        If a feature is NaN, infinite or immense.
     """
     check_method(method)
     n_rows = file.n_rows(split)
@@ -89,8 +90,6 @@ def embed_layer(
     n_points = max(min(n_points, _MATRIX_BYTES // max(row_bytes, 1)), FEWEST_POINTS)
     rows = choose_rows(n_rows, n_points, always=always, seed=seed)
     X = file.take(split, layer, rows).reshape(len(rows), -1).astype(np.float32, copy=False)
-    for place, reason in unusable(X).items():
-        raise DataError(f"{file.path}: {split}/{layer}, row {rows[place]}: {reason}")
     if not np.ptp(X, axis=0).any():
         raise DataError(f"all {len(X):,} rows of {split}/{layer} are equal: nothing lies apart")
     points, axes = _project(X, method=method, seed=seed)

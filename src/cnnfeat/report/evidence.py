@@ -297,8 +297,14 @@ def _find_rows(
             f"{path} has predictions for rows of {first}, and single ones are shown of one split"
         )
     for split in sorted(file.splits, key=lambda name: name != first):
-        place = {name: row for row, name in enumerate(file.ids(split))}
+        names = file.ids(split)
+        place = {name: row for row, name in enumerate(names)}
         if all(name in place for name in ids):
+            if len(place) < len(names):
+                raise FeatureFileError(
+                    f"rows of split {split!r} of {file.path} share ids, and {path} has no other "
+                    "names for them"
+                )
             return split, np.array([place[name] for name in ids], np.int64)
     raise FeatureFileError(
         f"{path} has predictions for images that {file.path} does not have",

@@ -71,8 +71,8 @@ def find_top(
     best: list[tuple[float, int, int]] = []  # a heap of (value, -row, place)
     for start, block in file.blocks(split, layer):
         answers = block.reshape(len(block), -1, n_units)[:, :, unit].astype(np.float64)
-        places = np.nan_to_num(answers, nan=-np.inf).argmax(axis=1)
-        values = np.nan_to_num(answers[np.arange(len(answers)), places], nan=-np.inf)
+        places = answers.argmax(axis=1)
+        values = answers[np.arange(len(answers)), places]
         for offset in np.argsort(-values, kind="stable")[:n_images].tolist():
             item = (float(values[offset]), -(start + offset), int(places[offset]))
             if len(best) < n_images:

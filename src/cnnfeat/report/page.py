@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cnnfeat import __version__
-from cnnfeat.errors import CnnfeatError
+from cnnfeat.errors import CnnfeatError, FeatureFileError
 from cnnfeat.files import check_output, replacing
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.report.charts import plot_layers, plot_training
@@ -154,7 +154,7 @@ def _scatter(evidence: Evidence, album: Album, wish: _Wish, missing: list[str]) 
     file, predictions, svm = evidence.file, evidence.predictions, evidence.svm
     try:
         if wish.layer is None:  # the SVM's, or the file's last
-            layer = file.find_layer(svm.best.layer) if svm else file.layers[-1]
+            layer = file.find_layer(svm.best.layer if svm else next(reversed(file.layers), None))
         else:
             layer = file.find_layer(wish.layer)
         points = embed_layer(
@@ -166,6 +166,8 @@ def _scatter(evidence: Evidence, album: Album, wish: _Wish, missing: list[str]) 
             always=predictions.rows[predictions.wrong].tolist() if predictions else [],
             seed=wish.seed,
         )
+    except FeatureFileError:  # nothing else of it can be relied on
+        raise
     except CnnfeatError as error:
         if wish.layer is not None:
             raise

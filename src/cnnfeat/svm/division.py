@@ -37,6 +37,8 @@ T = TypeVar("T")
 class FeatureRows:
     """Rows of one layer in a feature file, flattened in C order (the last axis runs fastest).
 
+    Whether something can be computed from all of their numbers is counted by `matrix.moments`.
+
     Parameters
     ----------
     features : FeatureFile
@@ -57,13 +59,16 @@ class FeatureRows:
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """Read the file once, in its own order."""
-        for start, block in self._features.blocks(self._split, self._layer, rows=self._step):
+        for start, block in self._features.blocks(
+            self._split, self._layer, rows=self._step, any_numbers=True
+        ):
             yield start, self._flat(block)
 
     def take(self, rows: Indices) -> Floats:
         """Collect some rows: few of them one by one, many in one sequential read."""
         if len(rows) <= FEW * self.n_samples:
-            return self._flat(self._features.take(self._split, self._layer, rows))
+            some = self._features.take(self._split, self._layer, rows, any_numbers=True)
+            return self._flat(some)
         taken = np.empty((len(rows), self.n_features), self.dtype)
         done = 0
         for start, block in self.blocks():
@@ -73,7 +78,8 @@ class FeatureRows:
         return taken
 
     def _flat(self, block: NDArray[np.generic]) -> Floats:
-        return block.reshape(len(block), -1).astype(self.dtype, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then is refused
+            return block.reshape(len(block), self.n_features).astype(self.dtype, copy=False)
 
 
 @dataclass(frozen=True, slots=True)
