@@ -7,22 +7,24 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import CnnfeatError, FeatureFileError, LayerLookupError, UsageError, near_names
 from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
-from cnnfeat.features.attributes import has_attribute, read_record, read_shape
+from cnnfeat.features.attributes import has_attribute, read_attributes, read_record, read_shape
 from cnnfeat.features.format import LayerNames, StoredLayer
 from cnnfeat.features.heap import Heap
 from cnnfeat.features.safety import Sums, read_sums
 from cnnfeat.features.seal import RunningChecksum, byte_view
 from cnnfeat.parts import Part
 from cnnfeat.pixels import is_usable, unusable
+from cnnfeat.provenance import Provenance
 from cnnfeat.records import Array, Groups, Labels, Parts, SkippedSample, some_of
 
 _PIECE_BYTES = 64 << 20
@@ -73,7 +75,7 @@ class FeatureFile:
 
     def _load(self) -> None:
         self.attributes: Mapping[str, str | int | float]
-        self.attributes, self.provenance = safety.read_provenance(self._file, self.path)
+        self.attributes, self.provenance = read_provenance(self._file, self.path)
         classes = safety.child_array(self._file, fmt.CLASSES, self.path)
         self.classes = tuple(safety.texts(classes, self.path, heap=self._heap))
         names = [name for name in self._file if name not in fmt.RESERVED_SPLITS]
@@ -493,6 +495,21 @@ class FeatureFile:
             SkippedSample(row, name, why)
             for row, name, why in zip(rows.tolist(), ids, reasons, strict=True)
         )
+
+
+def read_provenance(file: h5py.File, path: Path) -> tuple[dict[str, str | int | float], Provenance]:
+    """Read what the root says of where the features came from: as it stands, and as a record.
+
+    Raises
+    ------
+    FeatureFileError
+        If an attribute is of another kind, or beyond its range; with its name and value.
+    """
+    found = read_attributes(file, [item.name for item in fields(Provenance)], path)
+    try:
+        return found, Provenance.from_attributes(found)
+    except ValueError as error:
+        raise FeatureFileError(f"{path}: attribute {error}", hint=_HINT) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -20,7 +20,6 @@ from cnnfeat.features import format as fmt
 from cnnfeat.features.attributes import read_attributes
 from cnnfeat.features.heap import Heap
 from cnnfeat.features.seal import seal_holds
-from cnnfeat.provenance import Provenance
 from cnnfeat.regular import open_regular
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -107,21 +106,6 @@ def _check_head(path: Path, file: h5py.File) -> None:
 def _extent(file: h5py.File) -> str:
     splits = ", ".join(repr(name) for name in file if name not in fmt.RESERVED_SPLITS)
     return f"laid out for {splits or 'nothing'}, but never finished"
-
-
-def read_provenance(file: h5py.File, path: Path) -> tuple[dict[str, str | int | float], Provenance]:
-    """Read what the root says of where the features came from: as it stands, and as a record.
-
-    Raises
-    ------
-    FeatureFileError
-        If an attribute is of another kind, or beyond its range; with its name and value.
-    """
-    found = read_attributes(file, [item.name for item in fields(Provenance)], path)
-    try:
-        return found, Provenance.from_attributes(found)
-    except ValueError as error:
-        raise FeatureFileError(f"{path}: attribute {error}", hint=_HINT) from error
 
 
 def child_group(group: h5py.Group, name: str, path: Path) -> h5py.Group:

@@ -32,7 +32,8 @@ from cnnfeat.features.format import (
 )
 from cnnfeat.features.journal import Header, Journal, read_header
 from cnnfeat.features.layout import SplitState, complete_file, create_arrays
-from cnnfeat.features.safety import open_checked, read_provenance
+from cnnfeat.features.reader import read_provenance
+from cnnfeat.features.safety import open_checked
 from cnnfeat.features.seal import byte_view, checksum
 from cnnfeat.files import check_output, check_space, locked
 from cnnfeat.progress import SILENT, Progress
