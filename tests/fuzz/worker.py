@@ -1,5 +1,8 @@
 """Types commands one after another in one process, and says of each how it ended.
 
+Besides those of the product there is `read DATA`, which goes through all rows of a source as an
+extraction would, and says of each its place, identifier, label and the digest of its pixels.
+
 Reads a line of JSON for each command, {"words": [...], "folder": "..."}, and writes one:
 {"code": 3, "text": "error: ...", "grown_mb": 1}. The code is None where the command ended in
 an exception that is none of the product's own; the text then ends in its traceback.
@@ -7,6 +10,7 @@ an exception that is none of the product's own; the text then ends in its traceb
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -23,13 +27,37 @@ def peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
+def read(words: list[str]) -> None:
+    """Go through the rows of a source; damaged ones are left out."""
+    from cnnfeat.data import open_source
+    from cnnfeat.errors import CnnfeatError
+
+    def say(row: list[object]) -> None:
+        sys.stdout.write(json.dumps(row) + "\n")
+
+    try:
+        with open_source(words[1]) as source:
+            for split in source.splits:
+                for batch in source.batches(split, batch_size=16, on_error="skip"):
+                    labels = [None] * len(batch) if batch.labels is None else batch.labels.tolist()
+                    for one, label, image in zip(batch.ids, labels, batch.images, strict=True):
+                        digest = hashlib.sha256(image.tobytes()).hexdigest()
+                        say([split, one, label, str(image.shape), digest])
+                    for left in batch.skipped:
+                        say([split, left.id, left.reason])
+    except CnnfeatError as error:
+        sys.stdout.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
 def type_in(words: list[str]) -> int | None:
     """Run one command; its exit code."""
     from cnnfeat.cli import main
 
     sys.argv = ["cnnfeat", *words]
     try:
-        main(words)
+        (read if words[0] == "read" else main)(words)
     except SystemExit as stopped:
         return int(stopped.code or 0)
     except BaseException:  # noqa: BLE001 - this is what is looked for

@@ -7,8 +7,11 @@ What a picture is, its first bytes say. HEIC and DICOM are read by packages that
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import io
+import logging
 import os
 import struct
 import warnings
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, _imaging, features
 
 from cnnfeat.data.dicom import DicomImage
 from cnnfeat.data.source import open_file
@@ -77,9 +80,23 @@ def prepare_pillow(max_pixels: int) -> None:
     on the size of pictures is raised, for the whole process, where ours is above it.
     """
     warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif|pydicom)\.")
+    _silence()
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and max_pixels > 2 * limit:  # Pillow refuses beyond the double
         Image.MAX_IMAGE_PIXELS = max_pixels // 2 + 1
+
+
+@functools.cache
+def _silence() -> None:
+    """Keep what Pillow logs off the terminal where nobody asked for it, and libtiff's own words.
+
+    Those libtiff writes past Python; the symbol is looked for in what Pillow has loaded of it.
+    """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
 
 
 def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:

@@ -21,6 +21,7 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _LEAST_BLOCK = 512
 _MAX_OBJECTS = 10_000
 _CACHE_BYTES = 64 * 2**20  # of unpacked chunks, so that none is unpacked for every batch anew
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError)  # as h5py tells of it
 _log = logging.getLogger("cnnfeat")
 
 
@@ -51,7 +52,7 @@ class Hdf5Rows:
     def __getitem__(self, rows: slice, /) -> Array:
         try:
             block = np.asarray(self._dataset[rows])
-        except (OSError, RuntimeError, ValueError) as error:
+        except DAMAGE as error:
             raise DataError(f"{self._name}: rows {rows.start or 0} on: {error}") from error
         return block.astype(str) if self.dtype.kind == "U" else block
 
@@ -66,12 +67,14 @@ class Hdf5File:
         open_file(path).close()
         try:
             self._file = h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES)
-        except OSError as error:
+        except DAMAGE as error:
             raise DataError(f"{path}: not a complete HDF5 file: {error}") from error
         try:
             self._datasets = _find_datasets(self._file, path)
-        except (OSError, RuntimeError, KeyError) as error:
+        except DAMAGE as error:
             self._file.close()
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"{path}: damaged HDF5 file: {error}") from error
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: dataset.shape for name, dataset in self._datasets.items()

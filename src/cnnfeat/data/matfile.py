@@ -1,4 +1,4 @@
-"""MATLAB's files of arrays, version 5 (SciPy reads them) and 7.3 (HDF5 behind a text of 512 bytes).
+"""MATLAB's files of arrays, version 5 and 7.3 (HDF5 behind a text of 512 bytes).
 
 MATLAB counts pictures along the last axis: (height, width, channels, n), or (height, width, n).
 Here they come first, as everywhere. In version 7.3 axes lie the other way round in the file.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import struct
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 
 from cnnfeat.archives import DEFLATE_LIMIT
 from cnnfeat.data.arrays import is_one_picture
-from cnnfeat.data.hdf5 import Hdf5File, is_hdf5
+from cnnfeat.data.hdf5 import DAMAGE, Hdf5File, is_hdf5
+from cnnfeat.data.mat5 import NUMBERS, read_array, stored_arrays
 from cnnfeat.data.source import Rows, open_file
 from cnnfeat.errors import DataError
 
@@ -30,23 +30,7 @@ MAT5_MAGIC = b"MATLAB 5.0 MAT-file"
 MAT73_MAGIC = b"MATLAB 7.3 MAT-file"
 _CLASS = "MATLAB_class"  # the attribute of an array's class
 _CHANNELS = (1, 3, 4)
-_CLASSES = {  # of MATLAB's that are numbers, and the bytes that one takes
-    **{"logical": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4},
-    **{"int64": 8, "uint64": 8, "single": 4, "double": 8},
-}
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    MemoryError,
-    OverflowError,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
+_DAMAGE = (ValueError, OverflowError, MemoryError, zlib.error)
 
 
 class _Stored(Protocol):
@@ -80,7 +64,7 @@ class _UprightRows:
         index[-1 - self._axis if self._reversed else self._axis] = rows
         try:
             block = np.asarray(self._stored[tuple(index)])
-        except (OSError, RuntimeError, ValueError) as error:
+        except DAMAGE as error:
             raise DataError(f"{self._name}: rows {rows.start or 0} on: {error}") from error
         block = np.moveaxis(block.T if self._reversed else block, self._axis, 0)
         return block.reshape(-1, *self.shape[1:]).astype(self.dtype, copy=False)
@@ -95,47 +79,37 @@ class Mat5File:
     kind = "mat"
 
     def __init__(self, path: Path) -> None:
-        from scipy.io import whosmat
-        from scipy.io.matlab import MatReadError
-
         self._path = path
         try:
             with open_file(path) as file:
                 size = os.fstat(file.fileno()).st_size
-                listed = whosmat(file, appendmat=False)
-        except (*_DAMAGE, MatReadError) as error:
+                listed = {one.name: one for one in stored_arrays(file) if one.name}
+        except _DAMAGE as error:
             raise _damaged(path, error) from error
-        found = {
-            name: tuple(int(length) for length in shape)
-            for name, shape, kind in listed
-            if kind in _CLASSES
-        }
-        self.others = {name: kind for name, _, kind in listed if kind not in _CLASSES}
-        self._logical = {name for name, _, kind in listed if kind == "logical"}
-        for name, shape, kind in listed:
-            n_bytes = math.prod(int(length) for length in shape) * _CLASSES.get(kind, 0)
-            if n_bytes > size * DEFLATE_LIMIT:
+        self._arrays = {name: one for name, one in listed.items() if one.kind in NUMBERS}
+        self.others = {name: one.kind for name, one in listed.items() if one.kind not in NUMBERS}
+        for name, one in self._arrays.items():
+            if math.prod(one.shape) > size * DEFLATE_LIMIT:
                 raise DataError(
-                    f"{path}:/{name}: declares {shape} of {kind}; {size:,} bytes can't hold that"
+                    f"{path}:/{name}: declares {one.shape} of {one.kind}; "
+                    f"{size:,} bytes can't hold that"
                 )
+        found = {name: one.shape for name, one in self._arrays.items()}
         self._axes = row_axes(found)
         self.shapes: Mapping[str, tuple[int, ...]] = _upright_shapes(found, self._axes)
 
     def rows(self, name: str) -> Rows:
         """Read one of the arrays."""
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-
         try:
             with open_file(self._path) as file:
-                array = loadmat(file, variable_names=[name], appendmat=False)[name]
-        except (*_DAMAGE, MatReadError) as error:
+                array = read_array(file, self._arrays[name])
+        except _DAMAGE as error:
             raise _damaged(self._path, error) from error
         return _UprightRows(
             array,
             axis=self._axes[name],
             reversed_axes=False,
-            logical=name in self._logical,
+            logical=self._arrays[name].kind == "logical",
             name=f"{self._path}:/{name}",
         )
 
@@ -154,7 +128,7 @@ class Mat73File:
         try:
             found = {name: shape[::-1] for name, shape in self._numbers().items()}
             self.others = self._not_numbers()
-        except (OSError, RuntimeError, KeyError, DataError) as error:
+        except DAMAGE as error:
             self._file.close()
             raise _damaged(path, error) from error
         self._axes = row_axes(found)
@@ -181,7 +155,7 @@ class Mat73File:
             for name, shape in self._file.shapes.items()
             if shape
             and not name.startswith("#")
-            and self._class_of(name) in _CLASSES
+            and self._class_of(name) in NUMBERS
             and "MATLAB_empty" not in self._attributes(name)
         }
 
@@ -192,7 +166,7 @@ class Mat73File:
             for name in self._file.shapes
             if not name.startswith("#") and "/" not in name
         }
-        return {name: kind for name, kind in kinds.items() if kind and kind not in _CLASSES}
+        return {name: kind for name, kind in kinds.items() if kind and kind not in NUMBERS}
 
     def _attributes(self, name: str) -> Mapping[str, object]:
         found: Mapping[str, object] = self._file.dataset(name).attrs
@@ -222,7 +196,7 @@ def _names_classes(path: Path) -> bool:
     try:
         with contextlib.closing(Hdf5File(path)) as file:
             return any(_CLASS in file.dataset(name).attrs for name in file.shapes)
-    except (OSError, RuntimeError, KeyError, DataError):  # whoever reads it says so
+    except DAMAGE:  # whoever reads it says so
         return False
 
 
