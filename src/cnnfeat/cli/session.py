@@ -58,9 +58,11 @@ def own_model(otherwise: str) -> str:
 
 def start_tensorflow(settings: Settings, *, n_calls: int = 1) -> None:
     """Start TensorFlow for `n_calls` of a network at a time; what it writes is shown with -v."""
+    from cnnfeat.memory import limit_memory
     from cnnfeat.network import starting
 
     starting.start_tensorflow(n_calls=n_calls, quiet=settings.verbosity <= 0)
+    limit_memory()
 
 
 class StopRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow as tf
@@ -22,6 +23,7 @@ from cnnfeat.network.graph import (
 from cnnfeat.records import TensorInfo
 
 _CHANNELS = (1, 3, 4)
+_MOST_NUMBERS = 4 * 10**8  # in an input: an image of 10,000 x 10,000 pixels
 _FED = {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
 _PIPELINES = {
     "IteratorGetNext", "QueueDequeueV2", "QueueDequeueManyV2", "QueueDequeueUpToV2",
@@ -46,7 +48,7 @@ def image_input(
         If none can, if several can and `name` is None, or if `name` is none of them.
     """
     if name is not None:
-        return _named(inputs, name)
+        return _checked(_named(inputs, name))
     inputs = [item for item in inputs if not any(_goes_by(item, other) for other in fed)]
     behind = [item for item in inputs if item.reach and _rating(item)]
     rated = [(_rating(item), item) for item in behind or inputs]
@@ -62,7 +64,19 @@ def image_input(
             f"several inputs could take the images: {_listed(chosen)}",
             hint=f"say which with --input, such as --input {chosen[0].name}",
         )
-    return _describe(chosen[0])
+    return _checked(_describe(chosen[0]))
+
+
+def _checked(images: ImageInput) -> ImageInput:
+    """Refuse to make images that nothing could hold."""
+    lengths = [images.height, images.width, images.channels, images.features, images.batch]
+    numbers = math.prod(length for length in lengths if length)
+    if numbers > _MOST_NUMBERS:
+        raise NetworkError(
+            f"the input {images.name!r} takes {numbers:,} numbers at a time, {images} for each "
+            f"image; {_MOST_NUMBERS:,} are the most"
+        )
+    return images
 
 
 def can_take_images(item: GraphInput) -> bool:

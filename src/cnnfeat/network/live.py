@@ -158,13 +158,14 @@ def _freeze_graph(given: tf.Graph, options: ReadOptions, values: Values) -> Froz
     else:
         found = {}
     weights, owners = take_out_variables(part, HeldValues(found), {}, wanted=wanted)
-    flat = flat_graph(part, options.input, weights=weights, owner=owners)
+    name = f"{LIVE}graph"
+    flat = flat_graph(part, options.input, path=name, weights=weights, owner=owners)
     held = ((name, value_of(weight)) for name, weight in sorted(flat.weights.items()))
     digest = weights_digest(
         ((name, value.numpy()) for name, value in held if value is not None),
         plan=flat.graph_def.SerializeToString(deterministic=True),
     )
-    return Frozen(flat, f"{LIVE}graph", digest)
+    return Frozen(flat, name, digest)
 
 
 def _at_hand(

@@ -34,6 +34,12 @@ from cnnfeat.options import APPLICATION, FeedValue, ReadOptions
 
 # A path or keras:NAME; or what lives in the program that asks.
 NetworkSpec: TypeAlias = str | os.PathLike[str] | keras.Model | tf.Graph | Network
+_NO_MEMORY = (tf.errors.ResourceExhaustedError, MemoryError)
+# What TensorFlow and Keras raise at what they can't make sense of; RecursionError is one of them.
+_FAILURES = (
+    tf.errors.OpError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError,
+    OverflowError, MemoryError,
+)  # fmt: skip
 
 
 def load_network(
@@ -140,8 +146,10 @@ def open_network(
         return _open_live(spec, checked(options), values, trust=trust)
     except CnnfeatError:
         raise
-    except (tf.errors.OpError, ValueError, TypeError, KeyError, IndexError) as error:
+    except _FAILURES as error:
         name = spec if isinstance(spec, str | os.PathLike) else f"a {type(spec).__name__}"
+        if isinstance(error, _NO_MEMORY):
+            raise NetworkError(f"{name}: not enough memory for it: {told(error)}") from error
         raise NetworkError(
             f"{name}: TensorFlow {tf.__version__} can't make a network of it: {told(error)}",
             hint="--debug shows where",

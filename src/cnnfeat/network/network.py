@@ -425,7 +425,13 @@ class Network:
             infos=self._all,
         )
         return Wanted(
-            layers, part, feeds, options, found, None if self._graph.sized is None else sized
+            layers,
+            part,
+            feeds,
+            options,
+            found,
+            self.path,
+            None if self._graph.sized is None else sized,
         )
 
     def _needed(

@@ -17,10 +17,11 @@ from typing import get_args
 import numpy as np
 import tensorflow as tf
 
-from cnnfeat.errors import MisfitError, NetworkError
+from cnnfeat.errors import CnnfeatError, MisfitError, NetworkError
 from cnnfeat.network.graph import Feed, FlatGraph, import_part, node_of, nodes_by_name
 from cnnfeat.network.preprocessing import Preprocessing
 from cnnfeat.network.runtime import eagerly, with_precision
+from cnnfeat.network.soundness import check_room
 from cnnfeat.network.telling import of_size, told
 from cnnfeat.options import Pooling, ProbeOptions
 from cnnfeat.pixels import range_warning
@@ -28,12 +29,11 @@ from cnnfeat.records import Array, ImageTarget, LayerInfo, ProbeOutput
 
 _LOG = logging.getLogger("cnnfeat")
 _RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
+_TRIED = (2, 3)  # images, of which it is seen what their features' shapes are
 _SIZES = 4  # of images that a function is compiled for each; one for all sizes comes after them
-_RUNTIME_ERRORS = (
-    tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, RuntimeError, ValueError,
-)  # fmt: skip
+_RUNTIME_ERRORS = (tf.errors.OpError, RuntimeError, ValueError, TypeError, OverflowError)
+_NO_MEMORY = (tf.errors.ResourceExhaustedError, MemoryError)
 _ROUNDING = 1e-2  # of the largest value: what another order of sums makes of one, and more
-_NODE = re.compile(r"[ :,]*(?:for|in|at|by)?[ ']*\{\{")  # what the graph calls the place
 _Run = Callable[[tf.Tensor], Sequence[tf.Tensor]]
 _AXES = {
     0: (),
@@ -53,6 +53,7 @@ class Wanted:
     feeds: Mapping[str, Feed]  # tensors with a fixed value
     options: ProbeOptions
     unsteady: Mapping[str, Sequence[str]]  # operations that change a layer's features, by layer
+    path: str = ""  # the network, for messages
     # The graph and the nodes for images of one (height, width), where none are for all.
     sized: Callable[[tuple[int, int]], tuple[FlatGraph, tf.compat.v1.GraphDef]] | None = None
 
@@ -126,12 +127,9 @@ class GraphProbe:
             return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
         try:
             return self._evaluate(images)
-        except tf.errors.ResourceExhaustedError as error:
+        except _NO_MEMORY as error:
             if len(images) <= 1:
-                raise NetworkError(
-                    f"not enough memory for a single image of shape {images.shape[1:]}",
-                    hint="--resize to a smaller size; ask for fewer layers",
-                ) from error
+                raise self._too_large("a single image", images.shape[1:], error) from error
             self._limit = max(1, len(images) // 2)
             _LOG.warning(
                 "memory ran out with %d images at a time; going on with %d",
@@ -192,8 +190,13 @@ class GraphProbe:
             # Not tf.function: its automatic control edges break the control flow of TF1 graphs.
             wrapped = tf.compat.v1.wrap_function(self._body, [spec])
             function = with_precision(wrapped, self._wanted.options.precision)
-        except (ValueError, TypeError) as error:
+        except CnnfeatError:
+            raise
+        except _RUNTIME_ERRORS as error:
             raise self._misfit(error, shape) from error
+        fewest = self._chunk or max(_TRIED)
+        most = check_room(wrapped.graph, n_images=fewest, path=self._wanted.path)
+        self._limit = min(self._limit, most)
         self._functions[shape] = function
         return function
 
@@ -274,13 +277,16 @@ class GraphProbe:
 
     def _tried(self) -> tuple[ProbeOutput, ...]:
         height, width, channels = self._fit.shape
-        counts = (self._chunk,) if self._chunk else (2, 3)
+        counts = (self._chunk,) if self._chunk else _TRIED
         tried = []
         for count in counts:
             shape = (count, height or 1, width or 1, channels)
-            pixels = np.arange(np.prod(shape), dtype=np.int64).reshape(shape) % 251
             try:
-                results = self._run(pixels.astype(self._fit.dtype))
+                results = self._run(np.resize(np.arange(251, dtype=self._fit.dtype), shape))
+            except CnnfeatError:
+                raise
+            except _NO_MEMORY as error:
+                raise self._too_large(f"{count} images", shape[1:], error) from error
             except _RUNTIME_ERRORS as error:
                 raise self._misfit(error, shape[1:]) from error
             for layer, result in zip(self._wanted.layers, results, strict=True):
@@ -326,6 +332,15 @@ class GraphProbe:
             original_dtype=layer.tensor.dtype,
             pooling=self._wanted.options.pool,
             axes=_axis_names(len(row_shape), channels_first=first),
+        )
+
+    def _too_large(
+        self, images: str, shape: Sequence[int | None], error: BaseException
+    ) -> NetworkError:
+        return NetworkError(
+            f"{self._wanted.path}: not enough memory for {images} of shape {tuple(shape)}: "
+            f"{told(error)}",
+            hint="--resize to a smaller size; ask for fewer layers",
         )
 
     def _misfit(self, error: Exception, shape: Sequence[int | None]) -> MisfitError:

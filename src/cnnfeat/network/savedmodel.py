@@ -41,6 +41,7 @@ from cnnfeat.network.graph import (
     nodes_by_name,
     shape_of,
 )
+from cnnfeat.network.soundness import check_computed_constants, check_graph
 from cnnfeat.network.weights import (
     Checkpoint,
     Entry,
@@ -75,6 +76,7 @@ def load_saved_model(path: Path, options: ReadOptions) -> FlatGraph:
     """
     folder = path if path.is_dir() else path.parent
     meta = _meta_graph(path)
+    check_graph(meta.graph_def, path=str(path))
     prefix = folder / "variables" / "variables"
     checkpoint = Checkpoint(prefix) if prefix.with_suffix(".index").is_file() else None
     if options.signature is None and not set(meta.signature_def) - _INTERNAL:
@@ -84,9 +86,9 @@ def load_saved_model(path: Path, options: ReadOptions) -> FlatGraph:
         entries = restored_entries(meta.graph_def, meta.saver_def.restore_op_name)
     outputs = [info.name for info in chosen.outputs.values() if info.name]
     graph_def = forward_part(known_part(modernise(_served(meta.graph_def, outputs))))
-    graph_def = at_inference(
-        forward_part(inline_functions(graph_def, [*outputs, *ends(graph_def)]))
-    )
+    graph_def = forward_part(inline_functions(graph_def, [*outputs, *ends(graph_def)]))
+    check_computed_constants(graph_def, path=str(path))
+    graph_def = at_inference(graph_def)
     weights = take_out_constants(graph_def)
     wanted = read_variables(graph_def)
     if wanted and checkpoint is None:

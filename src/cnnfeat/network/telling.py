@@ -11,6 +11,7 @@ _NOISE = (
 )  # fmt: skip
 _FIRST = re.compile(r"^(?:\{\{[^}]*\}\}\s*)+")  # what the graph calls the place, before the words
 _LAST = re.compile(r"[ :,]*(?:for|in|at|by)?[ ']*\{\{.*")  # the same behind them
+_DEVICE = re.compile(r" on /job:\S+(?: by allocator \w+)?")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _RAISED = re.compile(r"(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Warning): (.+)")
 _OF_SIZE = re.compile(
@@ -28,7 +29,7 @@ def told(error: BaseException) -> str:
     error : Exception
         Of TensorFlow or Keras.
     """
-    text = _COLOUR.sub("", str(error)).strip()
+    text = _DEVICE.sub("", _COLOUR.sub("", str(error))).strip()
     lines = [_LAST.sub("", _FIRST.sub("", line.strip(), count=1)) for line in text.splitlines()]
     traced = any(line.startswith("in user code:") for line in lines)
     if traced:  # lines of code follow; what was raised stands at the end

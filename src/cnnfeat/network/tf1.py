@@ -26,6 +26,7 @@ from cnnfeat.network.flattening import (
 )
 from cnnfeat.network.formats import read_message
 from cnnfeat.network.graph import FlatGraph, ends, tensor_of
+from cnnfeat.network.soundness import check_computed_constants, check_graph
 from cnnfeat.network.weights import (
     VARIABLES,
     Checkpoint,
@@ -49,6 +50,7 @@ def load_graph_def(path: Path, options: ReadOptions) -> FlatGraph:
         If it is damaged, or its weights are not in it.
     """
     graph_def = read_message(path, graph_pb2.GraphDef)
+    check_graph(graph_def, path=str(path))
     variables = [node.name for node in graph_def.node if node.op in VARIABLES]
     if variables and not any(
         node.op == "Const" and node.attr["value"].tensor.ByteSize() > 4096
@@ -60,20 +62,23 @@ def load_graph_def(path: Path, options: ReadOptions) -> FlatGraph:
             hint="give the checkpoint it belongs to, or freeze it "
             "(tf.compat.v1.graph_util.convert_variables_to_constants)",
         )
-    return flat_graph(graph_def, options.input)
+    return flat_graph(graph_def, options.input, path=str(path))
 
 
 def flat_graph(
     graph_def: tf.compat.v1.GraphDef,
     input_name: str | None,
     *,
+    path: str,
     weights: dict[str, tf.Tensor] | None = None,
     owner: object = None,
 ) -> FlatGraph:
     """Make a graph without a signature flat, and find its inputs and ends."""
     held = {**take_out_constants(graph_def), **(weights or {})}
     part = forward_part(known_part(modernise(graph_def)))
-    part = at_inference(forward_part(inline_functions(part, ends(part))))
+    part = forward_part(inline_functions(part, ends(part)))
+    check_computed_constants(part, path=path)
+    part = at_inference(part)
     inputs = tuple(item for item in graph_inputs(part) if item.name not in held)
     if input_name is not None and input_name not in {item.name for item in inputs}:
         internal = internal_input(part, input_name)
@@ -106,12 +111,13 @@ def load_checkpoint(path: Path, options: ReadOptions) -> FlatGraph:
     prefix = checkpoint_prefix(path)
     checkpoint = Checkpoint(prefix)
     meta = _meta_graph(prefix)
+    check_graph(meta.graph_def, path=str(prefix))
     entries = restored_entries(meta.graph_def, meta.saver_def.restore_op_name)
     graph_def = forward_part(known_part(meta.graph_def))
     weights, owners = take_out_variables(
         graph_def, checkpoint, entries, wanted=read_variables(graph_def)
     )
-    return flat_graph(graph_def, options.input, weights=weights, owner=owners)
+    return flat_graph(graph_def, options.input, path=str(path), weights=weights, owner=owners)
 
 
 def checkpoint_prefix(path: Path) -> Path:

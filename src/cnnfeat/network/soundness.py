@@ -1,0 +1,279 @@
+"""Whether a stranger's graph has an end and finds room, before anything follows or computes it.
+
+A graph of a few bytes can declare constants of terabytes, need itself, or call functions that call
+others twice as often, and so on: what walks it then, here or in TensorFlow, comes to no end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import tensorflow as tf
+from tensorflow.core.framework import function_pb2, tensor_pb2
+from tensorflow.python.framework import op_def_registry
+
+from cnnfeat.errors import NetworkError
+from cnnfeat.memory import available_bytes
+from cnnfeat.network.flattening import CALLS
+from cnnfeat.network.graph import node_of
+from cnnfeat.network.trust import called
+from cnnfeat.records import some_of
+
+_BACK = ("NextIteration", "RefNextIteration")  # the only way back there is: a loop's next round
+# Far more than in any network; with as many TensorFlow is done in a minute.
+_DEEPEST, _MOST_CALLS, _MOST_NODES = 200, 10_000, 1_000_000
+_MOST_STEPS = 1_000
+_LONGEST_SHAPE_BYTES = 1 << 26  # of whole numbers: TensorFlow may take them for a shape
+_SHARE = 2  # of the memory, what one thing may take: TensorFlow holds what it copies twice
+_ALTERED = "the file is damaged, or made to fill the memory"
+
+
+def check_graph(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
+    """Refuse a graph that can't be followed to its end, or whose constants fill the memory.
+
+    Parameters
+    ----------
+    graph_def : GraphDef
+        As it was read.
+    path : str
+        The file, for messages.
+
+    Raises
+    ------
+    NetworkError
+        Naming the nodes or functions.
+    """
+    functions = {function.signature.name: function for function in graph_def.library.function}
+    _check_constants(graph_def, path)
+    for place, nodes in _bodies(graph_def):
+        needs = {node.name: list(map(node_of, node.input)) for node in nodes}
+        for node in nodes:
+            if node.op in _BACK:
+                needs[node.name] = []
+        _, circle = _in_order(needs)
+        if circle:
+            raise NetworkError(
+                f"{path}: nodes of it need each other, so that none can be computed: "
+                f"{some_of([f'{place}{name}' for name in circle])}"
+            )
+    _check_calls(graph_def, functions, path)
+    check_computed_constants(graph_def, path=path)
+
+
+def _check_constants(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
+    sizes = {
+        f"{place}{node.name}": _declared_bytes(node.attr["value"].tensor)
+        for place, nodes in _bodies(graph_def)
+        for node in nodes
+        if node.op.endswith("Const")
+    }
+    total, room = sum(sizes.values()), available_bytes() // _SHARE
+    if total > room:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise NetworkError(
+            f"{path}: its constants take {total:,} bytes, {largest!r} alone {sizes[largest]:,}, "
+            f"and {room:,} can be had for them",
+            hint=_ALTERED,
+        )
+
+
+def check_computed_constants(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
+    """Refuse a graph that computes immense constants, before TensorFlow has all of it.
+
+    To find out shapes it evaluates what depends on constants alone while it takes a graph in. So it
+    gets those nodes step by step: what a step makes is known in size before the next could use it.
+
+    Raises
+    ------
+    NetworkError
+        Naming the node and its size.
+    """
+    nodes = {f"{place}{node.name}": node for place, body in _bodies(graph_def) for node in body}
+    needs = {
+        f"{place}{node.name}": [f"{place}{node_of(one)}" for one in node.input if one[0] != "^"]
+        for place, body in _bodies(graph_def)
+        for node in body
+    }
+    step_of: dict[str, int] = {}
+    used: set[str] = set()
+    for name in _in_order(needs)[0]:
+        if nodes[name].op == "Const":
+            step_of[name] = 0
+        elif needs[name] and step_of.keys() >= set(needs[name]) and _is_evaluated(nodes[name]):
+            step_of[name] = 1 + max(step_of[inner] for inner in needs[name])
+            used.update(needs[name], [name])
+    last = max((step_of[name] for name in used), default=-1)
+    if last > _MOST_STEPS:
+        raise NetworkError(
+            f"{path}: constants are computed from constants in {last:,} steps; "
+            f"{_MOST_STEPS:,} are the most"
+        )
+    steps: list[list[str]] = [[] for _ in range(last + 1)]
+    for name in sorted(used):
+        steps[step_of[name]].append(name)
+    short = {name: f"constant{number}" for number, name in enumerate(used)}
+    known: dict[str, tf.Tensor] = {}
+    with tf.Graph().as_default():
+        for names in steps:
+            part = tf.compat.v1.GraphDef(versions=graph_def.versions)
+            for name in names:
+                node = part.node.add(name=short[name], op=nodes[name].op)
+                node.input.extend(f"{short[inner]}:0" for inner in needs[name])
+                for key, value in nodes[name].attr.items():
+                    if key[0] != "_":
+                        node.attr[key].CopyFrom(value)
+            made = tf.graph_util.import_graph_def(
+                part,
+                {f"{short[inner]}:0": known[inner] for name in names for inner in needs[name]},
+                return_elements=[f"{short[name]}:0" for name in names],
+                name="",
+            )
+            for name, tensor in zip(names, made, strict=True):
+                _check_constant(tensor, name, path)
+                known[name] = tensor
+
+
+def _bodies(
+    graph_def: tf.compat.v1.GraphDef,
+) -> Iterator[tuple[str, Sequence[tf.compat.v1.NodeDef]]]:
+    """The nodes of a graph and of its functions, each with what its nodes' names begin with."""
+    yield "", graph_def.node
+    for function in graph_def.library.function:
+        yield f"{function.signature.name}/", function.node_def
+
+
+def _check_constant(tensor: tf.Tensor, name: str, path: str) -> None:
+    size_bytes = (tensor.shape.num_elements() or 0) * (tensor.dtype.base_dtype.size or 1)
+    most = _LONGEST_SHAPE_BYTES if tensor.dtype.is_integer else available_bytes() // _SHARE
+    if size_bytes > most:
+        raise NetworkError(
+            f"{path}: {name!r} ({tensor.op.type}) makes a constant of the shape "
+            f"{tuple(tensor.shape.as_list())}, {size_bytes:,} bytes; {most:,} are the most",
+            hint=_ALTERED,
+        )
+
+
+def _is_evaluated(node: tf.compat.v1.NodeDef) -> bool:
+    """Whether TensorFlow may compute a node to find out shapes; its one output, as most have."""
+    definition = op_def_registry.get(node.op)
+    if definition is None or definition.is_stateful or node.op in CALLS:
+        return False
+    outputs = definition.output_arg
+    return len(outputs) == 1 and not (outputs[0].number_attr or outputs[0].type_list_attr)
+
+
+def _declared_bytes(tensor: tensor_pb2.TensorProto) -> int:
+    """Say how large a tensor is that a message declares, however little of it is stored."""
+    lengths = [max(0, dim.size) for dim in tensor.tensor_shape.dim]
+    return math.prod(lengths) * int(tf.dtypes.as_dtype(tensor.dtype).size or 1)
+
+
+def _check_calls(
+    graph_def: tf.compat.v1.GraphDef,
+    functions: Mapping[str, function_pb2.FunctionDef],
+    path: str,
+) -> None:
+    """Count what there is once all calls are in the place of the functions they call."""
+    needs = {
+        name: [one for one in called(function.node_def) if one in functions]
+        for name, function in functions.items()
+    }
+    order, circle = _in_order(needs)
+    if circle:
+        raise NetworkError(f"{path}: functions of it call each other endlessly: {some_of(circle)}")
+    depths, n_calls, n_nodes = dict[str, int](), dict[str, int](), dict[str, int]()
+    for name in order:
+        inner = needs[name]
+        depths[name] = 1 + max((depths[one] for one in inner), default=0)
+        n_calls[name] = len(inner) + sum(n_calls[one] for one in inner)
+        n_nodes[name] = len(functions[name].node_def) + sum(n_nodes[one] for one in inner)
+    outer = [one for one in called(graph_def.node) if one in functions]
+    for what, found, most in (
+        ("deep", max((depths[one] for one in outer), default=0), _DEEPEST),
+        ("times", len(outer) + sum(n_calls[one] for one in outer), _MOST_CALLS),
+        ("nodes", len(graph_def.node) + sum(n_nodes[one] for one in outer), _MOST_NODES),
+    ):
+        if found > most:
+            said = {
+                "deep": f"its functions call each other {found:,} deep; {most:,} are the most",
+                "times": f"functions are called {found:,} times in it; {most:,} are the most",
+                "nodes": f"it has {found:,} nodes in all; {most:,} are the most",
+            }[what]
+            raise NetworkError(f"{path}: {said}")
+
+
+def _in_order(needs: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Sort names so that each comes after what it needs.
+
+    Returns
+    -------
+    order : list of str
+        Of those that can be.
+    circle : list of str
+        Some that need each other; [] where there are none.
+    """
+    missing = {name: sum(one in needs for one in inner) for name, inner in needs.items()}
+    takers: dict[str, list[str]] = {name: [] for name in needs}
+    for name, inner in needs.items():
+        for one in inner:
+            if one in takers:
+                takers[one].append(name)
+    order = [name for name, count in missing.items() if not count]
+    for name in order:  # grows meanwhile
+        for taker in takers[name]:
+            missing[taker] -= 1
+            if not missing[taker]:
+                order.append(taker)
+    left = {name for name, count in missing.items() if count}
+    circle: dict[str, None] = {}
+    name = min(left, default="")
+    while left and name not in circle:
+        circle[name] = None
+        name = next(one for one in needs[name] if one in left)
+    names = list(circle)
+    return order, names[names.index(name) :] if names else []
+
+
+def check_room(graph: tf.Graph, *, n_images: int, path: str) -> int:
+    """Hold the largest tensor of a graph that is to be computed against the memory.
+
+    Parameters
+    ----------
+    graph : tf.Graph
+        With the shapes that TensorFlow has found; a first length that it left open is that of the
+        images, others are counted as one.
+    n_images : int
+        The fewest that it must be able to compute at a time.
+    path : str
+        The network, for messages.
+
+    Returns
+    -------
+    int
+        How many images can be computed at a time, as far as shapes say it.
+
+    Raises
+    ------
+    NetworkError
+        Naming the node and its size.
+    """
+    room = available_bytes() // _SHARE
+    most = max(n_images, room)
+    for operation in graph.get_operations():
+        for tensor in operation.outputs:
+            lengths = [] if tensor.shape.rank is None else tensor.shape.as_list()
+            fixed = math.prod(length for length in lengths if length is not None)
+            size_bytes = fixed * (tensor.dtype.base_dtype.size or 1)
+            batched = bool(lengths) and lengths[0] is None
+            if size_bytes * (n_images if batched else 1) > room:
+                shape = ", ".join("any" if one is None else f"{one:,}" for one in lengths)
+                raise NetworkError(
+                    f"{path}: not enough memory for {operation.name.removeprefix('network/')!r} "
+                    f"({operation.type}): its shape is ({shape}), {size_bytes:,} bytes"
+                    f"{' for each image' if batched else ''}, and {room:,} can be had",
+                    hint="--resize to a smaller size; ask for other layers",
+                )
+            if batched and size_bytes:
+                most = min(most, room // size_bytes)
+    return most
