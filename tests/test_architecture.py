@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 
 # A room may import rooms of a lower level, and itself.
 LEVELS = [
-    {"errors", "regular", "temporary"},
+    {"errors", "memory", "regular", "temporary", "watch"},
     {"records", "progress", "documents", "archives", "npyheader"},
     {"files", "knobs", "parts", "brightness", "pixels"},
     {"options", "card", "result", "stages", "divided", "provenance"},

@@ -16,6 +16,7 @@
     │   ├── MisfitError                           4    images whose shape doesn't go through it
     │   ├── LayerLookupError (LookupError)        4    a layer name that means none, or several
     │   └── UntrustedModelError                   4    a model that would do more than compute
+    ├── UnendingError                         4    a network that takes longer than one waits for it
     ├── StorageError       (OSError)              5    disk, permissions
     │   ├── LockedError                           5    another process writes the same output
     │   └── DownloadError                         5    no mirror answered with the right bytes
@@ -112,6 +113,15 @@ class LayerLookupError(NetworkError, LookupError):
 
 class UntrustedModelError(NetworkError):
     """A model file that would do more than compute."""
+
+
+class UnendingError(CnnfeatError):
+    """A network that takes longer to open or to compute than its user waits.
+
+    No `NetworkError`: nothing goes on without that network.
+    """
+
+    exit_code = 4
 
 
 class StorageError(CnnfeatError, OSError):

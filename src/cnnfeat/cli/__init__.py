@@ -129,13 +129,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except CnnfeatError as error:
         if settings.debug:
             raise
-        _show(error, words)
+        show_error(error, words)
         code = error.exit_code
     except OSError as error:  # of a file, and of the system: a name too long, no permission
         if settings.debug or error.filename is None:
             raise
         told = StorageError(f"{os.fsdecode(error.filename)}: {error.strerror}")
-        _show(told, words)
+        show_error(told, words)
         code = told.exit_code
     sys.exit(code)
 
@@ -159,7 +159,8 @@ def _blame(error: click.ClickException) -> None:
         error.param_hint = said_in(error.ctx, error.param)
 
 
-def _show(error: CnnfeatError, words: Sequence[str]) -> None:
+def show_error(error: CnnfeatError, words: Sequence[str]) -> None:
+    """Say on stderr what went wrong, and what to do about it in the command that was typed."""
     from cnnfeat.cli.console import visible
     from cnnfeat.cli.hints import fit_hint, known_options
 

@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from cnnfeat import knobs
+from cnnfeat.cli.patience import waiting
 from cnnfeat.cli.session import Settings, artifact
 from cnnfeat.documents import Range
 from cnnfeat.errors import UsageError
@@ -81,7 +82,28 @@ def _start_logging(verbosity: int) -> None:
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
-trust = click.option("--trust-model", is_flag=True, help="Run a model that does more than compute.")
+
+
+def trust(command: F) -> F:
+    """Add --trust-model and --timeout: what a network of strangers may do, and for how long."""
+
+    @click.pass_context
+    def patient(ctx: click.Context, /, *args: object, timeout: float, **values: object) -> object:
+        with waiting(timeout, ctx):
+            return ctx.invoke(command, *args, **values)
+
+    wrapped = update_wrapper(patient, command)
+    wrapped = click.option(
+        "--timeout",
+        cls=Heard,
+        type=Number(0.0),
+        default=300.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long opening the network, or its first images, may take; 0: without end.",
+    )(wrapped)
+    text = "Run a model that does more than compute."
+    return typing.cast("F", click.option("--trust-model", is_flag=True, help=text)(wrapped))
 
 
 class Number(click.ParamType[float]):

@@ -31,6 +31,7 @@ from cnnfeat.network.tfjs import as_hdf5
 from cnnfeat.network.unpacking import classes_beside, unpacked
 from cnnfeat.network.weights import report_bad_weights
 from cnnfeat.options import APPLICATION, FeedValue, ReadOptions
+from cnnfeat.watch import watched
 
 # A path or keras:NAME; or what lives in the program that asks.
 NetworkSpec: TypeAlias = str | os.PathLike[str] | keras.Model | tf.Graph | Network
@@ -142,7 +143,8 @@ def open_network(
         if isinstance(spec, Network):
             return _as_it_is(spec, options, values)
         if isinstance(spec, str | os.PathLike):
-            return _open(os.fspath(spec), checked(options), values, trust=trust)
+            with watched(f"opening {os.fspath(spec)}"):
+                return _open(os.fspath(spec), checked(options), values, trust=trust)
         return _open_live(spec, checked(options), values, trust=trust)
     except CnnfeatError:
         raise

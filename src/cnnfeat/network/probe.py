@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -25,7 +26,8 @@ from cnnfeat.network.soundness import check_room
 from cnnfeat.network.telling import of_size, told
 from cnnfeat.options import Pooling, ProbeOptions
 from cnnfeat.pixels import range_warning
-from cnnfeat.records import Array, ImageTarget, LayerInfo, ProbeOutput
+from cnnfeat.records import Array, ImageTarget, LayerInfo, ProbeOutput, some_of
+from cnnfeat.watch import watched
 
 _LOG = logging.getLogger("cnnfeat")
 _RETURNED = {"bfloat16": "float32", "float64": "float32", "bool": "uint8"}
@@ -74,7 +76,10 @@ class GraphProbe:
         self._functions: dict[tuple[int | None, ...], _Run] = {}
         self._said = False
         self.unsteady: Mapping[str, Sequence[str]] = wanted.unsteady
-        self.outputs: tuple[ProbeOutput, ...] = self._try_out()
+        began = time.monotonic()
+        with watched(f"computing {self._names()} of {wanted.path}"):
+            self.outputs: tuple[ProbeOutput, ...] = self._try_out()
+        self._tried_s: float | None = time.monotonic() - began  # None: images have come since
 
     @eagerly
     def __call__(self, images: Array) -> tuple[Array, ...]:
@@ -95,7 +100,7 @@ class GraphProbe:
         if len(images) == 0:
             return tuple(np.empty((0, *item.row_shape), item.dtype) for item in self.outputs)
         self._say_range(images)
-        results = self._bounded(images)
+        results = self._first(images) if self._tried_s is not None else self._bounded(images)
         for output, result in zip(self.outputs, results, strict=True):
             if result.shape != (len(images), *output.row_shape):
                 raise MisfitError(
@@ -104,6 +109,18 @@ class GraphProbe:
                     f"{images.shape[1:]}",
                     hint="--pool avg gives rows of one length; --resize gives images of one size",
                 )
+        return results
+
+    def _names(self) -> str:
+        return some_of([repr(layer.name) for layer in self._wanted.layers])
+
+    def _first(self, images: Array) -> tuple[Array, ...]:
+        """Compute the first images that aren't made up: what depends on them may have no end."""
+        foreseen_s = (self._tried_s or 0.0) / max(_TRIED) * len(images)
+        step = f"computing {self._names()} of the first {len(images):,} images"
+        with watched(step, extra_s=foreseen_s):
+            results = self._bounded(images)
+        self._tried_s = None
         return results
 
     def _say_range(self, images: Array) -> None:

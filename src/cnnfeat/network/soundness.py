@@ -165,8 +165,9 @@ def _is_evaluated(node: tf.compat.v1.NodeDef) -> bool:
 
 def _declared_bytes(tensor: tensor_pb2.TensorProto) -> int:
     """Say how large a tensor is that a message declares, however little of it is stored."""
-    lengths = [max(0, dim.size) for dim in tensor.tensor_shape.dim]
-    return math.prod(lengths) * int(tf.dtypes.as_dtype(tensor.dtype).size or 1)
+    lengths: list[int] = [max(0, dim.size) for dim in tensor.tensor_shape.dim]
+    item_bytes: int = tf.dtypes.as_dtype(tensor.dtype).size or 1
+    return math.prod(lengths) * item_bytes
 
 
 def _check_calls(
