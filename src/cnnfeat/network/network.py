@@ -347,11 +347,11 @@ class Network:
         UntrustedModelError
             If what would run has side effects.
         """
+        check_pooling(options.pool)
+        check_precision(options.precision)
         asked = (repr(layers), repr(options), tuple(image_shape), image_dtype, batch_size)
         if asked in self._probes:
             return self._probes[asked]
-        check_pooling(options.pool)
-        check_precision(options.precision)
         fitted = fit_images(
             self.input,
             options,
