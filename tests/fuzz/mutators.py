@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -75,7 +76,7 @@ def change_document(
         other_node, other_key = random.choice(found)
         how = random.randrange(7)
         if how <= 2:
-            node[key] = random.choice(values)
+            node[key] = deepcopy(random.choice(values))
         elif how == 3:
             del node[key]
         elif how == 4:

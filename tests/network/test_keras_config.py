@@ -151,8 +151,10 @@ def test_what_does_more_than_compute_is_refused(name: str, depth: str) -> None:
         {"class_name": "__tensor__", "config": {"value": [1.0], "dtype": "float32"}},
         {"class_name": "__keras_tensor__", "config": {"shape": [None, 3], "dtype": "float32"}},
         {"class_name": "StringLookup", "config": {"vocabulary": ["a", "b"]}},
+        {"class_name": "TensorShape", "items": [None, 3]},
+        {"class_name": "__tuple__", "items": [1, 2]},
     ],
-    ids=range(28),
+    ids=range(30),
 )  # fmt: skip
 def test_what_networks_are_made_of_passes(item: dict) -> None:
     check_config({"class_name": "Sequential", "config": {"layers": [item]}}, path=PATH)

@@ -27,7 +27,9 @@ _EXPORT = (
     "what it runs is then checked as a graph"
 )
 _CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer"}
-_VALUES = {"__tuple__", "__keras_tensor__", "__bytes__", "__ellipsis__", "__slice__"}
+_VALUES = {
+    "__tuple__", "__keras_tensor__", "__bytes__", "__ellipsis__", "__slice__", "TensorShape",
+}  # fmt: skip
 _ARRAYS = {"__tensor__", "__numpy__"}
 _NUMBERS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)")
 _OPENS_FILES = ("vocabulary", "filepath", "file_path", "path")
