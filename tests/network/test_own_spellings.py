@@ -227,3 +227,20 @@ def test_import_is_asked_for_each_time(cnnfeat, custom: Path, tmp_path: Path) ->
     assert refused.returncode == 4
     assert "--import" in refused.stderr
     assert cnnfeat(*drawn, "--import", "my_own_layers.py").returncode == 0
+
+
+def test_weights_whose_names_are_no_paths(tmp_path: Path) -> None:
+    """A name of Windows that would be two weights' at once, once it is spelled as here."""
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, name="c")])
+    model.save(tmp_path / "m.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "m.keras") as old,
+        zipfile.ZipFile(tmp_path / "odd.keras", "w") as new,
+    ):
+        old.extract("model.weights.h5", tmp_path)
+        with h5py.File(tmp_path / "model.weights.h5", "r+") as file:
+            file["layers/conv2d/vars\\0"] = file["layers/conv2d/vars/0"][()]
+        new.writestr("config.json", old.read("config.json"))
+        new.write(tmp_path / "model.weights.h5", "model.weights.h5")
+    with pytest.raises(NetworkError, match=r"odd\.keras: its weights can't be copied: .*exists"):
+        load_network(str(tmp_path / "odd.keras"))

@@ -18,7 +18,9 @@ import h5py
 
 from cnnfeat.archives import Archive
 from cnnfeat.documents import parse_document
+from cnnfeat.errors import NetworkError
 from cnnfeat.network.formats import opened_archive
+from cnnfeat.network.keras_trust import KERAS_ERRORS
 from cnnfeat.temporary import temporary_folder
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
@@ -45,7 +47,12 @@ def as_keras_reads_it(path: Path, config: Mapping[str, object]) -> Iterator[Path
             return
         with temporary_folder() as folder:
             copy = folder / f"{path.stem or 'model'}.keras"
-            _write(archive, copy, config, _spelled(names))
+            try:
+                _write(archive, copy, config, _spelled(names))
+            except NetworkError:
+                raise
+            except KERAS_ERRORS as error:
+                raise NetworkError(f"{path}: its weights can't be copied: {error}") from error
             yield copy
 
 

@@ -26,6 +26,7 @@ from cnnfeat.network.keras_config import (
     unknown_class,
     without_compilation,
 )
+from cnnfeat.network.keras_nodes import check_order
 from cnnfeat.network.keras_trust import (
     KERAS_ERRORS,
     check_archive,
@@ -65,7 +66,7 @@ def load_keras(path: Path, own: Imported = NOTHING) -> FlatGraph:
             return trace_keras(model, config)
         except KERAS_ERRORS as error:
             if is_keras_2(path):
-                return _load_keras_2(readable, ".keras", reason=error, name=path)
+                return _load_keras_2(readable, ".keras", config, reason=error, name=path)
             raise unknown_class(path, error) or NetworkError(
                 f"{path}: Keras {keras.__version__} can't read it: {told(error)}"
             ) from error
@@ -86,7 +87,7 @@ def load_weights(path: Path, architecture: Path, own: Imported = NOTHING) -> Fla
     if not architecture.is_file():
         raise MissingInputError(f"there is no architecture {architecture}")
     stored = check_hdf5(path, name=str(path))
-    with h5py.File(path, "r") as file:
+    with _opened(path) as file:
         if "model_config" in file.attrs:
             raise NetworkError(f"{path} is a whole model: it has an architecture of its own")
         suffix = ".h5" if "layer_names" in file.attrs else ".weights.h5"
@@ -98,6 +99,8 @@ def load_weights(path: Path, architecture: Path, own: Imported = NOTHING) -> Fla
     for library in (keras, keras_2()):
         if library is None:
             continue
+        if library is not keras:
+            check_order(config, path=architecture)
         try:
             with quiet(), regular_name(path, suffix) as named:
                 if library is keras and not str(config.get("keras_version", "3")).startswith("3"):
@@ -159,7 +162,7 @@ def load_hdf5(path: Path, own: Imported = NOTHING) -> FlatGraph:
                 f"{path}: Keras {keras.__version__} can't read it: {told(error)}"
             ) from error
         _LOG.debug("%s: Keras 3 can't read it: %s", path, told(error))
-        return _load_keras_2(path, ".h5", reason=error)
+        return _load_keras_2(path, ".h5", config, reason=error)
 
 
 def _refuse_keras_1(config: Mapping[str, object], version: str, path: Path) -> None:
@@ -205,9 +208,21 @@ def _inside(item: object) -> list[object]:
     return item if isinstance(item, list) else []
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Open a file of HDF5, whose attributes may be damaged where its groups are not."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except NetworkError:
+        raise
+    except KERAS_ERRORS as error:
+        raise NetworkError(f"{path}: damaged HDF5: {error}") from error
+
+
 def _configuration(path: Path) -> tuple[Mapping[str, object], str]:
     """The model's configuration and the version of Keras that wrote it."""
-    with h5py.File(path, "r", locking=False) as file:
+    with _opened(path) as file:
         text = file.attrs.get("model_config")
         version = _text(file.attrs.get("keras_version", ""))
         if text is None:
@@ -238,7 +253,12 @@ def _text(value: object) -> str:
 
 
 def _load_keras_2(
-    readable: Path, suffix: str, *, reason: Exception, name: Path | None = None
+    readable: Path,
+    suffix: str,
+    config: Mapping[str, object],
+    *,
+    reason: Exception,
+    name: Path | None = None,
 ) -> FlatGraph:
     """Load a file of Keras 2 with Keras 2; `tf-keras`, an extra, is Keras 2 kept alive.
 
@@ -248,6 +268,8 @@ def _load_keras_2(
         The file, or a copy of it.
     suffix : str
         The ending Keras wants to see.
+    config : mapping
+        The model's configuration.
     reason : Exception
         What Keras 3 said.
     name : Path, optional
@@ -267,6 +289,7 @@ def _load_keras_2(
             f"{path}: a Keras 2 file that Keras {keras.__version__} can't read: {told(reason)}",
             hint=_LEGACY_HINT,
         ) from reason
+    check_order(config, path=path)
     try:
         with quiet(), regular_name(readable, suffix) as named:
             model = tf_keras.models.load_model(str(named), compile=False, safe_mode=True)

@@ -38,8 +38,8 @@ NetworkSpec: TypeAlias = str | os.PathLike[str] | keras.Model | tf.Graph | Netwo
 _NO_MEMORY = (tf.errors.ResourceExhaustedError, MemoryError)
 # What TensorFlow and Keras raise at what they can't make sense of; RecursionError is one of them.
 _FAILURES = (
-    tf.errors.OpError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError,
-    OverflowError, MemoryError,
+    tf.errors.OpError, ValueError, TypeError, LookupError, AttributeError, RuntimeError,
+    ArithmeticError, MemoryError, AssertionError, NameError, StopIteration, SystemError,
 )  # fmt: skip
 
 

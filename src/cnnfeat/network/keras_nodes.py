@@ -1,0 +1,98 @@
+"""In which order layers of Keras 2 can be called: each takes what others have given before.
+
+Keras 2 tries layers in turn until all are called, without end where one of them never can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cnnfeat.errors import NetworkError
+
+_CONSTANT = "_CONSTANT_VALUE"
+
+
+def check_order(config: object, *, path: Path) -> None:
+    """Refuse a configuration with a layer that can never be called.
+
+    Raises
+    ------
+    NetworkError
+        Naming the layer.
+    """
+    waiting = [config]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            if "input_layers" in item and isinstance(item.get("layers"), list):
+                _check_model(item["layers"], path)
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+
+
+def _check_model(layers: list[object], path: Path) -> None:
+    """Call layers as Keras 2 does, each node when what it takes has been given."""
+    known = {str(item.get("name")): item for item in layers if isinstance(item, Mapping)}
+    left = {name: _nodes(item) for name, item in known.items()}
+    given = {name: _Outputs(item) for name, item in known.items()}
+    while any(left.values()):
+        n_left = sum(map(len, left.values()))
+        for name, nodes in left.items():
+            while nodes and not _lacks(nodes[0], given):
+                nodes.pop(0)
+                given[name].add()
+        if sum(map(len, left.values())) == n_left:
+            name, node = next((name, nodes[0]) for name, nodes in left.items() if nodes)
+            source, number = _lacks(node, given)[0]
+            raise NetworkError(
+                f"{path}: its layer {name!r:.60} takes output {number!r:.20} of {source!r:.60}, "
+                "which is never made"
+            )
+
+
+class _Outputs:
+    """What a layer has given so far: the first is 0, of a model that was made with its input 1."""
+
+    def __init__(self, layer: Mapping[str, object]) -> None:
+        kind, config = layer.get("class_name"), layer.get("config")
+        listed = config.get("layers", ()) if isinstance(config, Mapping) else config
+        inside = listed if isinstance(listed, list) else []
+        first = inside[0] if inside else None
+        of_input = isinstance(first, Mapping) and first.get("class_name") == "InputLayer"
+        self._is_input = kind == "InputLayer"
+        self._low = 1 if of_input else 0
+        self._high = self._low
+        self._spare = 1 if inside and not of_input else 0  # it may have been made with one
+
+    def add(self) -> None:
+        self._high += 1 + self._spare
+        self._spare = 0
+
+    def __contains__(self, number: object) -> bool:
+        if self._is_input:
+            return True
+        return isinstance(number, int | float) and self._low <= number < self._high
+
+
+def _nodes(layer: Mapping[str, object]) -> list[object]:
+    nodes = layer.get("inbound_nodes")
+    return list(nodes) if isinstance(nodes, list) else []
+
+
+def _lacks(node: object, given: Mapping[str, _Outputs]) -> list[tuple[str, object]]:
+    """Which outputs a node takes that have not been made yet."""
+    return [one for one in _taken(node) if one[0] not in given or one[1] not in given[one[0]]]
+
+
+def _taken(node: object) -> Iterator[tuple[str, object]]:
+    """Layers and numbers of the outputs that a node takes, as arguments by name too."""
+    if isinstance(node, list) and len(node) in (3, 4) and isinstance(node[0], str):
+        if node[0] != _CONSTANT:
+            yield node[0], node[1]
+        for argument in node[3:]:
+            yield from _taken(argument)
+    elif isinstance(node, list | Mapping):
+        for inner in node if isinstance(node, list) else node.values():
+            yield from _taken(inner)
