@@ -80,3 +80,9 @@ def read_text(path: Path) -> str:
     """
     with open_regular(path) as file:
         return file.read().decode("utf-8")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder, wherever links lead it."""
+    # Unlike `resolve`, this also ends where links lead in a circle.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

@@ -72,6 +72,8 @@ class Worker:
             return Ended(None, "", 0, f"no end in {DEADLINE_S:.0f} s")
         if not answer:
             code = self.stop()
+            if code == 4 and "--timeout" in words:  # which ends a process that TensorFlow holds
+                return Ended(code, "error: no end", 0)
             return Ended(None, "", 0, f"the process ended with {code}")
         return Ended(**json.loads(answer))
 
@@ -100,7 +102,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+                env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
             )
         return self._process
 

@@ -321,7 +321,10 @@ def read_message(path: Path, kind: type[M]) -> M:
             text_format.Parse(content.decode("utf-8"), message, allow_unknown_field=True)
         else:
             message.ParseFromString(content)
-    except (DecodeError, text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+    except text_format.ParseError as error:  # which quotes what it found there
+        place = f"line {error.GetLine()}, column {error.GetColumn()}"
+        raise NetworkError(f"{path}: damaged, or no {kind.__name__}, at {place}") from error
+    except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NetworkError(f"{path}: damaged, or no {kind.__name__}: {error}") from error
     return message
 

@@ -28,7 +28,7 @@ from cnnfeat.network.savedmodel import load_saved_model
 from cnnfeat.network.telling import told
 from cnnfeat.network.tf1 import checkpoint_prefix, load_checkpoint, load_graph_def
 from cnnfeat.network.tfjs import as_hdf5
-from cnnfeat.network.unpacking import classes_beside, unpacked
+from cnnfeat.network.unpacking import check_links, classes_beside, unpacked
 from cnnfeat.network.weights import report_bad_weights
 from cnnfeat.options import APPLICATION, FeedValue, ReadOptions
 from cnnfeat.watch import watched
@@ -186,6 +186,8 @@ def _open(spec: str, options: ReadOptions, values: Values, *, trust: bool) -> Ne
     path = Path(spec)
     with unpacked(path) as inside:
         kind = sniff(inside)
+        if path.is_dir() or kind in (Format.SAVED_MODEL, Format.CHECKPOINT):
+            check_links(path if path.is_dir() else inside)
         if options.signature is not None and kind is not Format.SAVED_MODEL:
             raise NetworkError("--signature goes with SavedModels only; other files have none")
         graph = _load(kind, inside, options)

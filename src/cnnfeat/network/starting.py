@@ -13,7 +13,6 @@ from cnnfeat.errors import Interrupted
 
 # What holds where the environment says nothing else.
 _ENVIRONMENT = {
-    "TF_CPP_MIN_LOG_LEVEL": "2",  # TensorFlow's chatter is not ours
     # Convolutions by oneDNN: TensorFlow takes it by itself on processors with AVX-512 alone, and
     # with AVX2 it is twice as fast as Eigen.
     "TF_ENABLE_ONEDNN_OPTS": "1",
@@ -38,7 +37,9 @@ def start_tensorflow(*, n_calls: int = 1, quiet: bool = True) -> None:
     quiet : bool
         Whether what it writes meanwhile is hidden.
     """
-    for name, value in _ENVIRONMENT.items():
+    # What goes wrong it raises too, and that is told in our words.
+    chatter = {"TF_CPP_MIN_LOG_LEVEL": "3" if quiet else "2"}
+    for name, value in {**_ENVIRONMENT, **chatter}.items():
         os.environ.setdefault(name, value)
     with native_stderr_hidden(hidden=quiet):
         from cnnfeat.network import runtime

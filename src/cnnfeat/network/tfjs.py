@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.formats import opened, read_json, refuse_pointer
+from cnnfeat.regular import is_inside
 from cnnfeat.temporary import temporary_folder
 
 _TYPES = {"float32": "<f4", "float16": "<f2", "int32": "<i4", "uint8": "u1", "bool": "?",
@@ -73,8 +73,7 @@ def _weights(path: Path, manifest: object) -> dict[str, NDArray[np.generic]]:
 
 def _shard(folder: Path, name: str) -> bytes:
     shard = folder / name
-    # Unlike `resolve`, this also ends where links lead in a circle.
-    if not Path(os.path.realpath(shard)).is_relative_to(os.path.realpath(folder)):
+    if not is_inside(shard, folder):
         raise UntrustedModelError(f"{name} lies outside {folder}: a model reads no other files")
     if not shard.is_file():
         raise NetworkError(

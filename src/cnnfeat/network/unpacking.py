@@ -6,21 +6,24 @@ Teachable Machine's downloads are such: `keras_model.h5` with `labels.txt` besid
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cnnfeat.archives import is_archive
-from cnnfeat.errors import NetworkError
+from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.formats import opened_archive
-from cnnfeat.regular import open_regular
+from cnnfeat.regular import is_inside, open_regular
 from cnnfeat.temporary import temporary_folder
 
 _LOG = logging.getLogger("cnnfeat")
 _ENDINGS = (".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".json", ".tflite")
 _NO_NETWORKS = ("metadata.json", "package.json", "config.json", "saved_model.json")
 _LABELS = "labels.txt"
+_PARTS = ("variables", "assets", "assets.extra")  # folders of a SavedModel
+_BESIDE = ("checkpoint", "graph.pb", "graph.pbtxt", "saved_model.pb", "saved_model.pbtxt")
 _LARGEST = 1 << 20
 
 
@@ -93,6 +96,40 @@ def _is_network(folder: Path) -> bool:
     return bool(names & own) or any(name.endswith(".meta") for name in names)
 
 
+def check_links(path: Path) -> None:
+    """Refuse a network of several files where a link of theirs leads out of its folder.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; or one of the files, or what the names of some begin with.
+
+    Raises
+    ------
+    UntrustedModelError
+        Naming the link.
+    """
+    folder = path if path.is_dir() else path.parent
+    for where, folders, files in os.walk(folder):
+        names = [*folders, *files]
+        if not path.is_dir() and Path(where) == folder:
+            folders[:] = [name for name in folders if name in _PARTS]
+            names = [*folders, *(name for name in files if _belongs(name, path.name))]
+        for name in names:
+            link = Path(where, name)
+            if link.is_symlink() and not is_inside(link, folder):
+                raise UntrustedModelError(
+                    f"{link} leads out of {folder}: a model reads no other files",
+                    hint="copy the folder with what its links lead to: cp -rL",
+                )
+
+
+def _belongs(name: str, given: str) -> bool:
+    """Whether a file may be read where a SavedModel's or a checkpoint's was given."""
+    stem = re.sub(r"\.(meta|index|data-\d{5}-of-\d{5})$", "", given)
+    return name.startswith(stem) or name in _BESIDE or name.endswith((".meta", ".index"))
+
+
 def classes_beside(path: Path) -> tuple[str, ...]:
     """Names of the classes that a network tells apart, from a `labels.txt` beside its file.
 
@@ -107,6 +144,8 @@ def classes_beside(path: Path) -> tuple[str, ...]:
         () where there is none. "0 cat" is "cat".
     """
     labels = path.parent / _LABELS
+    if not is_inside(labels, path.parent):
+        return ()
     try:
         with open_regular(labels) as file:
             text = file.read(_LARGEST + 1)
