@@ -129,6 +129,15 @@ def test_a_constant_that_declares_more_than_memory_is_named(shape: list[int]) ->
         check_graph(graph_def, path="m.pb")
 
 
+def test_a_constant_of_two_types_is_named() -> None:
+    graph_def = graph_of(lambda x: x + tf.constant([1.0], name="big"))
+    (big,) = (node for node in graph_def.node if node.name == "big")
+    big.attr["value"].tensor.dtype = tf.uint32.as_datatype_enum
+    said = "m.pb: the constant 'big' is said to be of DT_FLOAT, and is of DT_UINT32"
+    with pytest.raises(NetworkError, match=said):
+        check_graph(graph_def, path="m.pb")
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [

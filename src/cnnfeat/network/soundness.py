@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
-from tensorflow.core.framework import function_pb2, tensor_pb2
+from tensorflow.core.framework import function_pb2, tensor_pb2, types_pb2
 from tensorflow.python.framework import op_def_registry
 
 from cnnfeat.errors import NetworkError
@@ -62,12 +62,19 @@ def check_graph(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
 
 
 def _check_constants(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
-    sizes = {
-        f"{place}{node.name}": _declared_bytes(node.attr["value"].tensor)
+    tensors = {
+        f"{place}{node.name}": (node.attr["dtype"].type, node.attr["value"].tensor)
         for place, nodes in _bodies(graph_def)
         for node in nodes
         if node.op.endswith("Const")
     }
+    for name, (dtype, tensor) in tensors.items():
+        if dtype != tensor.dtype:  # TensorFlow believes the first, and aborts at the second
+            raise NetworkError(
+                f"{path}: the constant {name!r} is said to be of {_type_name(dtype)}, and is of "
+                f"{_type_name(tensor.dtype)}"
+            )
+    sizes = {name: _declared_bytes(tensor) for name, (_, tensor) in tensors.items()}
     total, room = sum(sizes.values()), available_bytes() // _SHARE
     if total > room:
         largest = max(sizes, key=lambda name: sizes[name])
@@ -161,6 +168,11 @@ def _is_evaluated(node: tf.compat.v1.NodeDef) -> bool:
         return False
     outputs = definition.output_arg
     return len(outputs) == 1 and not (outputs[0].number_attr or outputs[0].type_list_attr)
+
+
+def _type_name(dtype: int) -> str:
+    known = types_pb2.DataType.values()
+    return str(types_pb2.DataType.Name(dtype)) if dtype in known else f"the unknown type {dtype}"
 
 
 def _declared_bytes(tensor: tensor_pb2.TensorProto) -> int:
