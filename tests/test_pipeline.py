@@ -158,6 +158,7 @@ def test_a_strangers_file_is_refused_before_anything_is_trained(tmp_path: Path, 
         ({"extract": {"layer": "fc1", "scale": "imagenet"}}, "--scale imagenet is for RGB"),
         ({"extract": {"layer": "fc1", "split": "validation"}}, "has no split 'validation'"),
         ({"svm": {"layer": "conv1"}}, "'conv1' isn't among the layers that are extracted: fc1"),
+        ({"svm": {"class_weight": {"seven": 2}}}, "'seven', which is no class of these rows: 0, 1"),
     ],
 )
 def test_what_a_network_can_t_do_is_found_out_before_it_is_trained(

@@ -436,6 +436,11 @@ def _foresee(run: _Run, extraction: Extraction, source: Source) -> None:
     for layer in run.options.svm.layer:
         if layer != "all":
             plan.find_layer(layer)
+    weights = run.options.svm.class_weight
+    if weights != "balanced" and source.classes:
+        from cnnfeat.svm.classweight import check_named
+
+        check_named(dict(weights), source.classes)
 
 
 def _divided(run: _Run) -> Source:

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import DataError
+from cnnfeat.features import FeatureFile
 from cnnfeat.options import SvmOptions
 from cnnfeat.parts import Part
 from cnnfeat.result import FITTED, PICKED, UNKNOWN
 from cnnfeat.svm import svm_stage
+from cnnfeat.svm.division import divide
 
 SEED = 4
 GRID = (0.001, 0.1)
@@ -223,6 +225,28 @@ def test_the_hold_out_is_the_rule_s(make_file, pixels, tmp_path):
     expected = np.flatnonzero(hold_out(y, 0.3, seed=5, groups=groups))
     assert rows == expected.tolist()
     assert not set(groups[rows]) & set(np.delete(groups, rows))
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        (("train", "test"), "the score is that of the test rows"),
+        (("train",), "the score is that of the cross-validation"),
+        (("train", "validation"), "the score is that of the validation rows"),
+        (("all",), ""),
+    ],
+    ids=["test-split", "cv", "validation", "hold-out"],
+)
+def test_a_test_fraction_that_is_not_used_is_told(make_file, pixels, caplog, splits, said):
+    X, y = pixels[0][:200], pixels[1][:200]
+    path = make_file({name: {"whole": X} for name in splits}, dict.fromkeys(splits, y))
+    cv = splits == ("train",)
+    with FeatureFile(path) as file:
+        divide(file, SvmOptions(cv=cv))
+        assert "--test-fraction" not in caplog.text
+        divide(file, SvmOptions(cv=cv, test_fraction=0.3))
+    assert ("--test-fraction is not used" in caplog.text) == bool(said)
+    assert said in caplog.text
 
 
 def test_groups_are_scored_in_turn_as_wholes(make_file, tmp_path):

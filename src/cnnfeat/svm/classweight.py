@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -44,15 +44,28 @@ def class_factors(
         balanced: Doubles = len(codes) / (len(classes) * np.maximum(counts, 1))
         return balanced
     factors = np.ones(len(classes))
-    for name, factor in dict(class_weight).items():
+    named = dict(class_weight)
+    check_named(named, classes)
+    for name, factor in named.items():
+        factors[classes.index(name)] = factor
+    return factors
+
+
+def check_named(names: Iterable[str], classes: Sequence[str]) -> None:
+    """Refuse names that are no classes.
+
+    Raises
+    ------
+    UsageError
+        With the first such name; near names are in the hint.
+    """
+    for name in names:
         if name not in classes:
             listed = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
             raise UsageError(
                 f"class weight for {name!r}, which is no class of these rows: {listed}",
                 hint=near_names(name, classes),
             )
-        factors[classes.index(name)] = factor
-    return factors
 
 
 def weight_by_code(factors: Doubles) -> dict[int, float] | None:

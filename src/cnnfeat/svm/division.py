@@ -245,6 +245,11 @@ def divide(file: FeatureFile, options: SvmOptions) -> Division:
         division = _scored_on_test(sheet, pool, tested, chooses=sheet.of(*validation))
     else:
         division = _scored_apart(sheet, pool, sheet.of(*validation), options)
+    if division.how != "hold-out" and options.test_fraction != SvmOptions().test_fraction:
+        _LOG.warning(
+            "--test-fraction is not used: the score is that of the %s",
+            division.how if options.cv else f"{division.scored.splits} rows",
+        )
     if division.caveat:
         _LOG.warning("%s", division.caveat)
     if division.note:
