@@ -392,7 +392,7 @@ def _check_features(saved: SavedSVM, file: FeatureFile) -> None:
     if saved.layer not in file.layers:
         raise LayerLookupError(
             f"{saved.path} was trained on layer {saved.layer!r}; {file.path} has "
-            + ", ".join(repr(name) for name in file.layers),
+            + (", ".join(repr(name) for name in file.layers) or "none in all splits"),
             hint=f"cnnfeat extract --layer {saved.facts.layer_name or saved.layer}",
         )
     stored = file.layer(file.splits[0], saved.layer)

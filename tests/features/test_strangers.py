@@ -11,7 +11,7 @@ import pytest
 import xxhash
 
 from cnnfeat.errors import FeatureFileError
-from cnnfeat.features import FeatureFile, verify_file, write_arrays
+from cnnfeat.features import FeatureFile, safety, verify_file, write_arrays
 
 N, WIDTH = 600, 4
 
@@ -191,6 +191,28 @@ REPLACED = {
 def test_arrays_of_another_kind_are_refused(path, case):
     name, make, words = REPLACED[case]
     assert words in refused(path, swap(name, make))
+
+
+def test_a_long_name_is_shortened_where_it_is_refused(path):
+    message = refused(path, lambda file: file.create_group("n" * 50_000))
+    assert f"{'n' * 40}'… in / is a name of 50,000 characters" in message and len(message) < 300
+
+
+def test_a_split_whose_name_is_no_text_is_refused(path):
+    assert "the name of a split is no UTF-8" in refused(path, lambda f: f.move("test", b"te\xff"))
+
+
+def test_no_group_is_opened_after_the_first_that_is_no_split(path, monkeypatch):
+    opened = []
+    real = safety.child_group
+    monkeypatch.setattr(
+        safety,
+        "child_group",
+        lambda group, name, path: opened.append(name) or real(group, name, path),
+    )
+    message = refused(path, lambda file: [file.create_group(f"x{i}") for i in range(50)])
+    assert "/checksums/x0 is missing" in message
+    assert len(opened) < 20
 
 
 def test_blocks_that_overflow_on_the_way_are_refused(path):

@@ -79,15 +79,15 @@ class FeatureFile:
         classes = safety.child_array(self._file, fmt.CLASSES, self.path)
         self.classes = tuple(safety.texts(classes, self.path, heap=self._heap))
         names = [name for name in self._file if name not in fmt.RESERVED_SPLITS]
-        self._groups = {
-            name: safety.child_group(self._file, name, self.path) for name in self._ordered(names)
-        }
+        self._groups, self._sums = {}, {}
+        if not all(isinstance(name, str) for name in names):
+            raise FeatureFileError(f"{self.path}: the name of a split is no UTF-8", hint=_HINT)
+        for name in self._ordered(names):
+            self._groups[name] = safety.child_group(self._file, name, self.path)
+            self._sums[name] = read_sums(self._file, name, self.path, heap=self._heap)
         if not self._groups:
             raise FeatureFileError(f"{self.path} has no split", hint=_HINT)
         self.splits = tuple(self._groups)
-        self._sums = {
-            split: read_sums(self._file, split, self.path, heap=self._heap) for split in self.splits
-        }
         self._beside = {
             (split, column)
             for split in self.splits

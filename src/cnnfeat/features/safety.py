@@ -24,6 +24,7 @@ from cnnfeat.regular import open_regular
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_RANK = 16
+_LONGEST_NAME = 4096
 _HINT = "make it again with cnnfeat extract, or name another file"
 
 
@@ -131,6 +132,11 @@ def child_array(group: h5py.Group, name: str, path: Path) -> h5py.Dataset:
 
 
 def _child(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Dataset:
+    if len(name) > _LONGEST_NAME:
+        raise FeatureFileError(
+            f"{path}: {name[:40]!r}… in {group.name} is a name of {len(name):,} characters",
+            hint=_HINT,
+        )
     where = f"{group.name.rstrip('/')}/{name}"
     if not name or name == "." or "/" in name or "\0" in name:  # could lead to elsewhere
         raise FeatureFileError(f"{path}: {name!r} is no name of a part of {group.name}", hint=_HINT)
