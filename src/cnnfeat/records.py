@@ -175,7 +175,8 @@ class Source(Protocol):
         With `rows`, ascending, these alone are read: `start`, `stop` and what batches say of
         positions then count among them.
 
-        All images of a batch have one shape: where the shape changes, a batch ends early.
+        All images of a batch have one shape: where it changes, a batch ends early; so it does where
+        images are so much larger than the first that fewer fill it.
         """
 
     def __enter__(self) -> Source: ...

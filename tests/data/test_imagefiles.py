@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import shutil
+import sys
 import threading
 import tracemalloc
 import warnings
@@ -244,6 +245,39 @@ def test_any_rows_can_be_read(tmp_path, batch_size, start, stop):
         (first, min(first + batch_size, stop or 40))
         for first in range(start, 40 if stop is None else stop, batch_size)
     ]
+
+
+def test_a_batch_ends_before_large_pictures_fill_the_memory(tmp_path):
+    put(tmp_path / "0.png", 0, (4, 3))
+    for number in range(1, 13):
+        put(tmp_path / f"{number}.png", number, (1500, 2000))  # 3 MB; five are 16 MiB at most
+    with open_source(str(tmp_path)) as source:
+        batches = list(source.batches("all", batch_size=64))
+        assert [len(batch) for batch in batches] == [1, 5, 5, 2]
+        assert [batch.start for batch in batches] == [0, 1, 6, 11]
+        alike = list(source.batches("all", batch_size=2))
+        assert [len(batch) for batch in alike] == [1, 2, 2, 2, 2, 2, 2]
+
+
+def test_pictures_that_wait_for_their_turn_are_read_in_order(tmp_path, monkeypatch):
+    put(tmp_path / "0.png", 0)
+    for number in range(1, 40):
+        put(tmp_path / f"{number}.png", number, (40, 30))
+    (tmp_path / "7.png").write_bytes(b"damaged")
+    expected = [(f"{number}.png", number, None) for number in range(40) if number != 7]
+    started, module = [], sys.modules["cnnfeat.data.imagefiles"]
+    decode = module.decode_stream
+    monkeypatch.setattr(
+        module, "decode_stream", lambda *a, **k: started.append(1) or decode(*a, **k)
+    )
+    monkeypatch.setattr(module, "_READ_AHEAD_BYTES", 4000)  # three of the larger
+    with open_source(str(tmp_path)) as source:
+        started.clear()
+        reading = source.batches("all", batch_size=2, on_error="skip")
+        next(reading)
+        assert len(started) < 20  # not all that lie in the chunks that were begun
+        reading.close()
+        assert rows(source, on_error="skip") == expected
 
 
 def test_a_batch_ends_where_the_shape_changes(tmp_path):

@@ -38,6 +38,7 @@ _MAX_WORKERS = 16
 _READ_AHEAD_BYTES = 128 * 2**20  # of decoded images, if all are like the first
 _SMALL_PIXELS = 4096  # below, decoding is mostly Python, and threads get in each other's way
 _MAX_CHUNK = 16  # images a thread decodes before it is asked again
+_LARGE_BATCH_BYTES = 16 * 2**20  # a batch may have in any case
 _log = logging.getLogger("cnnfeat")
 
 
@@ -174,11 +175,14 @@ class ImageFileSource(OpenedSource):
         prepare_pillow(self._max_pixels)
         read = functools.partial(self._read_file, dtype=np.dtype(info.dtype), target=target)
         pending = _Pending(position=asked.rows.start)
+        image_bytes = max(_n_bytes(info, None), _n_bytes(info, target))
+        # Where later pictures are far larger than the first, by which batches are sized.
+        most_bytes = max(asked.batch_size * image_bytes, _LARGE_BATCH_BYTES)
         small = info.image_shape[0] * info.image_shape[1] < _SMALL_PIXELS
         for file, image in _decoded(
             files,
             read,
-            image_bytes=max(_n_bytes(info, None), _n_bytes(info, target)),
+            image_bytes=image_bytes,
             n_workers=1 if small else min(_MAX_WORKERS, _n_cpus()),
         ):
             if isinstance(image, ImageError):
@@ -186,7 +190,7 @@ class ImageFileSource(OpenedSource):
                     raise image
                 pending.skip(file, image)
             else:
-                if not pending.takes(image):
+                if not pending.takes(image, most_bytes=most_bytes):
                     yield pending.batch(info, target)
                     pending = _Pending(position=pending.stop)
                 pending.add(file, image)
@@ -255,8 +259,11 @@ class _Pending:
     def stop(self) -> int:
         return self.position + self.n_positions
 
-    def takes(self, image: Array) -> bool:
-        return not self.images or self.images[0].shape == image.shape
+    def takes(self, image: Array, *, most_bytes: int) -> bool:
+        if not self.images:
+            return True
+        n_bytes = (len(self.images) + 1) * image.nbytes
+        return self.images[0].shape == image.shape and n_bytes <= most_bytes
 
     def add(self, file: EncodedImage, image: Array) -> None:
         self.files.append(file)
@@ -300,24 +307,37 @@ def _decoded(
     image_bytes: int,
     n_workers: int,
 ) -> Iterator[tuple[EncodedImage, Array | ImageError]]:
-    """Decode pictures in several threads, in order, a bounded number of them ahead."""
+    """Decode pictures in several threads, in order, a bounded number of them ahead.
+
+    `image_bytes` is what one takes; those that are found to take more wait for their turn.
+    """
 
     def read_chunk(
         chunk: Sequence[EncodedImage],
-    ) -> list[tuple[EncodedImage, Array | ImageError]]:
-        return [(file, _read_or_error(file, read)) for file in chunk]
+    ) -> list[tuple[EncodedImage, Array | ImageError | None]]:
+        found: list[tuple[EncodedImage, Array | ImageError | None]] = []
+        room = _READ_AHEAD_BYTES // ahead
+        for file in chunk:
+            image = _read_or_error(file, read) if room > 0 else None
+            room -= 0 if image is None or isinstance(image, ImageError) else image.nbytes
+            found.append((file, image))
+        return found
+
+    def in_turn() -> Iterator[tuple[EncodedImage, Array | ImageError]]:
+        for file, image in waiting.popleft().result():
+            yield file, _read_or_error(file, read) if image is None else image
 
     ahead = 2 * n_workers
     chunk_size = max(1, min(_MAX_CHUNK, _READ_AHEAD_BYTES // (ahead * image_bytes)))
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix="cnnfeat-decode")
-    waiting: deque[Future[list[tuple[EncodedImage, Array | ImageError]]]] = deque()
+    waiting: deque[Future[list[tuple[EncodedImage, Array | ImageError | None]]]] = deque()
     try:
         for begin in range(0, len(files), chunk_size):
             waiting.append(pool.submit(read_chunk, list(files[begin : begin + chunk_size])))
             if len(waiting) > ahead:
-                yield from waiting.popleft().result()
+                yield from in_turn()
         while waiting:
-            yield from waiting.popleft().result()
+            yield from in_turn()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
