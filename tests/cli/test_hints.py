@@ -11,7 +11,6 @@ import ast
 import functools
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +41,7 @@ class Hint:
         return f"{self.module}:{self.line}"
 
 
+@functools.cache
 def every_command() -> list[str]:
     """What is typed for each: `train`, `plot filters`."""
     found = []
@@ -51,9 +51,6 @@ def every_command() -> list[str]:
         below = command.commands if isinstance(command, click.Group) else [""]
         found += [f"{name} {word}".strip() for word in below]
     return found
-
-
-TYPED = every_command()
 
 
 def module_name(path: Path) -> str:
@@ -116,26 +113,37 @@ class Texts:
         return ["".join(text) for text in itertools.islice(itertools.product(*parts), 1_000)]
 
 
-def find_hints() -> Iterator[Hint]:
-    for module, path in MODULES.items():
-        tree = ast.parse(path.read_text("utf-8"))
-        texts = Texts(tree)
-        for node in ast.walk(tree):
-            for word in node.keywords if isinstance(node, ast.Call) else ():
-                if word.arg == "hint":
-                    yield Hint(
-                        module, word.value.lineno, tuple(dict.fromkeys(texts.of(word.value)))
-                    )
+@functools.cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text("utf-8"))
 
 
-HINTS = list(find_hints())
+@functools.cache
+def hints_of(module: str) -> tuple[Hint, ...]:
+    tree = tree_of(module)
+    words = [
+        word
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for word in node.keywords
+        if word.arg == "hint"
+    ]
+    texts = Texts(tree) if words else None
+    return tuple(
+        Hint(module, word.value.lineno, tuple(dict.fromkeys(texts.of(word.value))))
+        for word in words
+    )
+
+
+@functools.cache
+def options_of(typed: str) -> dict[str, str]:
+    return known_options(cli, typed.split())
 
 
 @functools.cache
 def imported_by(module: str) -> frozenset[str]:
     """Modules that one imports, anywhere in its code; for types at the doors of rooms alone."""
-    path = MODULES[module]
-    tree = ast.parse(path.read_text("utf-8"))
+    path, tree = MODULES[module], tree_of(module)
     skipped: set[ast.AST] = set()
     if path.name != "__init__.py":
         for node in ast.walk(tree):
@@ -163,7 +171,7 @@ def failing_with(hint: Hint) -> list[str]:
     """The commands that import, by whatever way, the module that a hint stands in."""
     return [
         typed
-        for typed in TYPED
+        for typed in every_command()
         if hint.module
         in reached_from(f"cnnfeat.cli.{COMMANDS[typed.split()[0]][0].partition(':')[0]}")
         or hint.module in ("cnnfeat.cli", "cnnfeat.cli.flags")
@@ -171,29 +179,29 @@ def failing_with(hint: Hint) -> list[str]:
 
 
 def test_the_walk_finds_the_hints():
-    assert len(HINTS) > 150
-    texts = {text for hint in HINTS for text in hint.texts}
+    found = [hint for module in MODULES for hint in hints_of(module)]
+    assert len(found) > 150
+    texts = {text for hint in found for text in hint.texts}
     assert "--overwrite replaces it; -o writes elsewhere" in texts  # a constant
     assert any(
         text.startswith("`cnnfeat layers` lists") for text in texts
     )  # a module's name for one
     assert any(text == "convert it to a SavedModel (onnx2tf)" for text in texts)  # a parameter
     assert sum(bool(OPTION.search(text)) for text in texts) > 40
-    assert "predict" in failing_with(next(h for h in HINTS if h.module == "cnnfeat.network.probe"))
+    assert "predict" in failing_with(hints_of("cnnfeat.network.probe")[0])
 
 
-@pytest.mark.parametrize("hint", HINTS, ids=str)
-def test_a_hint_is_of_use_to_a_command_that_can_fail_with_it(hint: Hint, check_hint):
+@pytest.mark.parametrize("module", MODULES)
+def test_a_hint_is_of_use_to_a_command_that_can_fail_with_it(module: str, check_hint):
     """Each of its ways is open to one of them, and no command prints what it hasn't."""
-    failing = failing_with(hint)
-    for text in hint.texts:
-        for typed in TYPED:
-            check_hint(fit_hint(text, known_options(cli, typed.split())), typed.split())
-        for way in text.split("; ") if failing else ():
-            fitting = [
-                typed for typed in failing if fit_hint(way, known_options(cli, typed.split()))
-            ]
-            assert fitting or not way, f"{way!r}: none of {', '.join(failing)} has that"
+    for hint in hints_of(module):
+        failing = failing_with(hint)
+        for text in hint.texts:
+            for typed in every_command():
+                check_hint(fit_hint(text, options_of(typed)), typed.split())
+            for way in text.split("; ") if failing else ():
+                fitting = [typed for typed in failing if fit_hint(way, options_of(typed))]
+                assert fitting or not way, f"{hint}: {way!r}: none of {', '.join(failing)} has that"
 
 
 def test_ways_that_a_command_has_not_are_left_out():

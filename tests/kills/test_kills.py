@@ -176,7 +176,9 @@ CASES = {
 
 
 def _hidden(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.name.startswith(".")]
+    """What lies hidden beside outputs; what lies in temporary folders goes with these."""
+    found = [path for path in folder.rglob("*") if path.name.startswith(".")]
+    return [path for path in found if not path.is_relative_to(folder / "tmp")]
 
 
 def _kill(killer: Killer, case: Case, folder: Path, steps: list[int], chance: random.Random) -> int:
