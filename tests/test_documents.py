@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from cnnfeat.documents import (
     Range,
     Share,
     parse_document,
+    parse_toml,
     parse_value,
     read_document,
     take_up,
@@ -186,3 +188,40 @@ def test_missing_keys_are_named():
 def test_a_range_says_itself_and_never_allows_nan(allowed, words):
     assert str(allowed) == words
     assert allowed.allows(2) and not allowed.allows(float("nan")) and not allowed.allows(0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a = 1",
+        '[a."b c".d]\ne.f = [[1, 2], ["x.y.z"]]',
+        "# " + "." * 200,
+        f"a = '{'x. ' * 99}'",
+    ],
+    ids=range(5),
+)
+def test_sound_toml_is_read(text):
+    assert parse_toml(text) == tomllib.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a", "Expected '=' after a key"),
+        ("a = " + "[" * 100_000, "it nests more than 64 levels deep"),
+        ("a = " + "{a=" * 10_000, "it nests more than 64 levels deep"),
+        ("a." * 100_000 + "b = 1", "it nests more than 64 levels deep"),
+        ("a = {b=1, " + "a." * 100_000 + "b = 1}", "it nests more than 64 levels deep"),
+        ("[" + '"a" . ' * 100_000 + "b]", "it nests more than 64 levels deep"),
+        ("a = " + "1" * 5_000, "4300 digits"),
+        ("#" * 2_000_000, "it has 2,000,000 characters; at most 1,048,576 are read"),
+        ("a" * 1_000_000, "Expected '='"),
+        ('"' * 1_000_000, "Expected '='"),
+    ],
+    ids=range(10),
+)
+def test_other_toml_is_refused_at_once(text, words):
+    with pytest.raises(ValueError) as caught:
+        parse_toml(text)
+    assert words in str(caught.value)

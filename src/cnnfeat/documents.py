@@ -1,4 +1,4 @@
-"""JSON of strangers: read within bounds, and taken up into records that say what they hold.
+"""JSON and TOML of strangers: read within bounds, and taken up into records of what they hold.
 
 A record's annotations are all there is to say of it: what they don't allow is refused, by name and
 value, and what comes out has the types that mypy takes it to have.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tomllib
 import types
 import typing
 from collections.abc import Hashable, Mapping, Sequence
@@ -31,6 +32,9 @@ _WHOLE_LIMIT = 2**64
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?+)*+"?+', re.DOTALL)
 _NO_BRACKETS = re.compile(r"[^\[\]{}]+")
 _NO_CHARACTER = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
+_LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEPTH_LIMIT}}}", re.MULTILINE)
+_TOML_LIMIT = 1 << 20
 _SHOWN = Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 60
 _SHOWN.maxlevel = 2
@@ -155,6 +159,24 @@ def parse_value(text: str | bytes, *, finite: bool = True) -> object:
     if _NO_CHARACTER.search(text):
         _check_texts(value)
     return value
+
+
+def parse_toml(text: str) -> dict[str, object]:
+    """Parse TOML of at most 1 MiB, whose keys and lists are of bounded depth.
+
+    Raises
+    ------
+    ValueError
+        If it is too large, or no TOML.
+    """
+    if len(text) > _TOML_LIMIT:
+        raise ValueError(f"it has {len(text):,} characters; at most {_TOML_LIMIT:,} are read")
+    if _LONG_KEY.search(text):  # takes memory by the square of its length
+        raise ValueError(f"it nests more than {DEPTH_LIMIT} levels deep")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"it nests more than {DEPTH_LIMIT} levels deep") from error
 
 
 def _check_depth(text: str) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
+from cnnfeat.documents import parse_toml
 from cnnfeat.errors import ConfigError, MissingInputError, UsageError, near_names
 from cnnfeat.knobs import checked, convert, fields_of, item_type, option
 from cnnfeat.records import Fit, OnError
@@ -444,8 +444,8 @@ def read_toml(path: Path) -> Mapping[str, object]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read as UTF-8 text: {error}") from error
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
