@@ -296,6 +296,10 @@ def test_metadata_are_plain_json(saved):
     ("change", "words"),
     [
         ({"layer": None}, "damaged: it lacks layer"),
+        ({"format_version": np.ones(2)}, "damaged: cnnfeat_.format_version must be a plain value"),
+        ({"parts": {"a": (1, 2)}}, "damaged: cnnfeat_.parts.a must be a plain value, not (1, 2)"),
+        ({"classes": ["a", LinearSVC()]}, "cnnfeat_.classes[1] must be a plain value, not Stored("),
+        ({"parts": {1: "x"}}, "damaged: cnnfeat_.parts has the key 1, which is no text"),
         ({"layer": 3}, "damaged: layer must be text (at most 4,096 characters), not 3"),
         ({"n_features": 3.0}, "n_features must be a whole number (at least 1), not 3.0"),
         ({"n_features": 0}, "n_features must be a whole number (at least 1), not 0"),
@@ -317,7 +321,7 @@ def test_metadata_are_plain_json(saved):
         ({"preprocessing": '{"scale": [[]]}'}, "preprocessing['scale']"),
         ({"division": '{"seed": -1}'}, "division.seed must be a whole number (at least 0), not -1"),
     ],
-    ids=range(21),
+    ids=range(25),
 )
 def test_metadata_that_cannot_be_are_refused(tmp_path, change, words):
     path = tmp_path / "svm.skops"

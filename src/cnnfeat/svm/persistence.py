@@ -26,7 +26,7 @@ from cnnfeat.records import Json
 from cnnfeat.regular import require_regular
 from cnnfeat.result import SVM_FORMAT, SVM_VERSION
 from cnnfeat.svm.calibration import Calibration
-from cnnfeat.svm.skopsfile import Stored, UntrustedTypesError, read_values
+from cnnfeat.svm.skopsfile import Stored, UntrustedTypesError, Value, as_json, read_values
 from cnnfeat.svm.stored import PIPELINE, TRUSTED, rebuild
 
 _HINT = "make it again with cnnfeat svm --overwrite"
@@ -113,8 +113,7 @@ def load_svm(path: Path) -> SavedSVM:
             "without its attribute cnnfeat_",
             hint=_HINT,
         )
-    metadata = cast("Mapping[str, Json]", found)
-    _check_version(path, metadata)
+    metadata = _metadata(path, found)
     try:
         return _saved(path, value, metadata)
     except ValueError as error:
@@ -147,7 +146,12 @@ def _refuse_pickle(path: Path) -> None:
     )
 
 
-def _check_version(path: Path, metadata: Mapping[str, object]) -> None:
+def _metadata(path: Path, said: Value) -> Mapping[str, Json]:
+    """What a machine says of itself, of this version."""
+    try:
+        metadata = cast("Mapping[str, Json]", as_json(said, "cnnfeat_"))
+    except ValueError as error:
+        raise FeatureFileError(f"{path}: damaged: {error}", hint=_HINT) from error
     found, version = metadata.get("format"), metadata.get("format_version")
     if found != SVM_FORMAT:
         raise FeatureFileError(
@@ -158,3 +162,4 @@ def _check_version(path: Path, metadata: Mapping[str, object]) -> None:
             f"{path}: format version {version!r:.60}; this cnnfeat reads {SVM_VERSION}",
             hint="update cnnfeat, or " + _HINT,
         )
+    return metadata

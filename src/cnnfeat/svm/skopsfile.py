@@ -16,7 +16,7 @@ import numpy as np
 from cnnfeat.archives import Archive
 from cnnfeat.documents import Name, parse_document, parse_value, take_up
 from cnnfeat.npyheader import read_npy_header
-from cnnfeat.records import Array
+from cnnfeat.records import Array, Json
 
 SCHEMA = "schema.json"
 _KEYS = {"builtins.str": str, "builtins.int": int}
@@ -89,6 +89,26 @@ def read_values(archive: Archive, *, trusted: Collection[str]) -> Value:
         raise UntrustedTypesError(tree.untrusted)
     if more := archive.names - tree.arrays.keys() - {SCHEMA}:
         raise ValueError(f"it holds {min(more)!r}, which is no part of what was saved")
+    return value
+
+
+def as_json(value: Value, at: str) -> Json:
+    """Give back what JSON can hold, and nothing else.
+
+    Raises
+    ------
+    ValueError
+        If there is anything else in it; with its place.
+    """
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"{at} has the key {key!r:.60}, which is no text")
+        return {str(key): as_json(item, f"{at}.{key:.60}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_json(item, f"{at}[{place}]") for place, item in enumerate(value)]
+    if not isinstance(value, bool | int | float | str | None):
+        raise ValueError(f"{at} must be a plain value, not {value!r:.60}")
     return value
 
 
