@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import keras
@@ -81,3 +82,17 @@ def test_kernels_of_a_frozen_graph_are_read_through_identities(tmp_path):
     assert kernel is not None
     np.testing.assert_array_equal(kernel.weights, weights)
     assert network.kernel(network.find(["own:0"])[0]) is None  # its kernel is the image itself
+
+
+def test_a_constant_that_tensorflow_cannot_compute_is_none(tmp_path: Path) -> None:
+    """Found by changing a configuration: pixels are scaled by a text."""
+    layers = [keras.Input((8, 8, 1)), keras.layers.Rescaling(0.5), keras.layers.Conv2D(2, 3)]
+    keras.Sequential(layers).save(tmp_path / "m.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "m.keras") as old,
+        zipfile.ZipFile(tmp_path / "n.keras", "w") as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b'"scale": 0.5', b'"scale": "half"'))
+    network = load_network(str(tmp_path / "n.keras"))
+    assert network.default_scale in ("raw", "unit")

@@ -117,6 +117,14 @@ def test_places_of_the_graph_are_left_out_before_and_behind_the_words() -> None:
     assert told(ValueError(before)) == "Incompatible shapes: [2] vs. [3] [Op:Add]"
 
 
+def test_what_keras_ends_with_is_told_of_an_object_it_can_not_build() -> None:
+    text = (
+        "<class 'Sequential'> could not be deserialized properly. Please ensure that ...\n\n"
+        "config={'module': 'keras'}.\n\nException encountered: kernel size must be a number"
+    )
+    assert told(TypeError(text)) == "kernel size must be a number"
+
+
 def test_another_size_is_the_way_out_only_where_size_is_the_trouble() -> None:
     assert of_size("Incompatible shapes: [2,7,7,3] vs. [2,8,8,3]")
     assert not of_size("Using a symbolic `tf.Tensor` as a Python `bool` is not allowed")

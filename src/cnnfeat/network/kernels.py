@@ -113,7 +113,7 @@ def _nearest(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> tf.compa
 def constant_value(
     graph: FlatGraph, nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str
 ) -> NDArray[np.float32] | None:
-    """Compute a tensor that depends on weights alone; None if it depends on more.
+    """Compute a tensor that depends on weights alone; None if on more, or TensorFlow can't.
 
     Parameters
     ----------
@@ -137,7 +137,10 @@ def constant_value(
     def read() -> list[tf.Tensor]:
         return import_part(part, held, fetches=[tensor], name="kernel")
 
-    return _as_float32(tf.compat.v1.wrap_function(read, [])()[0])
+    try:
+        return _as_float32(tf.compat.v1.wrap_function(read, [])()[0])
+    except (tf.errors.OpError, ValueError, TypeError):
+        return None
 
 
 def _as_float32(tensor: tf.Tensor) -> NDArray[np.float32] | None:

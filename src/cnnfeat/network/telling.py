@@ -18,6 +18,7 @@ _OF_SIZE = re.compile(
     r"shape|dimension|[Ss]ize|[Ii]ncompatible|out of bounds|must be at least|negative",
     re.IGNORECASE,
 )
+_OF_AN_OBJECT = "Exception encountered: "  # what Keras ends with, after all it was to build
 _LONGEST = 300
 
 
@@ -30,6 +31,7 @@ def told(error: BaseException) -> str:
         Of TensorFlow or Keras.
     """
     text = _DEVICE.sub("", _COLOUR.sub("", str(error))).strip()
+    text = text.rpartition(_OF_AN_OBJECT)[2]
     lines = [_LAST.sub("", _FIRST.sub("", line.strip(), count=1)) for line in text.splitlines()]
     traced = any(line.startswith("in user code:") for line in lines)
     if traced:  # lines of code follow; what was raised stands at the end
