@@ -49,6 +49,7 @@ def test_what_keras_2_writes_can_be_called() -> None:
     [
         ("mixed", "plain", 2),
         ("mixed", "plain", -1),
+        ("mixed", "plain", 0.5),
         ("mixed", "plain", "softmax"),
         ("mixed", "plain", None),
         ("mixed", "model", 0),

@@ -71,9 +71,7 @@ class _Outputs:
         self._spare = 0
 
     def __contains__(self, number: object) -> bool:
-        if self._is_input:
-            return True
-        return isinstance(number, int | float) and self._low <= number < self._high
+        return self._is_input or number in range(self._low, self._high)
 
 
 def _nodes(layer: Mapping[str, object]) -> list[object]:
