@@ -24,6 +24,7 @@ from cnnfeat.network.graph import (
     descendants,
     node_of,
     nodes_by_name,
+    scopes_of,
     subgraph,
     tensor_of,
 )
@@ -67,10 +68,16 @@ def at_inference(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
     starts = [f"{name}:0" for name, node in nodes.items() if node.op.startswith("Placeholder")]
     dependent = {node_of(name) for name in starts} | descendants(graph_def, starts)
     taken, gone = list[str](), set[str]()
-    for scope in _scopes(random):
+    scopes = _scopes(random)
+    inside: dict[str, set[str]] = {scope: set() for scope in scopes}
+    for name in nodes:
+        for scope in scopes_of(name):
+            if scope in inside:
+                inside[scope].add(name)
+    for scope in scopes:
         if gone.issuperset(random):
             break
-        members = {name for name in nodes if name.startswith(f"{scope}/")} - gone
+        members = inside[scope] - gone
         part = _Part(nodes, consumers, members, dependent)
         if part.whole and _is_own(part, _named(scope)):
             _hand_on(nodes[part.end], part.start)
@@ -87,11 +94,7 @@ def at_inference(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
 
 def _scopes(random: Iterable[str]) -> list[str]:
     """Scopes that random operations lie in: of a layer's own name first, then the inner ones."""
-    found = {
-        "/".join(parts[:depth])
-        for parts in (name.split("/") for name in random)
-        for depth in range(1, len(parts))
-    }
+    found = {scope for name in random for scope in scopes_of(name)}
     return sorted(found, key=lambda scope: (_named(scope) is None, -scope.count("/"), scope))
 
 

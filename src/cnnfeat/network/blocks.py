@@ -27,7 +27,7 @@ from cnnfeat.network.graph import (
     tensor_of,
 )
 from cnnfeat.network.kernels import CONVOLUTIONS, PRODUCTS
-from cnnfeat.network.layers import has_own_scope, in_loops, label_dependent
+from cnnfeat.network.layers import has_own_scope, in_loops, in_scopes, label_dependent
 from cnnfeat.records import TensorInfo
 
 _DROPOUT = re.compile(r"dropout(_\d+)?")
@@ -95,10 +95,11 @@ def find_blocks(
     steps = _steps(graph, nodes, values, weighed, start=node_of(images.tensor))
     counts = Counter[str]()
     blocks = []
-    for chain in _chains(nodes, values, steps):
+    in_all = in_scopes(weighed)
+    for chain in _chains(nodes, values, steps, _of_chance(graph, nodes)):
         counts[chain.word] += 1
         kept = _without_dropout(chain, nodes)
-        named = has_own_scope(chain.nodes[0], weighed - set(chain.nodes))
+        named = has_own_scope(chain.nodes[0], weighed.intersection(chain.nodes), in_all)
         block = FoundBlock(chain.word, counts[chain.word], tuple(kept), tuple(chain.weights), named)
         blocks.append(block)
     return tuple(blocks)
@@ -116,7 +117,8 @@ def _values(
     values = descendants(graph.graph_def, [images.tensor], stop=shapes)
     values -= label_dependent(graph, images, infos)
     values -= in_loops(nodes, consumers_of(nodes, set(nodes)))
-    return {node_of(images.tensor)} | {name for name in values if "Summary" not in nodes[name].op}
+    kept = {name for name in values if "Summary" not in nodes[name].op and f"{name}:0" in infos}
+    return {node_of(images.tensor)} | kept
 
 
 def _steps(
@@ -160,7 +162,10 @@ def _cut(nodes: Mapping[str, tf.compat.v1.NodeDef], wanted: set[str]) -> Iterato
 
 
 def _chains(
-    nodes: Mapping[str, tf.compat.v1.NodeDef], values: set[str], steps: Sequence[Sequence[str]]
+    nodes: Mapping[str, tf.compat.v1.NodeDef],
+    values: set[str],
+    steps: Sequence[Sequence[str]],
+    of_chance: set[str],
 ) -> list[_Chain]:
     """Follow each block from its weights, up to where the numbers would be in doubt."""
     chains: list[_Chain] = []
@@ -183,7 +188,7 @@ def _chains(
                 chains.append(chain)
         elif chain and _follows(node, between, nodes, values, previous):
             chain.nodes.append(name)
-            if _is_noisy(name, nodes, previous):
+            if name in of_chance and _is_noisy(name, nodes, previous):
                 chain.noisy.add(name)
         else:
             chain = None
@@ -215,6 +220,12 @@ def _follows(
     inside = {previous, node.name, *between}
     sources = {node_of(entry) for name in (*between, node.name) for entry in nodes[name].input}
     return node.op in _FOLLOWING | _PASSING and (sources & values) <= inside
+
+
+def _of_chance(graph: FlatGraph, nodes: Mapping[str, tf.compat.v1.NodeDef]) -> set[str]:
+    """Nodes that draw random numbers, and those that depend on them."""
+    drawn = {name for name, node in nodes.items() if "Random" in node.op}
+    return drawn | descendants(graph.graph_def, drawn)
 
 
 def _is_noisy(name: str, nodes: Mapping[str, tf.compat.v1.NodeDef], previous: str) -> bool:

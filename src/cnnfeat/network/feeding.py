@@ -16,6 +16,7 @@ from cnnfeat.network.graph import (
     ImageInput,
     ancestors,
     descendants,
+    node_of,
     nodes_by_name,
     shape_of,
     tensor_of,
@@ -50,7 +51,7 @@ def image_input(
     if name is not None:
         return _checked(_named(inputs, name))
     inputs = [item for item in inputs if not any(_goes_by(item, other) for other in fed)]
-    behind = [item for item in inputs if item.reach and _rating(item)]
+    behind = [item for item in inputs if item.weighed and _rating(item)]
     rated = [(_rating(item), item) for item in behind or inputs]
     best = max((rating for rating, _ in rated), default=0)
     chosen = [item for rating, item in rated if rating == best]
@@ -167,18 +168,22 @@ def graph_inputs(graph_def: tf.compat.v1.GraphDef) -> tuple[GraphInput, ...]:
     """List what could take images: placeholders, else where a pipeline or decoder ends."""
     graph = _imported(graph_def)
     nodes = nodes_by_name(graph_def)
-    weighed = {node.name for node in graph_def.node if WEIGHED.match(node.op)}
+    weighed = [node.name for node in graph_def.node if WEIGHED.match(node.op)]
+    behind = ancestors(nodes, weighed, control=False)
+    reaching = {tensor_of(entry) for name in behind for entry in nodes[name].input}
+    starts = [f"{node.name}:0" for node in graph_def.node if node.op == "Enter"]
+    looped = {node_of(start) for start in starts} | descendants(graph_def, starts)
     inputs = [
         GraphInput(
             name=tensor.name.removesuffix(":0"),
             tensor=tensor.name,
             dtype=tensor.dtype.base_dtype,
             shape=shape_of(tensor.shape),
-            reach=sum(name in weighed for name in descendants(graph_def, [tensor.name])),
+            weighed=tensor.name in reaching,
         )
         for operation in graph.get_operations()
         if operation.type in _FED | _PIPELINES
-        or (operation.type in _DECODERS and not _in_loop(nodes, operation.name))
+        or (operation.type in _DECODERS and operation.name not in looped)
         for tensor in operation.outputs
     ]
     return tuple(item for item in inputs if item.dtype not in (tf.resource, tf.variant))
@@ -190,11 +195,6 @@ def _imported(graph_def: tf.compat.v1.GraphDef) -> tf.Graph:
     with graph.as_default():
         tf.graph_util.import_graph_def(importable(graph_def), name="")
     return graph
-
-
-def _in_loop(nodes: Mapping[str, tf.compat.v1.NodeDef], name: str) -> bool:
-    """Whether a node is computed many times in one run, so that nothing can be fed for it."""
-    return any(nodes[item].op == "Enter" for item in ancestors(nodes, [name], control=False))
 
 
 def internal_input(graph_def: tf.compat.v1.GraphDef, name: str) -> GraphInput | None:

@@ -27,7 +27,7 @@ class GraphInput:
     tensor: str  # "image:0"
     dtype: tf.DType
     shape: tuple[int | None, ...] | None  # with the batch axis; None: rank unknown
-    reach: int = 0  # convolutions and matrix products behind it, where that was counted
+    weighed: bool = False  # whether a convolution or matrix product is known to depend on it
     batched: bool = False  # whether its first axis is known to be the batch
 
 
@@ -128,6 +128,12 @@ def node_of(tensor: str) -> str:
 def tensor_of(entry: str) -> str:
     """Spell a `node.input` entry as a tensor name, with its output index."""
     return entry if ":" in entry else f"{entry}:0"
+
+
+def scopes_of(node: str) -> list[str]:
+    """Name the scopes that a node lies in, from the outermost on."""
+    *parts, _ = node.split("/")
+    return ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
 
 
 def nodes_by_name(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -14,9 +13,9 @@ from cnnfeat.network.graph import (
     FlatGraph,
     ancestors,
     import_part,
+    in_order,
     node_of,
     nodes_by_name,
-    subgraph,
     tensor_of,
 )
 
@@ -79,9 +78,10 @@ def find_kernel(graph: FlatGraph, tensor: str) -> Kernel | None:
         one input channel each, are brought to (height, width, 1, filters).
     """
     nodes = nodes_by_name(graph.graph_def)
-    node = _nearest(nodes, tensor)
-    if node is None:
+    name = kernel_nodes(graph).get(node_of(tensor))
+    if name is None:
         return None
+    node = nodes[name]
     for entry in node.input[1::-1]:  # the weights come second, but in an Einsum they may not
         weights = constant_value(graph, nodes, tensor_of(entry))
         if weights is not None:
@@ -89,25 +89,21 @@ def find_kernel(graph: FlatGraph, tensor: str) -> Kernel | None:
     return None
 
 
-def kernel_node(graph: FlatGraph, tensor: str) -> str | None:
-    """Name the nearest convolution or matrix product behind a tensor, without its weights."""
-    node = _nearest(nodes_by_name(graph.graph_def), tensor)
-    return None if node is None else str(node.name)
-
-
-def _nearest(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> tf.compat.v1.NodeDef | None:
-    seen: set[str] = set()
-    waiting = deque([node_of(tensor)])
-    while waiting:
-        name = waiting.popleft()
-        if name in seen or name not in nodes:
-            continue
-        seen.add(name)
+def kernel_nodes(graph: FlatGraph) -> dict[str, str]:
+    """Name, for each node, the nearest convolution or matrix product behind it, or itself."""
+    nodes = nodes_by_name(graph.graph_def)
+    nearest: dict[str, tuple[int, str]] = {}  # steps to it, and its name
+    for name in in_order(nodes, set(nodes)):
         node = nodes[name]
         if node.op in CONVOLUTIONS | PRODUCTS:
-            return node
-        waiting.extend(node_of(entry) for entry in node.input if not entry.startswith("^"))
-    return None
+            nearest[name] = (0, name)
+            continue
+        behind = [nearest.get(node_of(entry)) for entry in node.input if entry[0] != "^"]
+        found = [one for one in behind if one is not None]
+        if found:
+            steps, kernel = min(found, key=lambda one: one[0])
+            nearest[name] = (steps + 1, kernel)
+    return {name: kernel for name, (_, kernel) in nearest.items()}
 
 
 def constant_value(
@@ -129,7 +125,10 @@ def constant_value(
         unknown = nodes[name].op == "Placeholder" and name not in graph.weights
         if nodes[name].op not in _HARMLESS or unknown:
             return None
-    part = subgraph(graph.graph_def, needed)
+    part = tf.compat.v1.GraphDef(versions=graph.graph_def.versions)
+    part.node.extend(nodes[name] for name in sorted(needed))
+    for node in part.node:
+        node.input[:] = [entry for entry in node.input if entry[0] != "^"]
     held = {f"{name}:0": graph.weights[name] for name in needed if name in graph.weights}
     if tensor in held:
         return _as_float32(held[tensor])

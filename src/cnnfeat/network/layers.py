@@ -8,7 +8,8 @@ those that every path goes through are the trunk.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ from cnnfeat.network.graph import (
     in_order,
     node_of,
     nodes_by_name,
+    scopes_of,
 )
 from cnnfeat.records import LayerInfo, TensorInfo
 
@@ -272,17 +274,31 @@ def _uncalled(name: str) -> str:
     return "/".join(parts) or name.rsplit("/", 1)[-1]
 
 
-def has_own_scope(node: str, others: Iterable[str]) -> bool:
-    """Whether a scope that an author gave holds a node and none of the others."""
-    *parts, _ = _uncalled(node).split("/")
-    if parts and _OPENED.fullmatch(parts[-1]):
-        parts.pop()
-    spelled = [_uncalled(other) for other in others]
-    heads = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
+def in_scopes(nodes: Iterable[str]) -> Counter[str]:
+    """Count the nodes in each scope, without those of function calls."""
+    return Counter(head for node in nodes for head in scopes_of(_uncalled(node)))
+
+
+def has_own_scope(node: str, together: Iterable[str], counts: Mapping[str, int]) -> bool:
+    """Whether a scope that an author gave holds a node and no others than those `together` with it.
+
+    Parameters
+    ----------
+    node : str
+        The node.
+    together : iterable of str
+        Nodes that may be in that scope too, itself among them.
+    counts : mapping
+        From `in_scopes`, of all nodes that count.
+    """
+    scopes = scopes_of(_uncalled(node))
+    if scopes and _OPENED.fullmatch(scopes[-1].rsplit("/", 1)[-1]):
+        scopes.pop()
+    own = in_scopes(together)
     return any(
-        not any(other.startswith(f"{head}/") for other in spelled)
-        for part, head in zip(parts, heads, strict=True)
-        if not _GENERIC.fullmatch(part)
+        counts[scope] == own[scope]
+        for scope in scopes
+        if not _GENERIC.fullmatch(scope.rsplit("/", 1)[-1])
     )
 
 
@@ -399,7 +415,7 @@ def trunk(
 
     def same(layer: LayerInfo, following: LayerInfo) -> bool:
         start, stop = (rank[node_of(item.tensor.name)] for item in (layer, following))
-        between = any(start < position <= stop for position in weighed)
+        between = bisect_right(weighed, stop) > bisect_right(weighed, start)
         return layer.tensor.shape == following.tensor.shape and not between
 
     return tuple(

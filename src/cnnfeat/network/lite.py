@@ -81,11 +81,12 @@ def load_lite(path: Path) -> FlatGraph:
         node = graph_def.node.add(name=names[index], op=kind)
         node.attr["dtype"].type = tf.float32.as_datatype_enum
         infos[f"{names[index]}:0"] = _info(names[index], kind, details[index])
-    layers = []
+    layers, placed = [], {node.name for node in graph_def.node}
     for operation in operations:
         sources = [names[index] for index in operation["inputs"] if index in names]
         for index in operation["outputs"]:
-            if index in names and names[index] not in {node.name for node in graph_def.node}:
+            if index in names and names[index] not in placed:
+                placed.add(names[index])
                 kind = operation["op_name"]
                 graph_def.node.add(name=names[index], op=kind, input=sources)
                 infos[f"{names[index]}:0"] = _info(names[index], kind, details[index])
@@ -108,9 +109,11 @@ def load_lite(path: Path) -> FlatGraph:
 def _names(details: Mapping[int, _Details]) -> dict[int, str]:
     """Tensors' names as they may be typed: of those that were made one, the first."""
     found: dict[int, str] = {}
+    taken: set[str] = set()
     for index, item in details.items():
         name = re.sub(r"[^A-Za-z0-9_./-]", "_", item["name"].split(";")[0]).strip("/") or "tensor"
-        found[index] = name if name not in found.values() else f"{name}_{index}"
+        found[index] = name if name not in taken else f"{name}_{index}"
+        taken.add(found[index])
     return found
 
 

@@ -74,6 +74,12 @@ def is_pattern(query: str) -> bool:
     return bool(re.search(r"[*?\[]", query))
 
 
+def parts_of(names: Names) -> frozenset[str]:
+    """All that stands between slashes in a name of a layer or tensor, in small letters."""
+    tensors = [text for name in names.tensors for text in (name, name.removesuffix(":0"))]
+    return frozenset(part for name in (*names.layers, *tensors) for part in name.lower().split("/"))
+
+
 def find_exactly(names: Names, query: str) -> Found | None:
     """Say which layer or tensor goes by this very name, if one does."""
     if query in names.layers:

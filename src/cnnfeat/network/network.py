@@ -30,7 +30,7 @@ from cnnfeat.network.graph import (
     subgraph,
     tensor_infos,
 )
-from cnnfeat.network.kernels import Kernel, find_kernel, kernel_node
+from cnnfeat.network.kernels import Kernel, find_kernel, kernel_nodes
 from cnnfeat.network.layers import scope_layers, trunk
 from cnnfeat.network.pixelrange import pixels_taken
 from cnnfeat.network.preprocessing import fit_images, size_taken
@@ -232,12 +232,14 @@ class Network:
         return NetworkBlock(end, what, item.number, item.nodes, weights)
 
     def _is_free(self, name: str) -> bool:
-        """Whether no layer or tensor could be meant by a name."""
-        names = dataclasses.replace(self._own_names, blocks={name: ""})
-        try:
-            return lookup.find(names, name)[0].is_block
-        except LayerLookupError:
-            return False
+        """Whether no layer or tensor could be meant by a name without slashes."""
+        names = self._own_names
+        known = {name, f"{name}:0"} & names.aliases.keys()
+        return name not in self._parts and name not in names.scopes and not known
+
+    @functools.cached_property
+    def _parts(self) -> frozenset[str]:
+        return lookup.parts_of(self._own_names)
 
     @functools.cached_property
     def _names(self) -> lookup.Names:
@@ -378,11 +380,15 @@ class Network:
 
         It is the layer itself where that has some, is inside a layer that has, or is no named one.
         """
-        node = kernel_node(self._graph, layer.tensor.name)
+        node = self._kernel_nodes.get(node_of(layer.tensor.name))
         for other in self.layers if layer in self.layers else ():
-            if node is not None and kernel_node(self._graph, other.tensor.name) == node:
+            if node is not None and self._kernel_nodes.get(node_of(other.tensor.name)) == node:
                 return layer if layer.name.startswith(f"{other.name}/") else other
         return layer
+
+    @functools.cached_property
+    def _kernel_nodes(self) -> dict[str, str]:
+        return kernel_nodes(self._graph)
 
     def __reduce__(self) -> NoReturn:
         raise UsageError(

@@ -28,6 +28,7 @@ _KEEPING = {
 }  # fmt: skip
 _NORMS = {"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
 _SMALL, _CENTRED = 16.0, -32.0
+_MOST_STEPS = 300  # that pixels are followed; nobody scales them in more
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def pixels_taken(graph: FlatGraph, tensor: str) -> Taken:
     consumers = consumers_of(nodes, set(nodes))
     waiting, seen = [(node_of(tensor), (0.0, 255.0), "")], set[str]()
     found: list[Taken] = []
-    while waiting:
+    while waiting and len(seen) <= _MOST_STEPS:
         name, given, by = waiting.pop()
         if not consumers.get(name):  # an output
             found.append(_judged(given, by))

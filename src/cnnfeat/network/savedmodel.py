@@ -283,8 +283,9 @@ def _write_call(
     keys = _checkpoint_keys(meta.object_graph_def, checkpoint)
     entries: dict[str, Entry] = {}
     sources = [item.tensor[:-2] for item in inputs]
-    for node_id in bound:
-        sources.append(_bound_source(meta, node_id, entries, keys))
+    for node_id in dict.fromkeys(bound):
+        _make_bound_source(meta, node_id, entries, keys)
+    sources += [_bound_source(meta, node_id) for node_id in bound]
     call = graph_def.node.add(name=_CALL, op=_CALL, input=sources)
     call.attr["f"].func.name = function.signature.name
     call.attr["Tin"].list.type.extend(item.type for item in function.signature.input_arg)
@@ -300,25 +301,31 @@ def _calls_from(graph_def: tf.compat.v1.GraphDef) -> int:
     return len(graph_def.node)
 
 
-def _bound_source(
+def _bound_source(meta: meta_graph_pb2.MetaGraphDef, node_id: int) -> str:
+    """Name the graph's node for an object a function is bound to."""
+    item = meta.object_graph_def.nodes[node_id]
+    if item.WhichOneof("kind") == "constant":
+        return str(item.constant.operation)
+    return f"{item.variable.name or 'object'}_{node_id}_bound"
+
+
+def _make_bound_source(
     meta: meta_graph_pb2.MetaGraphDef,
     node_id: int,
     entries: dict[str, Entry],
     keys: Mapping[int, str],
-) -> str:
-    """The graph's node for an object a function is bound to; made where there is none."""
-    item = meta.object_graph_def.nodes[node_id]
-    if item.WhichOneof("kind") == "constant":
-        return str(item.constant.operation)
-    name = f"{item.variable.name or 'object'}_{node_id}_bound"
-    if all(node.name != name for node in meta.graph_def.node):
-        variable = item.WhichOneof("kind") == "variable"
-        node = meta.graph_def.node.add(name=name, op="VarHandleOp" if variable else "Placeholder")
-        node.attr["dtype"].type = item.variable.dtype if variable else tf.resource.as_datatype_enum
-        if variable:
-            node.attr["shape"].shape.CopyFrom(item.variable.shape)
-            entries[name] = Entry(keys.get(node_id, ""))
-    return name
+) -> None:
+    """Make that node; constants have one."""
+    item, name = meta.object_graph_def.nodes[node_id], _bound_source(meta, node_id)
+    kind = item.WhichOneof("kind")
+    if kind == "constant":
+        return
+    variable = kind == "variable"
+    node = meta.graph_def.node.add(name=name, op="VarHandleOp" if variable else "Placeholder")
+    node.attr["dtype"].type = item.variable.dtype if variable else tf.resource.as_datatype_enum
+    if variable:
+        node.attr["shape"].shape.CopyFrom(item.variable.shape)
+        entries[name] = Entry(keys.get(node_id, ""))
 
 
 def _checkpoint_keys(

@@ -24,6 +24,7 @@ _BACK = ("NextIteration", "RefNextIteration")  # the only way back there is: a l
 # Far more than in any network; with as many TensorFlow is done in a minute.
 _DEEPEST, _MOST_CALLS, _MOST_NODES = 200, 10_000, 1_000_000
 _MOST_STEPS = 1_000
+_LONGEST_NAME, _DEEPEST_SCOPE = 4_096, 100
 _LONGEST_SHAPE_BYTES = 1 << 26  # of whole numbers: TensorFlow may take them for a shape
 _SHARE = 2  # of the memory, what one thing may take: TensorFlow holds what it copies twice
 _ALTERED = "the file is damaged, or made to fill the memory"
@@ -45,6 +46,7 @@ def check_graph(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
         Naming the nodes or functions.
     """
     functions = {function.signature.name: function for function in graph_def.library.function}
+    _check_names(graph_def, path)
     _check_constants(graph_def, path)
     for place, nodes in _bodies(graph_def):
         needs = {node.name: list(map(node_of, node.input)) for node in nodes}
@@ -59,6 +61,17 @@ def check_graph(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
             )
     _check_calls(graph_def, functions, path)
     check_computed_constants(graph_def, path=path)
+
+
+def _check_names(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
+    for _, nodes in _bodies(graph_def):
+        for node in nodes:
+            if len(node.name) > _LONGEST_NAME or node.name.count("/") > _DEEPEST_SCOPE:
+                raise NetworkError(
+                    f"{path}: the name {node.name[:40]!r}... has {len(node.name):,} characters in "
+                    f"{node.name.count('/'):,} scopes; {_LONGEST_NAME:,} and {_DEEPEST_SCOPE} are "
+                    "the most"
+                )
 
 
 def _check_constants(graph_def: tf.compat.v1.GraphDef, path: str) -> None:

@@ -12,9 +12,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import function_pb2
 
 from cnnfeat.network.graph import (
     Feed,
@@ -36,6 +38,7 @@ _OF_A_KEY = re.compile(r"Stateless\w*")
 _FRACTIONAL = {"FractionalAvgPool", "FractionalMaxPool"}
 _REDUCTIONS = {"Mean", "Sum", "Max", "Min", "Prod", "EuclideanNorm"}
 _SHAPES = {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"}
+_Functions: TypeAlias = Mapping[str, function_pb2.FunctionDef]
 _FUNCTIONS_OF_A_CHOICE = {"If": ("else_branch", "then_branch")}
 _FUNCTIONS_OF_A_CHOICE["StatelessIf"] = _FUNCTIONS_OF_A_CHOICE["If"]
 
@@ -104,11 +107,12 @@ def unsteady(
         left out.
     """
     nodes = nodes_by_name(graph_def)
-    suspects = [name for name in nodes if _is_suspect(nodes[name], graph_def)]
+    functions = {function.signature.name: function for function in graph_def.library.function}
+    suspects = [name for name in nodes if _is_suspect(nodes[name], functions)]
     if not suspects:
         return {}
     search = _Search(
-        graph_def,
+        functions,
         nodes,
         _knowledge(nodes, feeds),
         descendants(graph_def, [images], stop=_of_shapes(nodes)),
@@ -124,18 +128,18 @@ def unsteady(
     return found
 
 
-def _is_suspect(node: tf.compat.v1.NodeDef, graph_def: tf.compat.v1.GraphDef) -> bool:
+def _is_suspect(node: tf.compat.v1.NodeDef, functions: _Functions) -> bool:
     """Whether a node is random, in training mode or a reduction, itself or in what it calls."""
     if is_random(node) or _is_training(node) or node.op in _REDUCTIONS:
         return True
-    return bool(_inside(node, graph_def, _Known()))
+    return bool(_inside(node, functions, _Known()))
 
 
 @dataclass(frozen=True, slots=True)
 class _Search:
     """What is known of a graph in which unsteady operations are looked for."""
 
-    graph_def: tf.compat.v1.GraphDef
+    functions: _Functions
     nodes: Mapping[str, tf.compat.v1.NodeDef]
     known: _Known
     dependent: set[str]  # nodes that need the images' values, not only their number
@@ -152,7 +156,7 @@ class _Search:
         if node.op in _REDUCTIONS:
             over = node.name in self.dependent and self._over_the_batch(node)
             return [f"{node.op} over the batch ({node.name})"] if over else []
-        return _inside(node, self.graph_def, self.known)
+        return _inside(node, self.functions, self.known)
 
     def _changes(self, node: tf.compat.v1.NodeDef) -> bool:
         """Whether numbers drawn from a key are others for each run or number of images."""
@@ -184,11 +188,8 @@ def _is_training(node: tf.compat.v1.NodeDef) -> bool:
     return "is_training" not in node.attr or bool(node.attr["is_training"].b)  # by default it is
 
 
-def _inside(
-    node: tf.compat.v1.NodeDef, graph_def: tf.compat.v1.GraphDef, known: _Known
-) -> list[str]:
+def _inside(node: tf.compat.v1.NodeDef, functions: _Functions, known: _Known) -> list[str]:
     """Operations of the kind in functions that a node calls, of a choice the branch that runs."""
-    functions = {function.signature.name: function for function in graph_def.library.function}
     if not functions:
         return []
     waiting = [name for name in _branches(node, known) if name in functions]
@@ -200,7 +201,7 @@ def _inside(
             for inner in function.node_def
             if is_random(inner) or _is_training(inner)
         ]
-        more = set(called(function.node_def)) & set(functions) - seen
+        more = {name for name in called(function.node_def) if name in functions} - seen
         seen |= more
         waiting += more
     return found
