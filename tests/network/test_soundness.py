@@ -82,6 +82,42 @@ def test_a_loop_goes_back_by_its_next_round_alone() -> None:
     check_graph(graph_def, path="m.pb")
 
 
+@pytest.mark.parametrize("inside", [True, False], ids=["limit", "start"])
+def test_a_loop_whose_condition_is_of_many_numbers_is_named(inside: bool) -> None:
+    tf.compat.v1.disable_control_flow_v2()
+    try:
+        graph_def = graph_of(
+            lambda x: tf.compat.v1.while_loop(
+                lambda i, _: i < tf.constant(3, name="limit"),
+                lambda i, y: (i + 1, y + 1),
+                [tf.constant(0, name="start"), x],
+            )[1]
+        )
+    finally:
+        tf.compat.v1.enable_control_flow_v2()
+    name = "while/limit" if inside else "start"
+    (node,) = (node for node in graph_def.node if node.name == name)
+    node.attr["value"].tensor.tensor_shape.dim.add(size=65_536)
+    said = f"m.pb: the condition 'while/LoopCond' of a loop compares .*, those of '{name}'"
+    with pytest.raises(NetworkError, match=said):
+        check_graph(graph_def, path="m.pb")
+
+
+def test_axes_that_no_shape_says_are_counted(tmp_path: Path) -> None:
+    def build(images: tf.Tensor) -> tf.Tensor:
+        one = tf.where(tf.reduce_mean(images) > -1.0, 0, 0)  # unknown where it is taken in
+        flat = tf.reshape(images, tf.concat([[-1], tf.fill([one + 1], 8)], 0))
+        return tf.nn.conv2d(flat, tf.ones([3, 3, 1, 2]), 1, "SAME")
+
+    path = tmp_path / "m.pb"
+    path.write_bytes(graph_of(build).SerializeToString())
+    network = load_network(path)
+    with pytest.raises(
+        NetworkError, match=r"is not compatible with expected shape \[\?,\?,\?,\?\]"
+    ):
+        network.probe(network.find(["out"]), image_shape=(8, 8, 1))
+
+
 def test_functions_that_call_each_other_are_named() -> None:
     graph_def = GraphDef()
     function(graph_def, "f", "Relu", "g")

@@ -36,6 +36,7 @@ from cnnfeat.network.pixelrange import pixels_taken
 from cnnfeat.network.preprocessing import fit_images, size_taken
 from cnnfeat.network.probe import GraphProbe, Wanted, check_pooling
 from cnnfeat.network.runtime import check_precision, eagerly
+from cnnfeat.network.soundness import with_ranks
 from cnnfeat.network.steadiness import shown, unsteady
 from cnnfeat.network.trust import check_operations
 from cnnfeat.network.weights import check_restored
@@ -421,7 +422,8 @@ class Network:
                 [layer.tensor.name for layer in layers],
                 stop=[self.input.tensor, *feeds],
             )
-            return graph, subgraph(graph.graph_def, behind - set(graph.weights))
+            part = subgraph(graph.graph_def, behind - set(graph.weights))
+            return graph, with_ranks(part, self._all)
 
         found = unsteady(
             part,
@@ -456,7 +458,7 @@ class Network:
         )
         part = subgraph(self._graph.graph_def, needed - set(self._graph.weights))
         self._check_trust(part)
-        return part
+        return with_ranks(part, self._all)
 
     def _computable(
         self, layers: Sequence[LayerInfo], feeds: Mapping[str, Feed]

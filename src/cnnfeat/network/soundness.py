@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2, tensor_pb2, types_pb2
@@ -16,13 +17,18 @@ from tensorflow.python.framework import op_def_registry
 from cnnfeat.errors import NetworkError
 from cnnfeat.memory import available_bytes
 from cnnfeat.network.flattening import CALLS
-from cnnfeat.network.graph import node_of
+from cnnfeat.network.graph import node_of, tensor_of
 from cnnfeat.network.trust import called
-from cnnfeat.records import some_of
+from cnnfeat.records import TensorInfo, some_of
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 _BACK = ("NextIteration", "RefNextIteration")  # the only way back there is: a loop's next round
 # Far more than in any network; with as many TensorFlow is done in a minute.
 _DEEPEST, _MOST_CALLS, _MOST_NODES = 200, 10_000, 1_000_000
+_RANKS = {"Conv2D": 4, "DepthwiseConv2dNative": 4, "Conv3D": 5}
+_HANDING_ON = ("Merge", "RefMerge", "Enter", "RefEnter", "Identity")
 _MOST_STEPS = 1_000
 _LONGEST_NAME, _DEEPEST_SCOPE = 4_096, 100
 _LONGEST_SHAPE_BYTES = 1 << 26  # of whole numbers: TensorFlow may take them for a shape
@@ -59,6 +65,7 @@ def check_graph(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
                 f"{path}: nodes of it need each other, so that none can be computed: "
                 f"{some_of([f'{place}{name}' for name in circle])}"
             )
+    _check_loops(graph_def, path)
     _check_calls(graph_def, functions, path)
     check_computed_constants(graph_def, path=path)
 
@@ -96,6 +103,67 @@ def _check_constants(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
             f"and {room:,} can be had for them",
             hint=_ALTERED,
         )
+
+
+def _check_loops(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
+    """Refuse conditions of several values: TensorFlow looks at the first rounds, and aborts."""
+    for place, body in _bodies(graph_def):
+        nodes = {node.name: node for node in body}
+        for node in body:
+            if node.op != "LoopCond" or not node.input:
+                continue
+            condition = nodes.get(node_of(node.input[0]))
+            for entry in condition.input if condition is not None else ():
+                constant = _constant_behind(nodes, entry)
+                if constant is None:
+                    continue
+                shape = constant.attr["value"].tensor.tensor_shape
+                if math.prod(dim.size for dim in shape.dim) != 1:
+                    raise NetworkError(
+                        f"{path}: the condition {place}{node.name!r} of a loop compares more than "
+                        f"one number, those of {constant.name!r}"
+                    )
+
+
+def _constant_behind(
+    nodes: Mapping[str, tf.compat.v1.NodeDef], entry: str
+) -> tf.compat.v1.NodeDef | None:
+    """The constant that a value of a loop begins with."""
+    for _ in range(len(_HANDING_ON) + 1):
+        node = nodes.get(node_of(entry))
+        if node is None or node.op == "Const" or node.op not in _HANDING_ON or not node.input:
+            return node if node is not None and node.op == "Const" else None
+        entry = node.input[0]
+    return None
+
+
+def with_ranks(
+    graph_def: tf.compat.v1.GraphDef, infos: Mapping[str, TensorInfo]
+) -> tf.compat.v1.GraphDef:
+    """Have the axes counted, in place, of what convolutions take and no shape says.
+
+    Their kernels don't, and abort where there are fewer.
+
+    Parameters
+    ----------
+    graph_def : GraphDef
+        Nodes that are to be computed, and functions.
+    infos : mapping
+        Tensors by name, as far as their shapes are known.
+    """
+    for place, body in _bodies(graph_def):
+        for node in [node for node in body if node.op in _RANKS]:
+            for slot, entry in enumerate(node.input[:2]):
+                info = None if place else infos.get(tensor_of(entry))
+                if entry[0] == "^" or (info is not None and info.shape is not None):
+                    continue
+                name = f"{node.name}/cnnfeat_rank_{slot}"
+                counted = body.add(name=name, op="EnsureShape", input=[entry])
+                counted.attr["T"].CopyFrom(node.attr["T"])
+                for _ in range(_RANKS[node.op]):
+                    counted.attr["shape"].shape.dim.add(size=-1)
+                node.input[slot] = f"{name}:output:0" if place else name
+    return graph_def
 
 
 def check_computed_constants(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
@@ -156,7 +224,7 @@ def check_computed_constants(graph_def: tf.compat.v1.GraphDef, *, path: str) -> 
 
 def _bodies(
     graph_def: tf.compat.v1.GraphDef,
-) -> Iterator[tuple[str, Sequence[tf.compat.v1.NodeDef]]]:
+) -> Iterator[tuple[str, RepeatedCompositeFieldContainer[tf.compat.v1.NodeDef]]]:
     """The nodes of a graph and of its functions, each with what its nodes' names begin with."""
     yield "", graph_def.node
     for function in graph_def.library.function:
