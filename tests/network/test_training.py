@@ -293,6 +293,36 @@ def test_mean_and_spread_of_the_training_pixels_are_kept(trained, digits):
     assert kept.spread == pytest.approx(pixels.std())
 
 
+@pytest.fixture
+def diverge(monkeypatch: pytest.MonkeyPatch):
+    """Let Keras tell of losses that are no numbers, of one epoch counted from 0."""
+    told = keras.callbacks.CallbackList.on_epoch_end
+
+    def from_epoch(place: int) -> None:
+        def diverged(self: object, epoch: int, logs: dict[str, float]) -> None:
+            told(self, epoch, {**logs, "loss": float("nan")} if epoch == place else logs)
+
+        monkeypatch.setattr(keras.callbacks.CallbackList, "on_epoch_end", diverged)
+
+    return from_epoch
+
+
+def test_a_training_that_diverges_at_once_is_refused(diverge, digits, tmp_path):
+    diverge(0)
+    with pytest.raises(NetworkError, match=r"has diverged: loss is nan .* first epoch") as caught:
+        train(QUICK, digits, out=tmp_path / "model.keras")
+    assert "--learning-rate" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_that_diverges_later_keeps_what_was_best(diverge, digits, tmp_path, caplog):
+    diverge(2)
+    card = train(QUICK, digits, out=tmp_path / "model.keras")
+    assert [one["epoch"] for one in card.history] == [1, 2]
+    assert card.best_epoch in (1, 2)
+    assert "the training has diverged, and ends: loss is nan and val_loss is" in caplog.text
+
+
 def test_images_too_small_are_refused_before_training(digits, tmp_path: Path):
     small = SplitInfo("train", 1_438, (2, 2, 1), "uint8", True)
     splits = {"train": small, "test": digits.splits["test"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from cnnfeat import __version__
 from cnnfeat.brightness import measure
 from cnnfeat.card import Epoch, ModelCard, card_path, file_sha256, write_card
 from cnnfeat.divided import TEST, VALIDATION, divide_source, rule_for, training_split
-from cnnfeat.errors import DataError, UsageError
+from cnnfeat.errors import DataError, NetworkError, UsageError
 from cnnfeat.files import check_output, replacing
 from cnnfeat.knobs import fields_of, to_dict
 from cnnfeat.network.architecture import build_network
@@ -338,6 +339,9 @@ class _BestWeights(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Record the epoch; stop when patience is at an end."""
         numbers = {name: float(value) for name, value in (logs or {}).items()}
+        if not all(map(math.isfinite, numbers.values())):
+            self._end_diverged(epoch, numbers)
+            return
         rate = float(self._schedule(epoch * self._steps))
         self.history.append(
             Epoch(
@@ -354,6 +358,22 @@ class _BestWeights(keras.callbacks.Callback):  # type: ignore[misc]
             self.weights = self.model.get_weights()
         if 0 < self._config.patience <= epoch - best:
             self.model.stop_training = True
+
+    def _end_diverged(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        """End a training whose weights have become immense; the best before that are kept."""
+        found = " and ".join(f"{name} is {numbers[name]}" for name in ("loss", "val_loss"))
+        if not self.history:
+            raise NetworkError(
+                f"the training has diverged: {found} after its first epoch",
+                hint="a smaller --learning-rate, or [network] weight_stddev and bias; or pixels of "
+                "a smaller range",
+            )
+        logger.warning(
+            "the training has diverged, and ends: %s after epoch %d; what was best before is kept",
+            found,
+            epoch + 1,
+        )
+        self.model.stop_training = True
 
 
 class _Teller(keras.callbacks.Callback):  # type: ignore[misc]
