@@ -269,3 +269,32 @@ def test_many_blocks_of_a_row_are_read_in_time(tmp_path):
     change(tmp_path / "f.h5", edit)
     with FeatureFile(tmp_path / "f.h5") as file:
         assert sum(len(rows) for _, rows in file.blocks("all", "fc")) == n
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("index", "size"),
+    [(0, 0), (0, 8), (1, 2**64 - 16), (1, 2**63)],
+    ids=["0", "8", "wraps", "large"],
+)
+def test_a_heap_that_hdf5_would_go_through_without_end_is_refused(path, index, size):
+    data = bytearray(path.read_bytes())
+    data = data[: int.from_bytes(data[40:48], "little")]  # without its seal
+    heap = data.index(b"GCOL")
+    place = heap + 16
+    while int.from_bytes(data[place : place + 2], "little") != index:
+        place += 16 + -(-int.from_bytes(data[place + 8 : place + 16], "little") // 8) * 8
+    data[place + 8 : place + 16] = size.to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(FeatureFileError, match=r"attribute 'format' of / is damaged.* heap"):
+        FeatureFile(path)
+
+
+def test_names_that_cannot_be_looked_up_are_damage(path, monkeypatch):
+    def broken(group: h5py.Group, name: str) -> bool:
+        raise RuntimeError("unable to offset into local heap data block")
+
+    with FeatureFile(path) as file:
+        monkeypatch.setattr(h5py.Group, "__contains__", broken)
+        with pytest.raises(FeatureFileError, match="/train is damaged: unable to offset"):
+            file.skipped("train")

@@ -71,6 +71,14 @@ class Heap:
         self._unread = self._untold = os.fstat(handle).st_size
         self._summed: set[tuple[int, int]] = set()  # arrays, by place and rows
 
+    def is_sound(self, address: int) -> bool:
+        """Whether a collection at this byte can be gone through."""
+        try:
+            self._collection(address)
+        except (OSError, HeapError):
+            return False
+        return True
+
     def texts(self, place: int, n_rows: int, *, start: int, stop: int) -> list[str]:
         """Read the texts of some rows.
 
@@ -116,9 +124,7 @@ class Heap:
     def _text(self, length: int, address: int, index: int) -> str:
         if length == 0:
             return ""
-        if address not in self._collections:
-            self._collections[address] = self._gone_through(address)
-        collection = self._collections[address]
+        collection = self._collection(address)
         place = collection.find(index, length)
         if place is None:
             raise HeapError(f"no text of {length} bytes at {address}, index {index}")
@@ -130,6 +136,11 @@ class Heap:
         if b"\0" in found:
             raise HeapError(f"the text at {address}, index {index} holds a zero byte")
         return found.decode("utf-8")
+
+    def _collection(self, address: int) -> _Collection:
+        if address not in self._collections:
+            self._collections[address] = self._gone_through(address)
+        return self._collections[address]
 
     def _gone_through(self, address: int) -> _Collection:
         signature, version, size = _HEAD.unpack(self._read(_HEAD.size, address))
@@ -169,15 +180,17 @@ class Heap:
 
 def _objects(collection: bytes) -> Iterator[tuple[int, int, int]]:
     """Go through a collection: index, place and size of each object."""
-    place = _HEAD.size
+    place, end = _HEAD.size, len(collection)
     for _ in range(_MOST_OBJECTS):
-        if place + _OBJECT.size > len(collection):
+        if place + _OBJECT.size > end:
             return
         index, _, size = _OBJECT.unpack_from(collection, place)
-        if index == 0:  # the free space at the end
+        if index == 0:  # the free space at the end; its head counts among its size
+            if place + size != end:
+                raise HeapError("its free space doesn't reach to its end")
             return
         place += _OBJECT.size
-        if place + size > len(collection):
+        if place + size > end:
             raise HeapError("an object goes beyond its heap's end")
         yield index, place, size
         place += -(-size // 8) * 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
@@ -19,7 +18,6 @@ from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
 from cnnfeat.features.attributes import has_attribute, read_attributes, read_record, read_shape
 from cnnfeat.features.format import LayerNames, StoredLayer
-from cnnfeat.features.heap import Heap
 from cnnfeat.features.safety import Sums, read_sums
 from cnnfeat.features.seal import RunningChecksum, byte_view
 from cnnfeat.parts import Part
@@ -62,9 +60,9 @@ class FeatureFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._file = safety.open_checked(self.path)
-        self._rows = _RowReader(self._file.id.get_vfd_handle(), self.path)
-        self._heap = Heap(self._file.id.get_vfd_handle())
+        self._checked = safety.open_checked(self.path)
+        self._file, self._heap = self._checked.root, self._checked.heap
+        self._rows = _RowReader(self._checked.handle, self.path)
         try:
             self._load()
         except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -193,8 +191,7 @@ class FeatureFile:
     def close(self) -> None:
         """Close the file."""
         self._rows.close()
-        with contextlib.suppress(RuntimeError):
-            self._file.close()
+        self._checked.close()
 
     def n_rows(self, split: str) -> int:
         """Rows of a split."""
@@ -218,7 +215,7 @@ class FeatureFile:
     def layer(self, split: str, name: str) -> StoredLayer:
         """Describe one layer."""
         place = self._find(split, name)
-        array = self._groups[split][name]
+        array = safety.child_array(self._groups[split], name, self.path)
         said = read_record(LayerNames, array, self.path)
         shape = read_shape(array, "original_shape", self.path)
         return StoredLayer(
@@ -473,12 +470,11 @@ class FeatureFile:
             If they are damaged, or more or others than there can be.
         """
         self.sums(split)
-        if fmt.SKIPPED not in self._groups[split]:
+        if not safety.has_child(self._groups[split], fmt.SKIPPED, self.path):
             return ()
         group = safety.child_group(self._groups[split], fmt.SKIPPED, self.path)
         row = safety.child_array(group, "row", self.path)
-        safety.numeric(row, self.path, "i")
-        rows = row[...].astype(np.int64)
+        rows = safety.read_numbers(row, self.path, "i").astype(np.int64)
         ids, reasons = (
             safety.texts(safety.child_array(group, name, self.path), self.path, heap=self._heap)
             for name in (fmt.ID, "reason")

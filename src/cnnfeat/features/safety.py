@@ -6,6 +6,7 @@ Only plain, contiguous arrays in the file itself are read: HDF5 can also point t
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from cnnfeat.errors import FeatureFileError, MissingInputError
 from cnnfeat.features import format as fmt
 from cnnfeat.features.attributes import read_attributes
+from cnnfeat.features.guard import GuardedBytes
 from cnnfeat.features.heap import Heap
 from cnnfeat.features.seal import seal_holds
-from cnnfeat.regular import open_regular
+from cnnfeat.records import Array
+from cnnfeat.regular import regular_handle
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_RANK = 16
@@ -28,7 +31,23 @@ _LONGEST_NAME = 4096
 _HINT = "make it again with cnnfeat extract, or name another file"
 
 
-def open_checked(path: Path) -> h5py.File:
+@dataclass(frozen=True, slots=True)
+class CheckedFile:
+    """A feature file that is open for reading."""
+
+    root: h5py.File
+    handle: int
+    heap: Heap
+
+    def close(self) -> None:
+        """Close it, once."""
+        if self.root:
+            os.close(self.handle)
+            with contextlib.suppress(RuntimeError):
+                self.root.close()
+
+
+def open_checked(path: Path) -> CheckedFile:
     """Open a feature file for reading, if it is a complete one of a version known here.
 
     Raises
@@ -38,32 +57,26 @@ def open_checked(path: Path) -> h5py.File:
     FeatureFileError
         If it is truncated, incomplete, foreign or no HDF5 file.
     """
-    _check_signature(path)
     try:
-        file = h5py.File(path, "r", locking=False)
-    except FileNotFoundError as error:
-        raise MissingInputError(f"no feature file {path}") from error
-    except OSError as error:
-        raise FeatureFileError(f"{path}: {_open_reason(error, path)}", hint=_HINT) from error
-    try:
-        _check_head(path, file)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        file.close()
-        if isinstance(error, FeatureFileError):
-            raise
-        raise FeatureFileError(f"{path}: damaged: {error}", hint=_HINT) from error
-    return file
-
-
-def _check_signature(path: Path) -> None:
-    try:
-        with open_regular(path) as file:
-            head = file.read(len(_SIGNATURE))
-            sealed = seal_holds(file.fileno())
+        handle = regular_handle(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInputError(
             f"no feature file {path}", hint="cnnfeat extract --layer NAME makes one"
         ) from error
+    except OSError as error:
+        raise FeatureFileError(f"{path}: can't be read: {error.strerror}", hint=_HINT) from error
+    try:
+        _check_signature(path, handle)
+        heap = Heap(handle)
+        return CheckedFile(_open_root(path, GuardedBytes(handle, heap)), handle, heap)
+    except FeatureFileError:
+        os.close(handle)
+        raise
+
+
+def _check_signature(path: Path, handle: int) -> None:
+    try:
+        head, sealed = os.pread(handle, len(_SIGNATURE), 0), seal_holds(handle)
     except OSError as error:
         raise FeatureFileError(f"{path}: can't be read: {error.strerror}", hint=_HINT) from error
     if head != _SIGNATURE:
@@ -76,7 +89,22 @@ def _check_signature(path: Path) -> None:
         )
 
 
-def _open_reason(error: OSError, path: Path) -> str:
+def _open_root(path: Path, raw: GuardedBytes) -> h5py.File:
+    try:
+        root = h5py.File(raw, "r")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FeatureFileError(f"{path}: {_open_reason(error, path)}", hint=_HINT) from error
+    try:
+        _check_head(path, root)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        root.close()
+        if isinstance(error, FeatureFileError):
+            raise
+        raise FeatureFileError(f"{path}: damaged: {error}", hint=_HINT) from error
+    return root
+
+
+def _open_reason(error: Exception, path: Path) -> str:
     text = str(error)
     if "truncated" in text:
         return f"truncated: it has {path.stat().st_size:,} bytes, fewer than it should ({text})"
@@ -107,6 +135,14 @@ def _check_head(path: Path, file: h5py.File) -> None:
 def _extent(file: h5py.File) -> str:
     splits = ", ".join(repr(name) for name in file if name not in fmt.RESERVED_SPLITS)
     return f"laid out for {splits or 'nothing'}, but never finished"
+
+
+def has_child(group: h5py.Group, name: str, path: Path) -> bool:
+    """Whether a group has a part of this name."""
+    try:
+        return name in group
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FeatureFileError(f"{path}: {group.name} is damaged: {error}", hint=_HINT) from error
 
 
 def child_group(group: h5py.Group, name: str, path: Path) -> h5py.Group:
@@ -168,7 +204,7 @@ def _check_array(array: h5py.Dataset, path: Path) -> None:
         raise _refused(array, path, f"has the absurd shape {shape}")
     # An axis of no length leaves room for others beyond all bounds.
     size = math.prod(max(1, length) for length in shape) * array.id.get_type().get_size()
-    begin, end = array.id.get_offset(), os.fstat(array.file.id.get_vfd_handle()).st_size
+    begin, end = array.id.get_offset(), array.file.id.get_filesize()
     if size > end or (0 not in shape and (begin is None or begin + size > end)):
         raise _refused(array, path, f"has shape {shape}, more than the file's {end:,} bytes hold")
 
@@ -179,6 +215,16 @@ def numeric(array: h5py.Dataset, path: Path, kinds: str) -> np.dtype[np.generic]
     if dtype.kind not in kinds or dtype.hasobject or dtype.itemsize > 8 or dtype.subdtype:
         raise _refused(array, path, f"holds {dtype}, no numbers of a known kind")
     return dtype
+
+
+def read_numbers(array: h5py.Dataset, path: Path, kinds: str) -> Array:
+    """Read all of a small array if it holds one of the `kinds` of numbers."""
+    numeric(array, path, kinds)
+    try:
+        found: Array = array[...]
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise FeatureFileError(f"{path}: {array.name} is damaged: {error}", hint=_HINT) from error
+    return found
 
 
 def _refused(array: h5py.Dataset, path: Path, why: str) -> FeatureFileError:
@@ -254,9 +300,8 @@ def read_sums(file: h5py.File, split: str, path: Path, *, heap: Heap) -> Sums:
     group = child_group(root, split, path)
     arrays = {name: child_array(group, name, path) for name in ("stop", "sum")}
     columns = texts(child_array(group, "column", path), path, heap=heap)
-    numeric(arrays["stop"], path, "i")
-    numeric(arrays["sum"], path, "u")
-    stops, sums = arrays["stop"][...].astype(np.int64), arrays["sum"][...].astype(np.uint64)
+    stops = read_numbers(arrays["stop"], path, "i").astype(np.int64)
+    sums = read_numbers(arrays["sum"], path, "u").astype(np.uint64)
     if (
         stops.ndim != 1
         or sums.shape != (len(stops), len(columns))

@@ -181,7 +181,7 @@ class FeatureWriter:
         if not paths.final.exists():
             return False
         with contextlib.closing(open_checked(paths.final)) as file:
-            _, said = read_provenance(file, paths.final)
+            _, said = read_provenance(file.root, paths.final)
         leftovers = [item for item in paths.temporary if item.exists()]
         same_run = not leftovers or (header is not None and header.created == said.created)
         if said.settings.keys() != plan.settings.keys() and not leftovers:
