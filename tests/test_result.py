@@ -202,6 +202,9 @@ def _selection(**changes: object) -> dict[str, object]:
         ({"accuracy": "much"}, "accuracy must be a number (at least 0 and at most 1), not 'much'"),
         ({"accuracy": 75}, "accuracy must be a number (at least 0 and at most 1), not 75"),
         ({"accuracy_interval": [0.5]}, "accuracy_interval must have 2 items, not 1"),
+        ({"accuracy_interval": [0.8, 0.9]}, "is 0.8 to 0.9, without the accuracy itself, 0.75"),
+        ({"accuracy_interval": [0.9, 0.6]}, "is 0.9 to 0.6, without the accuracy itself, 0.75"),
+        ({"layers": [{**SCORE, "accuracy": 0.1}]}, "of 'fc1' is 0.3 to 0.95, without the accuracy"),
         ({"C": 0}, "C must be a number (more than 0), not 0"),
         ({"n_train": 8.0}, "n_train must be a whole number (at least 0), not 8.0"),
         ({"n_test": -1}, "n_test must be a whole number (at least 0), not -1"),
@@ -223,7 +226,7 @@ def _selection(**changes: object) -> dict[str, object]:
         (_selection(chosen=None), "selection.chosen must be a record, not None"),
         ({"kernel": "k" * 5_000}, "kernel must be text (at most 4,096 characters), not 'kkk"),
     ],
-    ids=range(35),
+    ids=range(38),
 )
 def test_damage_is_said(tmp_path: Path, change: dict[str, object], message: str):
     with pytest.raises(FeatureFileError) as caught:

@@ -386,6 +386,13 @@ def _parse(document: Mapping[str, object]) -> SvmResult:
     best, written = take_up(LayerScore, document), take_up(_Written, document)
     if not written.classes:
         raise ValueError("classes names none")
+    for score in (best, *(written.layers or ())):
+        low, high = score.accuracy_interval
+        if not low <= score.accuracy <= high:
+            raise ValueError(
+                f"accuracy_interval of {score.layer!r:.60} is {low:g} to {high:g}, without the "
+                f"accuracy itself, {score.accuracy:g}"
+            )
     return SvmResult(
         created=written.created,
         best=best,
