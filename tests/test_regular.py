@@ -15,7 +15,7 @@ import pytest
 from cnnfeat.archives import is_archive
 from cnnfeat.artifact import describe_file
 from cnnfeat.card import read_card
-from cnnfeat.documents import read_document
+from cnnfeat.documents import json_text, printable, read_document
 from cnnfeat.errors import (
     CnnfeatError,
     ConfigError,
@@ -30,6 +30,7 @@ from cnnfeat.features import FeatureFile, write_arrays
 from cnnfeat.files import check_output, locked
 from cnnfeat.options import load_config
 from cnnfeat.prediction import is_feature_file
+from cnnfeat.provenance import Provenance
 from cnnfeat.regular import open_regular, read_text
 from cnnfeat.result import read_result
 from cnnfeat.stages import StageBook
@@ -197,14 +198,34 @@ def test_a_network_named_by_no_name_of_a_file_is_refused(tmp_path: Path):
     from cnnfeat.origin import recorded_network
 
     with pytest.raises(CnnfeatError, match=r"names 'a\\x00b', which no file can be called"):
-        recorded_network({"network": "a\0b"}, beside=tmp_path / "f.h5")
+        recorded_network(Provenance(network="a\0b"), beside=tmp_path / "f.h5")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(CnnfeatError, match="loop"):
-        recorded_network({"network": str(tmp_path / "loop")}, beside=tmp_path / "f.h5")
+        recorded_network(Provenance(network=str(tmp_path / "loop")), beside=tmp_path / "f.h5")
 
 
-def test_files_named_in_bytes_that_are_no_text(cnnfeat, tmp_path: Path):
+def test_files_named_in_bytes_that_are_no_text(cnnfeat, tmp_path: Path, rng):
     name = os.fsdecode(b"\xff.h5")
-    write_arrays(tmp_path / name, {"train": {"a": np.zeros((2, 1))}})
+    labels = np.arange(40) % 2
+    write_arrays(
+        tmp_path / name,
+        {"train": {"a": rng.normal(size=(40, 2)) + labels[:, np.newaxis] * 9}},
+        labels={"train": labels},
+        attributes={"network": os.fsdecode(b"\xfe.keras")},
+    )
     done = cnnfeat("info", name, "--json", folder=tmp_path)
     assert json.loads(done.stdout)["path"] == name
+    assert json.loads(done.stdout)["facts"]["network"] == "\\xfe.keras"
+    done = cnnfeat("svm", name, "--C", "1", "-o", ".", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "svm.json").read_text("utf-8"))
+    assert document["features"]["path"] == "\\xff.h5"
+
+
+def test_json_holds_whole_characters_alone():
+    name = os.fsdecode(b"a\xff\\b\xc3\xa4")
+    assert printable(name) == "a\\xff\\bä"
+    assert json.loads(json_text({"name": name, name: [1]})) == {
+        "name": "a\\xff\\bä",
+        "a\\xff\\bä": [1],
+    }

@@ -35,6 +35,7 @@ _NO_CHARACTER = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
 _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
 _LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEPTH_LIMIT}}}", re.MULTILINE)
 _TOML_LIMIT = 1 << 20
+_HALF = re.compile("[\ud800-\udfff]")
 _SHOWN = Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 60
 _SHOWN.maxlevel = 2
@@ -222,6 +223,21 @@ def _finite(digits: str) -> float:
 
 def _constant(word: str) -> float:
     raise ValueError(f"it holds {word}, which is no number in JSON")
+
+
+def printable(text: str) -> str:
+    """Show bytes of a name that aren't UTF-8, for which Python has half characters, as `\\xff`."""
+    return _HALF.sub(_byte, text)
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """Write JSON, in which texts stand as `printable` shows them."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return _HALF.sub(lambda half: _byte(half).replace("\\", "\\\\"), text)
+
+
+def _byte(half: re.Match[str]) -> str:
+    return f"\\x{ord(half[0]) & 0xFF:02x}"
 
 
 def take_up(kind: type[T], document: Mapping[str, object], *, at: str = "") -> T:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import json
 import os
 import resource
 import shutil
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cnnfeat.documents import json_text
 from cnnfeat.errors import LockedError, OutputExistsError, StorageError
 from cnnfeat.regular import IrregularError, open_regular, require_regular
 from cnnfeat.temporary import NO_LOCKS, remove_abandoned, temporary_file
@@ -274,8 +274,7 @@ def sync(path: Path) -> None:
 def write_json(path: Path, document: object) -> None:
     """Write a JSON document, whole or not at all."""
     with replacing(path) as temporary:
-        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", "utf-8")
+        temporary.write_text(json_text(document, indent=2) + "\n", "utf-8")
 
 
 def csv_cells(row: Sequence[object]) -> str:

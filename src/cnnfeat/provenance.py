@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from cnnfeat.documents import Count, Name, Share, parse_value, take_up
+from cnnfeat.documents import Count, Name, Share, json_text, parse_value, take_up
 from cnnfeat.parts import KeptDivision
 from cnnfeat.records import Json
 
@@ -45,7 +44,7 @@ class Provenance:
         """List what is said as texts and numbers: records as JSON."""
         said = {item.name: getattr(self, item.name) for item in fields(self)}
         return {
-            name: json.dumps(value) if isinstance(value, Mapping) else value
+            name: json_text(value) if isinstance(value, Mapping) else value
             for name, value in said.items()
             if value not in (None, "", {})
         }

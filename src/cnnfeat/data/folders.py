@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.data.decode import is_image
-from cnnfeat.data.source import ImageFile, is_utf8, packed_by, printable, unreadable
+from cnnfeat.data.source import ImageFile, is_utf8, packed_by, unreadable
+from cnnfeat.documents import printable
 from cnnfeat.errors import DataError
 from cnnfeat.records import SPLIT_WORDS, some_of
 

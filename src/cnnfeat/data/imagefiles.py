@@ -20,14 +20,8 @@ import numpy as np
 
 from cnnfeat.data.decode import decode_stream, has_colour, is_deep, prepare_pillow
 from cnnfeat.data.fitting import fit_depth, fit_to_target
-from cnnfeat.data.source import (
-    FileStates,
-    ImageFile,
-    OpenedSource,
-    RowRequest,
-    file_states,
-    printable,
-)
+from cnnfeat.data.source import FileStates, ImageFile, OpenedSource, RowRequest, file_states
+from cnnfeat.documents import printable
 from cnnfeat.errors import DataError, ImageError
 from cnnfeat.records import Batch, ImageTarget, SkippedSample, SplitInfo
 

@@ -12,7 +12,8 @@ from cnnfeat.data.csvfile import LabelColumns, csv_rows, find_column, find_group
 from cnnfeat.data.folders import FOLDER, Listing, list_pictures, natural_key, without_ending
 from cnnfeat.data.imagefiles import ImageFileSource
 from cnnfeat.data.labels import check_texts, first_few, one_of
-from cnnfeat.data.source import file_states, printable
+from cnnfeat.data.source import file_states
+from cnnfeat.documents import printable
 from cnnfeat.errors import DataError
 
 # Columns as people name them; the one that is meant may be said.

@@ -19,15 +19,9 @@ from cnnfeat.data.labelfile import open_labelled_folder
 from cnnfeat.data.manifest import is_manifest, open_manifest
 from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
-from cnnfeat.data.source import (
-    OpenedSource,
-    file_states,
-    open_file,
-    packed_by,
-    printable,
-    unreadable,
-)
+from cnnfeat.data.source import OpenedSource, file_states, open_file, packed_by, unreadable
 from cnnfeat.divided import leave_out_rare
+from cnnfeat.documents import printable
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.knobs import result_options
 from cnnfeat.options import DataOptions, check_fit

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import io
 import itertools
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 import numpy as np
 
 from cnnfeat import regular
+from cnnfeat.documents import printable
 from cnnfeat.errors import DataError, ImageError, UsageError, near_names
 from cnnfeat.pixels import unusable
 from cnnfeat.records import (
@@ -472,11 +472,6 @@ def packed_by(path: Path) -> tuple[str, str] | None:
 def unreadable(path: Path, problem: OSError, *, error: type[DataError] = DataError) -> DataError:
     """Make the error for a file the system refuses to read."""
     return error(f"{path}: can't be read: {problem.strerror or problem}")
-
-
-def printable(name: str) -> str:
-    """Show a file's name, with bytes that aren't UTF-8 as `\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def is_utf8(name: str) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import h5py
 import numpy as np
 
+from cnnfeat.documents import printable
 from cnnfeat.errors import DataError
 from cnnfeat.features import format as fmt
 from cnnfeat.features.disk import Disk
@@ -156,7 +157,7 @@ class _FileTail:
     def write_head(self) -> None:
         """Write the root: provenance and class names."""
         for key, value in self._plan.attributes.items():
-            self._file.attrs[key] = value
+            self._file.attrs[key] = printable(value) if isinstance(value, str) else value
         self._file.attrs["h5py"] = h5py.__version__
         self._file.attrs["checksum"] = fmt.CHECKSUM
         classes = _texts(self._file, fmt.CLASSES, len(self._plan.classes))

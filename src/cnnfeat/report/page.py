@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cnnfeat import __version__
+from cnnfeat.documents import printable
 from cnnfeat.errors import CnnfeatError, FeatureFileError
 from cnnfeat.files import check_output, replacing
 from cnnfeat.progress import SILENT, Progress
@@ -128,7 +129,7 @@ def write_report(
             task.advance(note="writing")
             page = Contents(evidence, album, scatter, exhibits, missing)
             with replacing(out) as partial:
-                partial.write_text(render(page), "utf-8", errors="backslashreplace")
+                partial.write_text(printable(render(page)), "utf-8")
         task.advance()
     return ReportResult(
         out,
