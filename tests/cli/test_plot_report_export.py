@@ -130,7 +130,10 @@ def test_mistakes_exit_with_their_code_and_say_what_to_do(cnnfeat, folder, args,
 
 @pytest.mark.parametrize(
     "args",
-    [("report",), ("plot", "activations", "--layer", "conv2")],
+    [
+        ("report",),
+        pytest.param(("plot", "activations", "--layer", "conv2"), marks=pytest.mark.slow),
+    ],
     ids=["report", "activations"],
 )
 def test_missing_features_are_said_before_tensorflow_starts(folder, args):

@@ -236,6 +236,7 @@ def test_a_resumed_extraction_needs_the_same_division(run, trained):
     assert code == 0 and "is complete already" in err
 
 
+@pytest.mark.slow
 def test_run_and_the_three_commands_make_the_same(train, run, npz):
     Path("run.toml").write_text(
         NETWORK + 'seed = 3\n[extract]\nlayer = ["conv1", "fc1"]\n[svm]\nlayer = "fc1"\nC = 0.1\n',

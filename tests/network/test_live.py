@@ -236,6 +236,7 @@ def test_reading_variables_runs_nothing_else(tf1, digits, agree):
     agree(network, digits, {"scaled": digits}, scale="raw")
 
 
+@pytest.mark.slow
 def test_a_program_of_tensorflow_1_from_beginning_to_end():
     code = (
         "import numpy as np\n"

@@ -31,6 +31,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def _quick(*quick: tuple[int, str]) -> list:
+    """All sizes and colours, of which the other ones are slow."""
+    return [
+        size if size in quick else pytest.param(*size, marks=pytest.mark.slow) for size in SIZES
+    ]
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     with playwright_api.sync_playwright() as playwright:
@@ -113,7 +120,7 @@ def chosen_picture(page) -> np.ndarray:
     return picture(page.locator(".inspector canvas").evaluate("canvas => canvas.toDataURL()"))
 
 
-@pytest.mark.parametrize(("width", "scheme"), SIZES)
+@pytest.mark.parametrize(("width", "scheme"), _quick((400, "light"), (1400, "dark")))
 def test_page_is_silent_and_asks_for_nothing(visit, address, width, scheme):
     seen = visit(width, color_scheme=scheme)
     seen.page.wait_for_function("document.getElementById('plane').getAttribute('role')")
@@ -123,7 +130,7 @@ def test_page_is_silent_and_asks_for_nothing(visit, address, width, scheme):
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize(("width", "scheme"), SIZES)
+@pytest.mark.parametrize(("width", "scheme"), _quick((400, "dark")))
 def test_axe_finds_nothing_serious(visit, width, scheme):
     page = visit(width, color_scheme=scheme).page
     page.locator("details").evaluate_all("all => all.forEach(one => { one.open = true; })")
