@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import keras
@@ -256,3 +257,20 @@ def test_a_truncated_file_is_refused(seed_file: Path, tmp_path: Path) -> None:
     broken.write_bytes(seed_file.read_bytes()[:-400])
     with pytest.raises(NetworkError, match=r"broken\.keras"):
         load_network(str(broken))
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_what_keras_warns_of_is_not_the_users_to_mend(ending: str, tmp_path: Path) -> None:
+    """A mask that a layer drops is warned of each time the model is built."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        image = keras.Input((8, 8, 1), name="image")
+        x = keras.layers.Masking(name="mask")(image)
+        model = keras.Model(image, keras.layers.Conv2D(2, 3, name="c")(x))
+        model.save(tmp_path / f"model{ending}")
+    assert any("mask" in str(one.message) for one in heard)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        network = load_network(str(tmp_path / f"model{ending}"))
+    assert [str(one.message) for one in heard] == []
+    assert names(network) == ["image", "mask", "c"]

@@ -46,6 +46,21 @@ _KERAS_2_ONLY = (
 )  # fmt: skip
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Keras's warnings off stderr: they are of how a model was written, not of what it is."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@quiet()
 def load_keras(path: Path, own: Imported = NOTHING) -> FlatGraph:
     """Load a `.keras` file and trace it, with layers of the user's `own` code.
 
@@ -57,7 +72,7 @@ def load_keras(path: Path, own: Imported = NOTHING) -> FlatGraph:
         If it can't be read.
     """
     config = check_archive(path, own)
-    with as_keras_reads_it(path, config) as readable, quiet():
+    with as_keras_reads_it(path, config) as readable:
         try:
             if is_keras_2(path):
                 check_meanings(json.dumps(config))
@@ -72,6 +87,7 @@ def load_keras(path: Path, own: Imported = NOTHING) -> FlatGraph:
             ) from error
 
 
+@quiet()
 def load_weights(path: Path, architecture: Path, own: Imported = NOTHING) -> FlatGraph:
     """Load a file of weights into the model whose JSON is given, and trace it.
 
@@ -102,7 +118,7 @@ def load_weights(path: Path, architecture: Path, own: Imported = NOTHING) -> Fla
         if library is not keras:
             check_order(config, path=architecture)
         try:
-            with quiet(), regular_name(path, suffix) as named:
+            with regular_name(path, suffix) as named:
                 if library is keras and not str(config.get("keras_version", "3")).startswith("3"):
                     check_meanings(json.dumps(config))
                 model = library.models.model_from_json(json.dumps(config))
@@ -117,20 +133,7 @@ def load_weights(path: Path, architecture: Path, own: Imported = NOTHING) -> Fla
     ) from reasons[-1]
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Keras's warnings off stderr: they are of how a model was written, not of what it is."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
+@quiet()
 def load_hdf5(path: Path, own: Imported = NOTHING) -> FlatGraph:
     """Load a whole model from HDF5 and trace it, with layers of the user's `own` code.
 
@@ -150,7 +153,6 @@ def load_hdf5(path: Path, own: Imported = NOTHING) -> FlatGraph:
         if not version.startswith("3"):
             check_meanings(json.dumps(config))
         with (
-            quiet(),
             regular_name(path, ".h5") as named,
             keras.saving.custom_object_scope({**own.objects, **_operations(config)}),
         ):
@@ -291,7 +293,7 @@ def _load_keras_2(
         ) from reason
     check_order(config, path=path)
     try:
-        with quiet(), regular_name(readable, suffix) as named:
+        with regular_name(readable, suffix) as named:
             model = tf_keras.models.load_model(str(named), compile=False, safe_mode=True)
     except KERAS_ERRORS as error:
         raise unknown_class(path, error) or NetworkError(
