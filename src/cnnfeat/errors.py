@@ -17,7 +17,7 @@
     │   ├── LayerLookupError (LookupError)        4    a layer name that means none, or several
     │   └── UntrustedModelError                   4    a model that would do more than compute
     ├── UnendingError                         4    a network that takes longer than one waits for it
-    ├── StorageError       (OSError)              5    disk, permissions
+    ├── StorageError       (OSError)              5    disk, memory, permissions
     │   ├── LockedError                           5    another process writes the same output
     │   └── DownloadError                         5    no mirror answered with the right bytes
     └── Interrupted                           130, 143  Ctrl-C, SIGTERM

@@ -254,3 +254,16 @@ def test_what_steers_a_terminal_is_escaped(text, shown, capsys):
     console.say(text)
     kept = "\n" in text
     assert capsys.readouterr().err == (text if kept else shown) + "\n"
+
+
+@pytest.mark.parametrize("words", ["Unable to allocate 8.00 TiB for an array", ""])
+def test_memory_that_runs_out_is_told_in_one_line(words, monkeypatch, capsys):
+    def exhausted(*_: object) -> None:
+        raise MemoryError(words)
+
+    monkeypatch.setattr(cnnfeat.cli, "_invoke", exhausted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["info", "f.h5"])
+    assert stopped.value.code == 5
+    said = f"error: not enough memory: {words}" if words else "error: not enough memory"
+    assert capsys.readouterr().err == f"{said}\n"

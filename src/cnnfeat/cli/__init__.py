@@ -137,6 +137,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         told = StorageError(f"{os.fsdecode(error.filename)}: {error.strerror}")
         show_error(told, words)
         code = told.exit_code
+    except MemoryError as error:
+        if settings.debug:
+            raise
+        told = StorageError(f"not enough memory: {error}".removesuffix(": "))
+        show_error(told, words)
+        code = told.exit_code
     sys.exit(code)
 
 

@@ -23,6 +23,7 @@ from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.flattening import inline_functions, make_placeholder, needed_part
 from cnnfeat.network.formats import opened, refuse_pointer
 from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name
+from cnnfeat.network.telling import told
 
 _LOG = logging.getLogger("cnnfeat")
 VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
@@ -90,7 +91,7 @@ class Checkpoint:
         try:
             self._reader = tf.train.load_checkpoint(str(prefix))
         except (tf.errors.OpError, ValueError, RuntimeError) as error:
-            raise NetworkError(f"{prefix}: its weights can't be read: {error}") from error
+            raise NetworkError(f"{prefix}: its weights can't be read: {told(error)}") from error
         self.shapes: Mapping[str, list[int]] = self._reader.get_variable_to_shape_map()
         self.dtypes: Mapping[str, tf.DType] = self._reader.get_variable_to_dtype_map()
         self._check_size()
@@ -112,7 +113,9 @@ class Checkpoint:
         try:
             value = self._reader.get_tensor(entry.key)
         except (tf.errors.OpError, ValueError, RuntimeError) as error:
-            raise NetworkError(f"{self.prefix}: {entry.key!r} can't be read: {error}") from error
+            raise NetworkError(
+                f"{self.prefix}: {entry.key!r} can't be read: {told(error)}"
+            ) from error
         return tf.constant(value[_slices(entry.piece)] if entry.piece.strip() else value)
 
     def text(self, key: str) -> bytes:
