@@ -165,6 +165,36 @@ def test_a_constant_that_declares_more_than_memory_is_named(shape: list[int]) ->
         check_graph(graph_def, path="m.pb")
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["graph", "function"])
+def test_lengths_below_zero_are_named(inside: bool) -> None:
+    graph_def = graph_of(lambda x: x + tf.constant([1.0], name="big"))
+    (big,) = (node for node in graph_def.node if node.name == "big")
+    big.attr["value"].tensor.tensor_shape.dim[0].size = -7
+    if inside:
+        function(graph_def, "f", "Relu")
+        graph_def.library.function[0].node_def.add().CopyFrom(big)
+        graph_def.node.remove(big)
+    said = f"m.pb: 'value' of the node '{'f/' if inside else ''}big' states a length of -7"
+    with pytest.raises(NetworkError, match=said):
+        check_graph(graph_def, path="m.pb")
+
+
+def test_a_shape_may_leave_lengths_open_but_states_none_below_zero() -> None:
+    graph_def = graph_of(tf.nn.relu)
+    check_graph(graph_def, path="m.pb")
+    graph_def.node[0].attr["shape"].shape.dim[0].size = -2
+    with pytest.raises(NetworkError, match=r"'shape' of the node 'x' states a length of -2$"):
+        check_graph(graph_def, path="m.pb")
+
+
+def test_a_constant_that_holds_less_than_it_declares_is_named() -> None:
+    graph_def = graph_of(lambda x: x + tf.constant([1.0, 2.0], name="big"))
+    (big,) = (node for node in graph_def.node if node.name == "big")
+    big.attr["value"].tensor.tensor_content = b"1234567"
+    with pytest.raises(NetworkError, match="'big' declares 8 bytes and holds 7"):
+        check_graph(graph_def, path="m.pb")
+
+
 def test_a_constant_of_two_types_is_named() -> None:
     graph_def = graph_of(lambda x: x + tf.constant([1.0], name="big"))
     (big,) = (node for node in graph_def.node if node.name == "big")

@@ -53,6 +53,7 @@ def check_graph(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
     """
     functions = {function.signature.name: function for function in graph_def.library.function}
     _check_names(graph_def, path)
+    _check_shapes(graph_def, path)
     _check_constants(graph_def, path)
     for place, nodes in _bodies(graph_def):
         needs = {node.name: list(map(node_of, node.input)) for node in nodes}
@@ -81,6 +82,22 @@ def _check_names(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
                 )
 
 
+def _check_shapes(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
+    """Refuse lengths below 0, but for -1 where one is left open: TensorFlow aborts at some."""
+    for place, nodes in _bodies(graph_def):
+        for node in nodes:
+            for key, value in node.attr.items():
+                least = 0 if value.HasField("tensor") else -1
+                stated = value.tensor.tensor_shape if least == 0 else value.shape
+                for shape in (stated, *value.list.shape):
+                    wrong = [dim.size for dim in shape.dim if dim.size < least]
+                    if wrong:
+                        raise NetworkError(
+                            f"{path}: {key!r} of the node {f'{place}{node.name}'!r} states a "
+                            f"length of {wrong[0]}"
+                        )
+
+
 def _check_constants(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
     tensors = {
         f"{place}{node.name}": (node.attr["dtype"].type, node.attr["value"].tensor)
@@ -93,6 +110,11 @@ def _check_constants(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
             raise NetworkError(
                 f"{path}: the constant {name!r} is said to be of {_type_name(dtype)}, and is of "
                 f"{_type_name(tensor.dtype)}"
+            )
+        stored, declared = len(tensor.tensor_content), _declared_bytes(tensor)
+        if stored and stored != declared:
+            raise NetworkError(
+                f"{path}: the constant {name!r} declares {declared:,} bytes and holds {stored:,}"
             )
     sizes = {name: _declared_bytes(tensor) for name, (_, tensor) in tensors.items()}
     total, room = sum(sizes.values()), available_bytes() // _SHARE
