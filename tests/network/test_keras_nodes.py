@@ -39,9 +39,14 @@ def layer(document: dict, name: str) -> dict:
 def test_what_keras_2_writes_can_be_called() -> None:
     document = config()
     check_order(document, path=PATH)
-    for name in ("deferred", "shaped"):  # as Keras 2.2 wrote them, without their inputs
-        del layer(document, name)["config"]["layers"][0]
+    inside = layer(document, "shaped")["config"]["layers"]
+    del inside[0]  # as Keras 2.2 wrote it: the first layer says what goes into it
+    inside[0]["config"]["batch_input_shape"] = [None, 8, 8, 1]
     check_order(document, path=PATH)
+    assert tf_keras.models.model_from_json(json.dumps(document)).count_params()
+    del layer(document, "deferred")["config"]["layers"][0]  # nothing says it: numbers begin at 0
+    with pytest.raises(NetworkError, match=r"takes output \d of 'deferred'"):
+        check_order(document, path=PATH)
 
 
 @pytest.mark.parametrize(

@@ -56,15 +56,11 @@ class _Outputs:
     """What a layer has given so far: the first is 0, of a model that was made with its input 1."""
 
     def __init__(self, layer: Mapping[str, object]) -> None:
-        kind, config = layer.get("class_name"), layer.get("config")
-        listed = config.get("layers", ()) if isinstance(config, Mapping) else config
-        inside = listed if isinstance(listed, list) else []
-        first = inside[0] if inside else None
-        of_input = isinstance(first, Mapping) and first.get("class_name") == "InputLayer"
-        self._is_input = kind == "InputLayer"
-        self._low = 1 if of_input else 0
-        self._high = self._low
-        self._spare = 1 if inside and not of_input else 0  # it may have been made with one
+        config = layer.get("config")
+        self._is_input = layer.get("class_name") == "InputLayer"
+        self._low = self._high = int(_says_its_input(_first_inside(layer)))
+        built = isinstance(config, Mapping) and config.get("build_input_shape") is not None
+        self._spare = int(built and not self._low)  # it may have been made with its input
 
     def add(self) -> None:
         self._high += 1 + self._spare
@@ -72,6 +68,21 @@ class _Outputs:
 
     def __contains__(self, number: object) -> bool:
         return self._is_input or number in range(self._low, self._high)
+
+
+def _first_inside(layer: object) -> object:
+    config = layer.get("config") if isinstance(layer, Mapping) else None
+    listed = config.get("layers") if isinstance(config, Mapping) else config
+    return listed[0] if isinstance(listed, list) and listed else None
+
+
+def _says_its_input(layer: object) -> bool:
+    """Whether a model that begins with this layer is made with its input."""
+    config = layer.get("config") if isinstance(layer, Mapping) else None
+    if isinstance(config, Mapping) and config.get("batch_input_shape") is not None:
+        return True
+    of_input = isinstance(layer, Mapping) and layer.get("class_name") == "InputLayer"
+    return of_input or (layer is not None and _says_its_input(_first_inside(layer)))
 
 
 def _nodes(layer: Mapping[str, object]) -> list[object]:
