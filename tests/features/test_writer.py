@@ -7,12 +7,15 @@ import errno
 import os
 import random
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 
 from cnnfeat.errors import StorageError
 from cnnfeat.features import Disk, FeatureFile, verify_file, writer
+from cnnfeat.features.format import Block, BlockNames
+from cnnfeat.features.journal import Header, Journal, read_header
 
 SIZES = {"train": 40, "test": 12}
 GONE = {"train": {9, 30}}
@@ -209,6 +212,31 @@ def test_journal_cut_anywhere_is_read_up_to_there(write, check, work, disks, tmp
         n_whole = max(0, journal[:end].count(b"\n") - 1)
         read = _go_on(write, check, work, disks, folder)
         assert len(read) == 7 - n_whole
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b'{"split":"train","start":0,"stop":-1,"rows":1,"sums":[],"overflows":[],"ids":[],'
+        b'"skipped":[]}',
+        b'{"split":1,"start":0,"stop":1,"rows":1,"sums":[],"overflows":[],"ids":[],"skipped":[]}',
+    ],
+    ids=["list", "deep", "negative", "number"],
+)
+def test_a_journal_is_read_up_to_a_record_that_is_none(disks, tmp_path, line):
+    path = tmp_path / "f.h5.journal"
+    journal = Journal(path, disk=Disk())
+    journal.begin(Header(settings={}, arrays={}, created="", overwrite=False, source_state=b"x"))
+    journal.append(Block("train", 0, 8, 8, (2**64 - 1,), (0,)), BlockNames("train", ("a",), ()))
+    journal.close()
+    whole = path.read_bytes()
+    assert disks.n_blocks(path) == 1
+    path.write_bytes(whole + b"%08x %s\n" % (zlib.crc32(line), line))
+    assert disks.n_blocks(path) == 1
+    path.write_bytes(b"%08x %s\n" % (zlib.crc32(line), line) + whole)
+    assert read_header(path) is None
 
 
 @pytest.mark.parametrize("large", [True, False])

@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict, TypeVar
 
+from cnnfeat.documents import Count, parse_document, take_up
 from cnnfeat.errors import UsageError
 from cnnfeat.features.disk import Disk
 from cnnfeat.features.format import Block, BlockNames
@@ -20,6 +21,28 @@ from cnnfeat.records import Json, SkippedSample
 from cnnfeat.regular import open_regular
 
 _KIND, _VERSION = "cnnfeat-journal", 1
+T = TypeVar("T")
+
+
+class _HeaderLine(TypedDict):
+    kind: Literal["cnnfeat-journal"]
+    version: int
+    settings: dict[str, str]
+    arrays: dict[str, object]
+    created: str
+    overwrite: bool
+    source_state: str  # in base 64
+
+
+class _BlockLine(TypedDict):
+    split: str
+    start: Count
+    stop: Count
+    rows: Count
+    sums: tuple[Count, ...]
+    overflows: tuple[Count, ...]
+    ids: list[str]
+    skipped: list[tuple[Count, str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +144,23 @@ class Journal:
 
         Ends at the first line that doesn't hold, as a crash leaves it.
         """
-        header: Header | None = None
+        header = read_header(self.path)
+        if header is None:
+            return None, []
+        lines = _lines(self.path)
+        _, self.header_end = next(lines)
+        self._end = self.header_end
         blocks: list[tuple[Block, int]] = []
-        for record, end in _records(self.path):
-            if header is None:
-                header = _header(record)
-                if header is None:
-                    break
-                self.header_end = end
-            else:
-                blocks.append((_block(record), end))
-            self._end = end
+        for record, self._end in _blocks(lines):
+            block = Block(
+                record["split"],
+                record["start"],
+                record["stop"],
+                record["rows"],
+                record["sums"],
+                record["overflows"],
+            )
+            blocks.append((block, self._end))
         return header, blocks
 
     def cut(self, end: int) -> None:
@@ -141,9 +170,9 @@ class Journal:
 
     def names(self) -> Iterator[BlockNames]:
         """Read the texts of all blocks, one after the other."""
-        records = _records(self.path)
-        next(records)
-        for record, _ in records:
+        lines = _lines(self.path)
+        next(lines)
+        for record, _ in _blocks(lines):
             yield BlockNames(
                 record["split"],
                 tuple(record["ids"]),
@@ -159,12 +188,26 @@ class Journal:
 
 def read_header(path: Path) -> Header | None:
     """Read what an interrupted run was meant to make; None where there is no journal of one."""
-    for record, _ in _records(path):
-        return _header(record)
+    for body, _ in _lines(path):
+        record = _taken(_HeaderLine, body)
+        if record is not None and record["version"] == _VERSION:
+            try:
+                state = base64.b64decode(record["source_state"], validate=True)
+            except ValueError:
+                return None
+            return Header(
+                settings=record["settings"],
+                arrays=record["arrays"],
+                created=record["created"],
+                overwrite=record["overwrite"],
+                source_state=state,
+            )
+        return None
     return None
 
 
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+def _lines(path: Path) -> Iterator[tuple[bytes, int]]:
+    """The records as they stand there, and where each ends, up to the first that is torn."""
     end = 0
     try:
         file = open_regular(path)
@@ -176,27 +219,20 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             body = line[9:-1]
             if not line.endswith(b"\n") or line[:9] != b"%08x " % zlib.crc32(body):
                 return
-            yield json.loads(body), end
+            yield body, end
 
 
-def _header(record: Mapping[str, Any]) -> Header | None:
-    if record.get("kind") != _KIND or record.get("version") != _VERSION:
+def _blocks(lines: Iterator[tuple[bytes, int]]) -> Iterator[tuple[_BlockLine, int]]:
+    for body, end in lines:
+        record = _taken(_BlockLine, body)
+        if record is None:
+            return
+        yield record, end
+
+
+def _taken(kind: type[T], body: bytes) -> T | None:
+    """A record as its kind has it; None where it isn't of that kind."""
+    try:
+        return take_up(kind, parse_document(body))
+    except ValueError:
         return None
-    return Header(
-        settings=record["settings"],
-        arrays=record["arrays"],
-        created=record["created"],
-        overwrite=record["overwrite"],
-        source_state=base64.b64decode(record["source_state"]),
-    )
-
-
-def _block(record: Mapping[str, Any]) -> Block:
-    return Block(
-        record["split"],
-        record["start"],
-        record["stop"],
-        record["rows"],
-        tuple(record["sums"]),
-        tuple(record["overflows"]),
-    )
