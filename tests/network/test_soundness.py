@@ -195,6 +195,14 @@ def test_a_constant_that_holds_less_than_it_declares_is_named() -> None:
         check_graph(graph_def, path="m.pb")
 
 
+@pytest.mark.parametrize(("dtype", "said"), [(0, "DT_INVALID"), (77, "the unknown type 77")])
+def test_an_input_of_no_type_is_named(dtype: int, said: str) -> None:
+    graph_def = graph_of(tf.nn.relu)
+    graph_def.node[0].attr["dtype"].type = dtype
+    with pytest.raises(NetworkError, match=f"m.pb: the input 'x' is of {said}$"):
+        check_graph(graph_def, path="m.pb")
+
+
 def test_a_constant_of_two_types_is_named() -> None:
     graph_def = graph_of(lambda x: x + tf.constant([1.0], name="big"))
     (big,) = (node for node in graph_def.node if node.name == "big")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _BACK = ("NextIteration", "RefNextIteration")  # the only way back there is: a loop's next round
 # Far more than in any network; with as many TensorFlow is done in a minute.
 _DEEPEST, _MOST_CALLS, _MOST_NODES = 200, 10_000, 1_000_000
+_TYPES = {number for number in types_pb2.DataType.values() if 0 < number < 100}  # no references
 _RANKS = {"Conv2D": 4, "DepthwiseConv2dNative": 4, "Conv3D": 5}
 _HANDING_ON = ("Merge", "RefMerge", "Enter", "RefEnter", "Identity")
 _MOST_STEPS = 1_000
@@ -54,6 +55,7 @@ def check_graph(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
     functions = {function.signature.name: function for function in graph_def.library.function}
     _check_names(graph_def, path)
     _check_shapes(graph_def, path)
+    _check_placeholders(graph_def, path)
     _check_constants(graph_def, path)
     for place, nodes in _bodies(graph_def):
         needs = {node.name: list(map(node_of, node.input)) for node in nodes}
@@ -96,6 +98,24 @@ def _check_shapes(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
                             f"{path}: {key!r} of the node {f'{place}{node.name}'!r} states a "
                             f"length of {wrong[0]}"
                         )
+
+
+def _check_placeholders(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
+    """Refuse inputs of no type, and immense ones: to inline functions TensorFlow makes them up."""
+    room = available_bytes() // _SHARE
+    for node in graph_def.node:
+        if not node.op.startswith("Placeholder"):
+            continue
+        dtype = node.attr["dtype"].type if "dtype" in node.attr else 0
+        if dtype not in _TYPES:
+            raise NetworkError(f"{path}: the input {node.name!r} is of {_type_name(dtype)}")
+        lengths = [max(1, dim.size) for dim in node.attr["shape"].shape.dim]
+        numbers = math.prod(lengths) if lengths else 1
+        if numbers > room:
+            raise NetworkError(
+                f"{path}: the input {node.name!r} takes {numbers:,} numbers at a time, and "
+                f"{room:,} bytes can be had for them"
+            )
 
 
 def _check_constants(graph_def: tf.compat.v1.GraphDef, path: str) -> None:
