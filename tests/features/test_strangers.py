@@ -132,6 +132,16 @@ def test_layers_without_features_are_refused(path):
     assert "layer 'fc' has no features" in refused(path, edit)
 
 
+def test_splits_without_rows_are_refused(path):
+    def edit(file: h5py.File) -> None:
+        for name in ("fc", "label"):
+            swap(f"test/{name}", array(file[f"test/{name}"][:0]))(file)
+        swap("test/id", array([], dtype=h5py.string_dtype()))(file)
+        file["checksums/test/stop"][:] = 0
+
+    assert "split 'test' has no rows" in refused(path, edit)
+
+
 def hard_link(source: str) -> Callable[[h5py.File, str], None]:
     return lambda file, name: file.__setitem__(name, file[source])
 

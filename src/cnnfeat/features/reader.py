@@ -169,6 +169,8 @@ class FeatureFile:
             raise FeatureFileError(
                 f"{self.path}: split {split!r} has unequal numbers of rows: {listed}", hint=_HINT
             )
+        if not self.n_rows(split):
+            raise FeatureFileError(f"{self.path}: split {split!r} has no rows", hint=_HINT)
 
     def __enter__(self) -> FeatureFile:
         return self

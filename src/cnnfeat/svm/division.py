@@ -229,7 +229,7 @@ def divide(file: FeatureFile, options: SvmOptions) -> Division:
     Raises
     ------
     DataError
-        If a split has no labels or no rows, if there is one class, one that stands in the
+        If a split has no labels, if there is one class, one that stands in the
         training or the test rows alone, or one of too few rows.
     """
     train, validation, test = _roles(file)
@@ -477,17 +477,15 @@ def check_finite(file: FeatureFile, layer: str, rows: RowSet, seen: Moments) -> 
 def _labels(file: FeatureFile, split: str, *, needed: bool) -> Labels | None:
     """Read a split's labels; None where they are none and the split can do without."""
     labels = file.labels(split)
-    if labels is not None and len(labels):
+    if labels is not None:
         return labels
     if not needed:
         _LOG.warning("split %r has no labels, and is not used", split)
         return None
-    if labels is None:
-        raise DataError(
-            f"{file.path}: split {split!r} has no labels, and an SVM needs one for each row",
-            hint=_ways_to_labels(file.provenance.source_kind),
-        )
-    raise DataError(f"{file.path}: split {split!r} has no rows")
+    raise DataError(
+        f"{file.path}: split {split!r} has no labels, and an SVM needs one for each row",
+        hint=_ways_to_labels(file.provenance.source_kind),
+    )
 
 
 def _ways_to_labels(source_kind: str) -> str:
