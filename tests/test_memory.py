@@ -63,10 +63,12 @@ def test_a_limit_of_the_process_counts(machine, monkeypatch):
 
 def test_behind_the_limit_too_much_is_refused_at_once():
     code = (
-        "from cnnfeat.memory import available_bytes, limit_memory\n"
+        "import resource\n"
+        "from cnnfeat.memory import limit_memory\n"
         "limit_memory()\n"
         "small = bytearray(1 << 20)\n"
-        "try: bytearray(available_bytes() + (1 << 30))\n"
+        "most, _ = resource.getrlimit(resource.RLIMIT_DATA)\n"
+        "try: bytearray(most)\n"
         "except MemoryError: print('refused')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ _PROCESS = Path("/proc/self/status")
 _GROUPS = Path("/proc/self/cgroup")
 _GROUP_ROOT = Path("/sys/fs/cgroup")
 _UNKNOWN_BYTES = 16 << 30  # where nothing says it
+_UNTOUCHED_BYTES = 4 << 30  # of stacks and arenas: asked for by TensorFlow, and hardly used
 
 
 def available_bytes() -> int:
@@ -24,15 +25,16 @@ def available_bytes() -> int:
 
 
 def limit_memory() -> None:
-    """Let this process have no more memory than there is now.
+    """Let this process ask for little more memory than there is now.
 
     The system promises more than it has, and ends whoever takes it at its word. Behind a limit what
-    asks for too much is told so at once, and can say it.
+    asks for far too much is told so at once, and can say it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     used = _lines(_PROCESS).get("VmData")
     if soft == resource.RLIM_INFINITY and used is not None:
-        most = used + available_bytes()
+        swap = _lines(_SYSTEM).get("SwapFree", 0)
+        most = used + available_bytes() + swap + _UNTOUCHED_BYTES
         if hard == resource.RLIM_INFINITY or most < hard:
             resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
 
