@@ -38,15 +38,30 @@ def test_the_stage_s_outputs_are_read(run, tmp_path):
     assert "; cross-validated: accuracy in 5-fold cross-validation on " in page
 
 
-@pytest.mark.parametrize("margin", ["nan", "inf", "much"])
-def test_a_margin_that_is_no_number_is_refused(run, tmp_path, margin):
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{id},{label},{label},nan", "line 2: damaged: the margin 'nan' is no number"),
+        ("{id},{label},{label},inf", "line 2: damaged: the margin 'inf' is no number"),
+        ("{id},{label},{label},much", "line 2: damaged: the margin 'much' is no number"),
+        ("{id},{label},{label}", "line 2: damaged: the margin '' is no number"),
+        ("{id},{label},zz,1", "line 2: damaged: predicted 'zz' is none of the machine's classes"),
+        ("{id}", "line 2: damaged: label '' is none of the machine's classes"),
+        ("{id},{label},{label},1\n{id},{label},{label},1", "damaged: it has '{id}' twice"),
+        (None, "damaged: it has no predictions"),
+    ],
+)
+def test_lines_that_are_no_predictions_are_named(run, tmp_path, line, words):
     path = tmp_path / "predictions.csv"
-    lines = run.folder.joinpath("predictions.csv").read_text("utf-8").splitlines()
-    first = lines[1].rpartition(",")[0]
-    path.write_text("\n".join([lines[0], f"{first},{margin}", *lines[2:]]) + "\n", "utf-8")
+    header, first, *_ = run.folder.joinpath("predictions.csv").read_text("utf-8").splitlines()
+    name, label, *_ = first.split(",")
+    lines = [header] if line is None else [header, line.format(id=name, label=label)]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
     read = read_result(run.folder / "svm.json")
     with (
         FeatureFile(run.folder / "features.h5") as file,
-        pytest.raises(FeatureFileError, match=f"damaged: ValueError: .*{margin}"),
+        pytest.raises(FeatureFileError) as raised,
     ):
         read_predictions(path, file=file, result=read)
+    assert raised.value.message.startswith(str(path))
+    assert raised.value.message.endswith(words.format(id=name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from cnnfeat.card import ModelCard
     from cnnfeat.network import Network
     from cnnfeat.records import Source
+
+_ANEW = "run cnnfeat svm --overwrite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,35 +260,62 @@ def read_predictions(path: Path, *, file: FeatureFile, result: SvmResult) -> Pre
     FeatureFileError
         If it is damaged, or not of this feature file.
     """
+    numbers = {name: number for number, name in enumerate(result.classes)}
+    ids, labels, predicted, margins = [], [], [], []
     try:
         with io.StringIO(read_text(path), newline="") as lines:
-            records = list(csv.DictReader(lines))
+            reader = csv.DictReader(lines)
+            for record in reader:
+                said = _prediction(record, numbers, f"{path}, line {reader.line_num}")
+                ids.append(said.id)
+                labels.append(said.label)
+                predicted.append(said.predicted)
+                margins.append(said.margin)
     except FileNotFoundError as error:
         raise MissingInputError(f"no predictions {path}", hint="cnnfeat svm makes them") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FeatureFileError(f"{path}: can't be read as CSV: {error}") from error
-    numbers = {name: number for number, name in enumerate(result.classes)}
+    if not ids:
+        raise FeatureFileError(f"{path}: damaged: it has no predictions", hint=_ANEW)
+    split, rows = _find_rows(ids, file, path, first=result.test_split or "test")
+    if len(set(ids)) < len(ids):
+        twice = next(name for name, n in Counter(ids).items() if n > 1)
+        raise FeatureFileError(f"{path}: damaged: it has {twice!r:.60} twice", hint=_ANEW)
+    return Predictions(
+        split,
+        rows,
+        np.array(labels, np.int64),
+        np.array(predicted, np.int64),
+        np.array(margins, np.float64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prediction:
+    """One line of the file, its classes by their numbers."""
+
+    id: str
+    label: int
+    predicted: int
+    margin: float
+
+
+def _prediction(
+    record: Mapping[str, str | None], numbers: Mapping[str, int], at: str
+) -> _Prediction:
+    cells = {name: record.get(name) or "" for name in ("id", "label", "predicted", "margin")}
+    for name in ("label", "predicted"):
+        if cells[name] not in numbers:
+            why = f"{name} {cells[name]!r:.60} is none of the machine's classes"
+            raise FeatureFileError(f"{at}: damaged: {why}", hint=_ANEW)
     try:
-        ids = [record["id"] for record in records]
-        split, rows = _find_rows(ids, file, path, first=result.test_split or "test")
-        return Predictions(
-            split,
-            rows,
-            np.array([numbers[record["label"]] for record in records], np.int64),
-            np.array([numbers[record["predicted"]] for record in records], np.int64),
-            np.array([_margin(record["margin"]) for record in records], np.float64),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise FeatureFileError(
-            f"{path}: damaged: {type(error).__name__}: {error}", hint="run cnnfeat svm --overwrite"
-        ) from error
-
-
-def _margin(text: str) -> float:
-    margin = float(text)
+        margin = float(cells["margin"])
+    except ValueError:
+        margin = math.nan
     if not math.isfinite(margin):
-        raise ValueError(f"the margin {text} is no number")
-    return margin
+        why = f"the margin {cells['margin']!r:.60} is no number"
+        raise FeatureFileError(f"{at}: damaged: {why}", hint=_ANEW)
+    return _Prediction(cells["id"], numbers[cells["label"]], numbers[cells["predicted"]], margin)
 
 
 def _find_rows(
