@@ -233,6 +233,49 @@ def test_operations_in_hdf5(tmp_path: Path, agree) -> None:
     agree(network, images, {name: images / 0.5 - 1.0, "conv": conv, "sum": model(images)})
 
 
+def _sum_and_layer(image: keras.KerasTensor) -> keras.KerasTensor:
+    x = keras.layers.Conv2D(3, 3, padding="same")(image)
+    return keras.layers.Add(name="last")([x + 3.0, image])
+
+
+def _mean_of_axes(image: keras.KerasTensor) -> keras.KerasTensor:
+    return keras.layers.Dense(2, name="last")(keras.ops.mean(image * 2.0, axis=(1, 2)))
+
+
+def _norm_of_axes(image: keras.KerasTensor) -> keras.KerasTensor:
+    return keras.layers.UnitNormalization(axis=[1, 2], name="last")(image)
+
+
+def _difference(wanted: keras.KerasTensor, given: keras.KerasTensor) -> keras.KerasTensor:
+    return wanted - given
+
+
+def _models_inside(image: keras.KerasTensor) -> keras.KerasTensor:
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((8, 3)), layers.UnitNormalization(axis=[1, 2])])
+    inner.compile(loss=_difference)
+    inside = keras.Input((8, 8, 3))
+    body = keras.Model(inside, layers.TimeDistributed(inner)(inside / 2.0))
+    return layers.Flatten(name="last")(body(image))
+
+
+def _scaled(image: keras.KerasTensor) -> keras.KerasTensor:
+    from keras.src.applications.convnext import LayerScale
+
+    return LayerScale(0.5, 3, name="last")(image)
+
+
+@pytest.mark.parametrize(
+    "build", [_sum_and_layer, _mean_of_axes, _norm_of_axes, _models_inside, _scaled]
+)
+def test_what_keras_3_misreads_in_hdf5(build, tmp_path: Path, agree) -> None:
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, build(image))
+    model.save(tmp_path / "model.h5")
+    images = np.random.default_rng(0).random((3, 8, 8, 3), dtype=np.float32)
+    agree(load_network(str(tmp_path / "model.h5")), images, {"last": model(images)})
+
+
 def test_the_ending_doesnt_matter(seed_file: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd.bin"
     odd.write_bytes(seed_file.read_bytes())

@@ -91,6 +91,18 @@ def test_a_function_that_changed_its_meaning(ending: str, images, tmp_path, agre
         load_network(str(path))
 
 
+def test_axes_that_keras_3_leaves_out(images, tmp_path: Path, agree, monkeypatch) -> None:
+    """Keras 3 reads the file, and takes the last axis in their place."""
+    image = tf_keras.Input((12, 12, 1), name="picture")
+    model = tf_keras.Model(image, tf_keras.layers.UnitNormalization([1, 2], name="unit")(image))
+    path = tmp_path / "model.h5"
+    model.save(path)
+    agree(load_network(str(path)), images, {"unit": model(images)})
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    with pytest.raises(NetworkError, match=r"Keras 3 leaves out the axes \[1, 2\]"):
+        load_network(str(path))
+
+
 @pytest.mark.parametrize("kind", ["h5", "tf"])
 def test_a_cropping_is_a_layer(kind: str, images, tmp_path: Path, agree) -> None:
     image = tf_keras.Input((12, 12, 1), name="picture")

@@ -130,10 +130,7 @@ def _check_class(item: Mapping[str, object], layer: str, path: Path, own: Import
     if not only_computes(name, module):
         place = name if module is None else f"{module}.{name}"
         if is_kerass(name, module):
-            raise UntrustedModelError(
-                f"{path}: {layer} is {place}, which is not on the list of what only computes",
-                hint=_EXPORT,
-            )
+            raise _not_listed(path, layer, place)
         raise not_kerass(path, layer, place)
     config = item.get("config")
     if name in CALLERS and isinstance(config, Mapping):
@@ -148,8 +145,11 @@ def _is_registered(name: object) -> bool:
 def _check_function(name: object, module: object, path: Path, own: Imported) -> None:
     if own.knows(name, module) or _is_registered(name):
         return
-    if not isinstance(name, str) or not function_computes(name, str(module)):
-        raise not_kerass(path, "function", f"{module}.{name}")
+    if isinstance(name, str) and function_computes(name, str(module)):
+        return
+    if isinstance(name, str) and isinstance(module, str) and is_kerass(name, module):
+        raise _not_listed(path, "a function", f"{module}.{name}")
+    raise not_kerass(path, "a function", f"{module}.{name}", kind="function")
 
 
 def _check_call(name: str, config: Mapping[str, object], layer: str, path: Path) -> None:
@@ -176,10 +176,17 @@ def _check_call(name: str, config: Mapping[str, object], layer: str, path: Path)
         )
 
 
-def not_kerass(path: Path, layer: str, name: str) -> UntrustedModelError:
-    """Make the error for a class that is not Keras's own."""
+def _not_listed(path: Path, what: str, place: str) -> UntrustedModelError:
     return UntrustedModelError(
-        f"{path}: {layer} is of a class that is not Keras's own: {name}",
+        f"{path}: {what} is {place}, which is not on the list of what only computes", hint=_EXPORT
+    )
+
+
+def not_kerass(path: Path, layer: str, name: str, *, kind: str = "class") -> UntrustedModelError:
+    """Make the error for a class, or a function, that is not Keras's own."""
+    told = "is not" if kind == "function" else "is of a class that is not"
+    return UntrustedModelError(
+        f"{path}: {layer} {told} Keras's own: {name}",
         hint=f"--import my_layers.py runs the code that defines it, if you have it; {_EXPORT}; "
         f"in Python, keras.saving.register_keras_serializable makes a class known",
     )

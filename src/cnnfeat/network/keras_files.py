@@ -26,6 +26,7 @@ from cnnfeat.network.keras_config import (
     unknown_class,
     without_compilation,
 )
+from cnnfeat.network.keras_homes import check_axes, with_homes
 from cnnfeat.network.keras_nodes import check_order
 from cnnfeat.network.keras_trust import (
     KERAS_ERRORS,
@@ -149,19 +150,25 @@ def load_hdf5(path: Path, own: Imported = NOTHING) -> FlatGraph:
     stored = check_hdf5(path, name=str(path))
     config, version = _configuration(path)
     _refuse_keras_1(config, version, path)
+    of_keras_3 = version.startswith("3")
+    if of_keras_3:
+        config = {**config, **without_compilation(config)}
     check_config(config, path=path, own=own)
+    if of_keras_3:
+        config = with_homes(config, own)
     check_promise(config, stored, path)
     try:
-        if not version.startswith("3"):
-            check_meanings(json.dumps(config))
-        with (
-            regular_name(path, ".h5") as named,
-            keras.saving.custom_object_scope({**own.objects, **_operations(config)}),
-        ):
-            model = keras.saving.load_model(str(named), compile=False, safe_mode=True)
+        with regular_name(path, ".h5") as named:
+            if of_keras_3:
+                model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+                model.load_weights(str(named))
+            else:
+                check_meanings(json.dumps(config))
+                check_axes(config)
+                model = keras.saving.load_model(str(named), compile=False, safe_mode=True)
         return trace_keras(model)
     except KERAS_ERRORS as error:
-        if version.startswith("3"):
+        if of_keras_3:
             raise unknown_class(path, error) or NetworkError(
                 f"{path}: Keras {keras.__version__} can't read it: {told(error)}"
             ) from error
@@ -178,38 +185,6 @@ def _refuse_keras_1(config: Mapping[str, object], version: str, path: Path) -> N
             f"{path} was made by Keras {version or 1}, whose layers later ones don't read",
             hint="Keras 2.0 to 2.3 reads it: load it there, and save it again",
         )
-
-
-def _operations(config: object) -> dict[str, type]:
-    """Keras's own operations (`x / 2`) in a model: Keras 3 writes them and doesn't find them again.
-
-    Some have the name of a layer (`Subtract`), but no layer is without the key `trainable`.
-    """
-    known = {kind.__name__: kind for kind in _kinds(keras.Operation)}
-    used: dict[str, bool] = {}
-    waiting: list[object] = [config]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Mapping):
-            name, inner = item.get("class_name"), item.get("config")
-            if isinstance(inner, Mapping) and name in known:
-                used[str(name)] = used.get(str(name), True) and "trainable" not in inner
-        waiting.extend(_inside(item))
-    return {name: known[name] for name, always in used.items() if always}
-
-
-def _kinds(parent: type) -> Iterator[type]:
-    children: list[type] = parent.__subclasses__()
-    for kind in children:
-        if kind.__module__.startswith("keras.src.ops."):
-            yield kind
-            yield from _kinds(kind)
-
-
-def _inside(item: object) -> list[object]:
-    if isinstance(item, Mapping):
-        return list(item.values())
-    return item if isinstance(item, list) else []
 
 
 @contextmanager

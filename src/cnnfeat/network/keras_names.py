@@ -41,8 +41,8 @@ SpectralNormalization StackedRNNCells StringLookup Subtract TextVectorization Ti
 UnitNormalization UpSampling1D UpSampling2D UpSampling3D Wrapper ZeroPadding1D ZeroPadding2D
 ZeroPadding3D
 """
-_MODELS = ("Functional", "Model", "Sequential")
-_OF_APPLICATIONS = {
+MODELS = ("Functional", "Model", "Sequential")
+OF_APPLICATIONS = {
     "keras.src.applications.convnext": ("LayerScale", "StochasticDepth"),
     "keras.src.applications.inception_resnet_v2": ("CustomScaleLayer",),
 }
@@ -160,8 +160,8 @@ def _found(name: str, module: str) -> object:
 @cache
 def _classes() -> frozenset[object]:
     found: set[object] = {getattr(keras.layers, name) for name in _LAYERS.split()}
-    found |= {getattr(keras.src.models, name) for name in _MODELS}
-    for module, names in _OF_APPLICATIONS.items():
+    found |= {getattr(keras.src.models, name) for name in MODELS}
+    for module, names in OF_APPLICATIONS.items():
         found |= {getattr(importlib.import_module(module), name) for name in names}
     for namespace in _NAMESPACES:
         found |= set(_classes_of(attrgetter(namespace)(keras)))
