@@ -276,6 +276,14 @@ def test_what_keras_3_misreads_in_hdf5(build, tmp_path: Path, agree) -> None:
     agree(load_network(str(tmp_path / "model.h5")), images, {"last": model(images)})
 
 
+def test_functions_of_keras(tmp_path: Path, agree) -> None:
+    """Convolutions in groups are one of Keras's own, which TensorFlow knows by name by then."""
+    image = keras.Input((8, 8, 4))
+    model = keras.Model(image, keras.layers.Conv2D(6, 3, groups=2, name="groups")(image))
+    images = np.random.default_rng(0).random((3, 8, 8, 4), dtype=np.float32)
+    agree(saved(model, tmp_path), images, {"groups": model(images)})
+
+
 def test_the_ending_doesnt_matter(seed_file: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd.bin"
     odd.write_bytes(seed_file.read_bytes())

@@ -29,6 +29,7 @@ _BACK = ("NextIteration", "RefNextIteration")  # the only way back there is: a l
 _DEEPEST, _MOST_CALLS, _MOST_NODES = 200, 10_000, 1_000_000
 _TYPES = {number for number in types_pb2.DataType.values() if 0 < number < 100}  # no references
 _RANKS = {"Conv2D": 4, "DepthwiseConv2dNative": 4, "Conv3D": 5}
+_COUNTED = "_cnnfeat_ranks"
 _HANDING_ON = ("Merge", "RefMerge", "Enter", "RefEnter", "Identity")
 _MOST_STEPS = 1_000
 _LONGEST_NAME, _DEEPEST_SCOPE = 4_096, 100
@@ -193,6 +194,7 @@ def with_ranks(
     infos : mapping
         Tensors by name, as far as their shapes are known.
     """
+    altered = False
     for place, body in _bodies(graph_def):
         for node in [node for node in body if node.op in _RANKS]:
             for slot, entry in enumerate(node.input[:2]):
@@ -205,7 +207,30 @@ def with_ranks(
                 for _ in range(_RANKS[node.op]):
                     counted.attr["shape"].shape.dim.add(size=-1)
                 node.input[slot] = f"{name}:output:0" if place else name
+                altered |= bool(place)
+    if altered:
+        _rename_functions(graph_def)
     return graph_def
+
+
+def _rename_functions(graph_def: tf.compat.v1.GraphDef) -> None:
+    """Give functions other names: TensorFlow keeps each for good, and takes no other of its name.
+
+    Those that Keras has traced it knows already.
+    """
+    names = {function.signature.name for function in graph_def.library.function}
+    for gradient in graph_def.library.gradient:
+        gradient.function_name += _COUNTED
+        gradient.gradient_func += _COUNTED
+    for _, body in _bodies(graph_def):
+        for node in body:
+            node.op += _COUNTED if node.op in names else ""
+            for value in node.attr.values():
+                named = [value.func] if value.HasField("func") else value.list.func
+                for function in named:
+                    function.name += _COUNTED if function.name in names else ""
+    for function in graph_def.library.function:
+        function.signature.name += _COUNTED
 
 
 def check_computed_constants(graph_def: tf.compat.v1.GraphDef, *, path: str) -> None:
