@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 from cnnfeat.errors import NetworkError
 from cnnfeat.network import load_network
 from cnnfeat.network.telling import of_size, told
+from cnnfeat.network.weights import missing_weights
 
 DATA = "variables/variables.data-00000-of-00001"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234\n"
@@ -169,3 +171,9 @@ def test_what_is_fed_takes_no_images(tmp_path: Path) -> None:
         load_network(str(path))
     network = load_network(str(path), feeds={"mask": 1.0})
     assert network.input.name == "image"
+
+
+def test_weights_that_are_a_pipe(tmp_path: Path) -> None:
+    """Nothing waits for it."""
+    os.mkfifo(pipe := tmp_path / "variables.index")
+    assert str(missing_weights(pipe)).startswith(f"{pipe}: weights can't be read: is a pipe")

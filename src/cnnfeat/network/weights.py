@@ -12,6 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cnnfeat.network.flattening import inline_functions, make_placeholder, neede
 from cnnfeat.network.formats import opened, refuse_pointer
 from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name
 from cnnfeat.network.telling import told
+from cnnfeat.regular import IrregularError, require_regular
 
 _LOG = logging.getLogger("cnnfeat")
 VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
@@ -139,7 +141,12 @@ def _check_there(prefix: Path) -> None:
 
 
 def missing_weights(path: Path) -> NetworkError:
-    """Make the error for a file of weights that is not there."""
+    """Make the error for a file of weights that is not there, or is no file."""
+    with suppress(FileNotFoundError):
+        try:
+            require_regular(path)
+        except IrregularError as error:
+            return NetworkError(f"{path}: weights can't be read: {error}")
     return NetworkError(
         f"weights are missing: there is no {path}",
         hint="copy the whole folder, with variables/ and all that is in it",
