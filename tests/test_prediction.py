@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -226,9 +227,14 @@ def test_pictures_named_one_by_one_are_left_out_likewise(command, run: Path, tmp
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
     words = [good[0], str(tmp_path / "bad.png"), good[1], "--svm", "svm.skops", "--json"]
     assert "bad.png: damaged" in command(run, *words, code=3).stderr
-    done = command(run, *words, "--on-error", "skip", code=6)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "page.png").write_text("<html>", "utf-8")
+    others = [str(tmp_path / name) for name in ("pipe.png", "page.png")]
+    done = command(run, *others, *words, "--on-error", "skip", code=6)
     assert [item["id"] for item in json.loads(done.stdout)] == good
     assert f"left out: {tmp_path / 'bad.png'}: damaged" in done.stderr
+    assert f"left out: {others[0]}: is a pipe, not a regular file" in done.stderr
+    assert f"left out: {others[1]}: no kind of data known here" in done.stderr
     large = enlarged(run, tmp_path, "digit 5")
     words = [good[0], str(large), good[1], "--svm", "svm.skops", "--json", "--no-resize"]
     done = command(run, *words, "--on-error", "skip", code=6)

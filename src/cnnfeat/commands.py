@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.errors import ImageError, UsageError
+from cnnfeat.errors import DataError, UsageError
 from cnnfeat.knobs import checked, from_record
 from cnnfeat.options import (
     ArchitectureOptions,
@@ -393,8 +393,8 @@ class Machine:
         with contextlib.ExitStack() as opened:
             try:
                 source = opened.enter_context(self._opened(images))
-            except ImageError as error:  # a single picture
-                if asked.on_error == "raise" or named is None:
+            except DataError as error:  # of a single file
+                if asked.on_error == "raise" or named is None or Path(named).is_dir():
                     raise
                 reason = error.message.removeprefix(f"{Path(named).absolute()}: ")
                 skipped.append(SkippedSample(0, named, reason))
