@@ -57,6 +57,12 @@ def refused(tmp_path: Path) -> Callable[[bytes], str]:
     return read
 
 
+def test_an_empty_archive_has_no_members(tmp_path: Path) -> None:
+    zipfile.ZipFile(tmp_path / "a.zip", "w").close()
+    with Archive(tmp_path / "a.zip") as archive:
+        assert set(archive.names) == set()
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_what_was_packed_is_read(tmp_path: Path, compression: int) -> None:
     path = tmp_path / "a.zip"

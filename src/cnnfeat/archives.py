@@ -369,7 +369,7 @@ def _check_places(archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, int]:
     """Compare members with the header each has; where their bytes begin, which no two share."""
     starts: dict[str, int] = {}
     members = sorted(archive.filelist, key=lambda info: info.header_offset)
-    stops = [info.header_offset for info in members[1:]] + [archive.start_dir]
+    stops = [*(info.header_offset for info in members), archive.start_dir][1:]
     for info, stop in zip(members, stops, strict=True):
         shown = f"its member {info.filename!r}"
         if info.header_offset < 0 or info.header_offset + _LOCAL.size > stop:

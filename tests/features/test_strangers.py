@@ -142,6 +142,13 @@ def test_splits_without_rows_are_refused(path):
     assert "split 'test' has no rows" in refused(path, edit)
 
 
+def test_a_split_that_only_its_checksums_are_left_of_is_told(path):
+    def edit(file: h5py.File) -> None:
+        del file["test"]
+
+    assert "checksums of a split 'test', and no such split" in refused(path, edit)
+
+
 def hard_link(source: str) -> Callable[[h5py.File, str], None]:
     return lambda file, name: file.__setitem__(name, file[source])
 

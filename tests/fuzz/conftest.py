@@ -146,8 +146,9 @@ class Fuzz:
         n_inputs: int,
         *,
         first: int = 0,
+        grown_mb: int = GROWN_MB,
     ) -> Counter[int]:
-        """Try `n_inputs`; how often each exit code came."""
+        """Try `n_inputs`, each of which may take `grown_mb`; how often each exit code came."""
         outcomes: Counter[int] = Counter()
         findings: dict[str, str] = {}
         for number in range(first, first + n_inputs):
@@ -158,7 +159,7 @@ class Fuzz:
             for words in commands:
                 ended = self._worker.type([str(word) for word in words], folder)
                 outcomes[ended.code] += 1
-                kind = self.complaint(ended, folder)
+                kind = self.complaint(ended, folder, grown_mb=grown_mb)
                 if kind:
                     found = True
                     findings.setdefault(
@@ -172,7 +173,7 @@ class Fuzz:
         return outcomes
 
     @staticmethod
-    def complaint(ended: Ended, folder: Path) -> str:
+    def complaint(ended: Ended, folder: Path, *, grown_mb: int = GROWN_MB) -> str:
         """Say what is wrong with how a command ended, in words equal for all of a kind."""
         complaint = ended.how
         if not complaint and ended.code is None:
@@ -186,8 +187,8 @@ class Fuzz:
         if said and not complaint:
             line = ended.text[said.start() :].splitlines()[0]
             complaint = f"it said {re.sub(r'[0-9]+', '0', line)[:80]!r}"
-        if not complaint and ended.grown_mb > GROWN_MB:
-            complaint = f"it took over {GROWN_MB} MB more"
+        if not complaint and ended.grown_mb > grown_mb:
+            complaint = f"it took over {grown_mb} MB more"
         if not complaint and any(path.name.startswith(".") for path in folder.iterdir()):
             complaint = "hidden files were left behind"
         return complaint

@@ -28,11 +28,10 @@ def test_what_must_not_be_is_found(fuzz, tmp_path, monkeypatch, code):
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     module = type(fuzz).complaint.__globals__
     monkeypatch.setitem(module, "DEADLINE_S", 0.3 if "sleep" in code else 30)
-    monkeypatch.setitem(module, "GROWN_MB", 200)
     if CASES[code]:
         with pytest.raises(AssertionError, match="1 kinds") as failed:
-            fuzz(lambda random, folder: [["x"]], 2)
+            fuzz(lambda random, folder: [["x"]], 2, grown_mb=200)
         assert f"--- {CASES[code]}" in str(failed.value)
     else:
-        assert fuzz(lambda random, folder: [["x"]], 2) == {3: 2}
+        assert fuzz(lambda random, folder: [["x"]], 2, grown_mb=200) == {3: 2}
     fuzz._worker.close()

@@ -85,6 +85,12 @@ class FeatureFile:
             self._sums[name] = read_sums(self._file, name, self.path, heap=self._heap)
         if not self._groups:
             raise FeatureFileError(f"{self.path} has no split", hint=_HINT)
+        for name in safety.child_group(self._file, fmt.CHECKSUMS, self.path):
+            if name not in self._groups:
+                raise FeatureFileError(
+                    f"{self.path}: there are checksums of a split {name!r}, and no such split",
+                    hint=_HINT,
+                )
         self.splits = tuple(self._groups)
         self._beside = {
             (split, column)
