@@ -110,7 +110,7 @@ def test_a_link_to_a_file_is_followed(seed_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["saved_model.pb", "saved_model.pbtxt", "checkpoint", "m.meta"])
 def test_a_pipe_among_a_networks_files_is_not_waited_for(tmp_path: Path, name: str):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(NetworkError, match=f"{tmp_path}(/m)?: "):
+    with pytest.raises(NetworkError, match=f"{tmp_path / name}: is a pipe"):
         open_network(str(tmp_path))
 
 

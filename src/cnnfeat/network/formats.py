@@ -6,7 +6,7 @@ import enum
 import io
 import os
 import pickletools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +26,7 @@ from cnnfeat.errors import (
     UnsafeArchiveError,
     UntrustedModelError,
 )
-from cnnfeat.regular import open_regular
+from cnnfeat.regular import IrregularError, open_regular, require_regular
 
 M = TypeVar("M", bound=Message)
 _LIMIT_BYTES = 2**31  # of a protocol buffer
@@ -87,22 +87,38 @@ def sniff(path: Path) -> Format:
 
 def _prefix(path: Path) -> Format:
     """A checkpoint may be given as what its files' names begin with."""
-    if any(path.with_name(path.name + end).is_file() for end in (".meta", ".index")):
+    beside = [path.with_name(path.name + end) for end in (".meta", ".index")]
+    if any(item.is_file() for item in beside):
         return Format.CHECKPOINT
+    _refuse_irregular(beside)
     raise MissingInputError(f"there is no model {path}", hint=f"models are {_KNOWN}")
 
 
 def _folder(path: Path) -> Format:
     if (path / "saved_model.pb").is_file() or (path / "saved_model.pbtxt").is_file():
         return Format.SAVED_MODEL
-    if (path / "checkpoint").is_file() or any(path.glob("*.meta")):
+    metas = sorted(path.glob("*.meta"))
+    _refuse_irregular([*(path / f"saved_model.{end}" for end in ("pb", "pbtxt")), *metas])
+    if (path / "checkpoint").is_file() or metas:
         return Format.CHECKPOINT
+    _refuse_irregular([path / "checkpoint"])
     inside = sorted(item for item in path.iterdir() if item.is_dir())
     nested = [item for item in inside if (item / "saved_model.pb").is_file()]
     hint = f"did you mean {nested[0]}?" if nested else f"models are {_KNOWN}"
     raise NetworkError(
         f"{path}: a folder with neither saved_model.pb nor a checkpoint in it", hint=hint
     )
+
+
+def _refuse_irregular(paths: Iterable[Path]) -> None:
+    """Say what stands where a model's file would: a pipe, a folder."""
+    for path in paths:
+        try:
+            require_regular(path)
+        except IrregularError as error:
+            raise NetworkError(f"{path}: {error}", hint=f"models are {_KNOWN}") from error
+        except OSError:
+            continue
 
 
 def _file(path: Path, head: bytes) -> Format:
