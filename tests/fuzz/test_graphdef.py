@@ -94,5 +94,6 @@ def test_changed_graphs_end_in_a_named_error(
         (folder / "m.pb").write_bytes(data)
         return commands("m.pb")
 
-    outcomes = fuzz(make, n_inputs)
+    # What a graph computes may take half of the memory there is, of which a worker has 24 GiB.
+    outcomes = fuzz(make, n_inputs, grown_mb=12 << 10)
     assert outcomes[4] and outcomes[0]

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.network import load_network, probe, soundness
+from cnnfeat.network.graph import constant_values
 from cnnfeat.network.soundness import check_computed_constants, check_graph
 
 GraphDef = tf.compat.v1.GraphDef
@@ -341,3 +342,29 @@ def test_an_input_of_immense_images_is_refused(tmp_path: Path) -> None:
     path.write_bytes(graph_def.SerializeToString())
     with pytest.raises(NetworkError, match=r"the input 'x' takes 9,223,372,036,854,775,808 numb"):
         load_network(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "field", "values", "declared"),
+    [
+        ("float32", "float_val", [1.5], 3),
+        ("float32", "float_val", [1.5, np.nan], 5),
+        ("float32", "float_val", [], 4),
+        ("int64", "int64_val", [1, 2, 3], 3),
+        ("complex64", "scomplex_val", [1, 2, 3, 4], 6),
+        ("float16", "half_val", [15360], 2),
+    ],
+)
+def test_a_constant_that_is_repeated_is_read_once(dtype, field, values, declared):
+    node = GraphDef().node.add(name="c", op="Const")
+    tensor = node.attr["value"].tensor
+    tensor.dtype = tf.dtypes.as_dtype(dtype).as_datatype_enum
+    tensor.tensor_shape.dim.add(size=declared)
+    getattr(tensor, field).extend(values)
+    whole = tf.make_ndarray(tensor)
+    found = constant_values(node)
+    assert len(found) <= max(1, len(values))
+    padded = np.concatenate([found, np.full(declared - len(found), found[-1])])
+    np.testing.assert_array_equal(padded, whole)
+    tensor.tensor_shape.dim.add(size=10**12)
+    assert len(constant_values(node)) <= max(1, len(values))

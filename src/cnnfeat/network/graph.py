@@ -7,11 +7,15 @@ once in memory, however often the graph is copied, and no graph outgrows a proto
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.core.framework import tensor_pb2
 
 from cnnfeat.records import Array, TensorInfo
 
@@ -290,3 +294,20 @@ def tensor_infos(graph: tf.Graph) -> dict[str, TensorInfo]:
 def shape_of(shape: tf.TensorShape) -> tuple[int | None, ...] | None:
     """Turn TensorFlow's shape into a plain one."""
     return None if shape.rank is None else tuple(shape.as_list())
+
+
+def constant_values(node: tf.compat.v1.NodeDef) -> NDArray[np.generic]:
+    """Read the values that a constant stores, in a row; the last may stand for millions more."""
+    tensor = node.attr["value"].tensor
+    width = 2 if tf.dtypes.as_dtype(tensor.dtype).is_complex else 1
+    stored = [len(values) for field, values in tensor.ListFields() if field.name.endswith("_val")]
+    declared = math.prod(dim.size for dim in tensor.tensor_shape.dim)
+    n_values = min(declared, max([1, *stored]) // width)
+    if not tensor.tensor_content and n_values < declared:
+        short = tensor_pb2.TensorProto()
+        short.CopyFrom(tensor)
+        del short.tensor_shape.dim[:]
+        short.tensor_shape.dim.add(size=n_values)
+        tensor = short
+    values: NDArray[np.generic] = tf.make_ndarray(tensor).ravel()
+    return values

@@ -21,6 +21,7 @@ from tensorflow.core.framework import function_pb2
 from cnnfeat.network.graph import (
     Feed,
     ancestors,
+    constant_values,
     descendants,
     in_order,
     node_of,
@@ -172,7 +173,7 @@ class _Search:
             return False
         if axes is None or axes.op != "Const":
             return axes is not None and axes.op == "Range"  # over all there are
-        over = tf.make_ndarray(axes.attr["value"].tensor).ravel()
+        over = constant_values(axes)
         return bool(np.isin(over, (0, -len(info.shape))).any())
 
 
@@ -303,7 +304,7 @@ def _changed(node: tf.compat.v1.NodeDef, of: _Range) -> _Range | None:
 
 
 def _constant(node: tf.compat.v1.NodeDef) -> _Range | None:
-    value = tf.make_ndarray(node.attr["value"].tensor)
+    value = constant_values(node)
     if not value.size or value.dtype.kind not in "biuf":
         return None
     numbers = value.astype(np.float64)

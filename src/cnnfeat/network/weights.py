@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cnnfeat.errors import NetworkError, UntrustedModelError
 from cnnfeat.network.flattening import inline_functions, make_placeholder, needed_part
 from cnnfeat.network.formats import opened, refuse_pointer
-from cnnfeat.network.graph import FlatGraph, node_of, nodes_by_name
+from cnnfeat.network.graph import FlatGraph, constant_values, node_of, nodes_by_name
 from cnnfeat.network.telling import told
 from cnnfeat.regular import IrregularError, require_regular
 
@@ -293,8 +293,8 @@ def report_bad_weights(graph: FlatGraph, *, path: str) -> None:
     bad = [name for name, value in graph.weights.items() if not _finite(value)]
     for node in graph.graph_def.node:
         if node.op == "Const" and tf.dtypes.as_dtype(node.attr["dtype"].type).is_floating:
-            array = tf.make_ndarray(node.attr["value"].tensor)
-            if array.size > 1 and np.isnan(array.astype(np.float64)).any():
+            scalar = not node.attr["value"].tensor.tensor_shape.dim
+            if not scalar and np.isnan(constant_values(node).astype(np.float64)).any():
                 bad.append(node.name)
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
