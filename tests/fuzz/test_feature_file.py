@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -315,7 +316,7 @@ def sum_up(file: h5py.File) -> None:
                 file["checksums"][split],
                 file["checksums"][split]["column"].asstr()[...],
             )
-            stops = [int(stop) for stop in sums["stop"][...]]
+            stops = [operator.index(stop) for stop in sums["stop"][...]]
             table = [
                 [digest(file[split][column][begin:end]) for column in columns]
                 for begin, end in zip([0, *stops], stops, strict=False)
