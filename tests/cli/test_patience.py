@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 
 import click
@@ -14,6 +15,11 @@ from cnnfeat.errors import UnendingError
 from cnnfeat.watch import watched
 
 COMMAND = click.Context(click.Command("extract"), info_name="extract")
+
+
+def timers() -> list[float]:
+    """Seconds of each step that is timed now."""
+    return [one.interval for one in threading.enumerate() if isinstance(one, threading.Timer)]
 
 
 def test_a_step_that_takes_too_long_ends_where_python_is():
@@ -39,23 +45,26 @@ def test_what_was_done_before_is_said():
 def test_only_steps_are_timed():
     with waiting(0.05, COMMAND):
         with watched("opening a.pb"):
-            pass
+            assert len(timers()) == 1
         time.sleep(0.2)
+        assert timers() == []
 
 
 def test_a_step_may_take_what_it_is_known_to_need():
     with waiting(0.01, COMMAND), watched("computing 'out'", extra_s=1000.0):
         time.sleep(0.2)
+        assert timers() == [50_000.01]
 
 
 def test_with_a_timeout_of_0_nothing_is_timed():
     with waiting(0.0, COMMAND), watched("opening a.pb"):
         time.sleep(0.1)
+        assert timers() == []
 
 
 def test_nobody_watches_a_program():
     with watched("opening a.pb"):
-        time.sleep(0.01)
+        assert timers() == []
 
 
 def test_what_does_not_end_in_order_is_ended():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import FeatureFileError
+from cnnfeat.features.heap import Heap
 from cnnfeat.features.safety import texts
 
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
@@ -50,7 +51,9 @@ def test_each_collection_is_read_once_however_references_alternate(
 
     monkeypatch.setattr(os, "pread", counted)
     with h5py.File(path) as file:
-        assert texts(file["id"], path) == [ids[row] for row in rows]
+        assert texts(file["id"], path, heap=Heap(file.id.get_vfd_handle())) == [
+            ids[row] for row in rows
+        ]
     assert len(set(places)) == 2
     assert len(places) == 4  # the head and the whole of both
 
@@ -64,4 +67,4 @@ def test_texts_longer_than_their_file_are_refused(tmp_path: Path) -> None:
         h5py.File(path) as file,
         pytest.raises(FeatureFileError, match=r"/id is damaged: its texts .* longer than the file"),
     ):
-        texts(file["id"], path)
+        texts(file["id"], path, heap=Heap(file.id.get_vfd_handle()))

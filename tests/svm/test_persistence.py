@@ -289,7 +289,8 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
 
 
 def test_metadata_are_plain_json(saved):
-    json.dumps(load_svm(saved).metadata)
+    metadata = load_svm(saved).metadata
+    assert json.loads(json.dumps(metadata)) == metadata
 
 
 @pytest.mark.parametrize(

@@ -399,11 +399,8 @@ def sha256_of(path: Path) -> bytes:
     DataError
         If it can't be read.
     """
-    try:
-        with open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _name_digest(name: str) -> bytes:

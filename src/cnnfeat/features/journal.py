@@ -144,12 +144,12 @@ class Journal:
 
         Ends at the first line that doesn't hold, as a crash leaves it.
         """
-        header = read_header(self.path)
+        lines = _lines(self.path)
+        body, end = next(lines, (b"", 0))
+        header = _header(body)
         if header is None:
             return None, []
-        lines = _lines(self.path)
-        _, self.header_end = next(lines)
-        self._end = self.header_end
+        self._end = self.header_end = end
         blocks: list[tuple[Block, int]] = []
         for record, self._end in _blocks(lines):
             block = Block(
@@ -188,22 +188,25 @@ class Journal:
 
 def read_header(path: Path) -> Header | None:
     """Read what an interrupted run was meant to make; None where there is no journal of one."""
-    for body, _ in _lines(path):
-        record = _taken(_HeaderLine, body)
-        if record is not None and record["version"] == _VERSION:
-            try:
-                state = base64.b64decode(record["source_state"], validate=True)
-            except ValueError:
-                return None
-            return Header(
-                settings=record["settings"],
-                arrays=record["arrays"],
-                created=record["created"],
-                overwrite=record["overwrite"],
-                source_state=state,
-            )
+    body, _ = next(_lines(path), (b"", 0))
+    return _header(body)
+
+
+def _header(body: bytes) -> Header | None:
+    record = _taken(_HeaderLine, body)
+    if record is None or record["version"] != _VERSION:
         return None
-    return None
+    try:
+        state = base64.b64decode(record["source_state"], validate=True)
+    except ValueError:
+        return None
+    return Header(
+        settings=record["settings"],
+        arrays=record["arrays"],
+        created=record["created"],
+        overwrite=record["overwrite"],
+        source_state=state,
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int]]:

@@ -242,7 +242,7 @@ def texts(
     array: h5py.Dataset,
     path: Path,
     *,
-    heap: Heap | None = None,
+    heap: Heap,
     start: int = 0,
     stop: int | None = None,
 ) -> list[str]:
@@ -254,8 +254,8 @@ def texts(
         From `child_array`.
     path : Path
         For messages.
-    heap : Heap, optional
-        The file's: without it, what is known of the heap is lost again.
+    heap : Heap
+        The file's.
     start, stop : int
         Which rows.
 
@@ -268,7 +268,6 @@ def texts(
     begin, end, _ = slice(start, stop).indices(array.shape[0])
     if begin >= end:
         return []
-    heap = heap or Heap(array.file.id.get_vfd_handle())
     try:
         return heap.texts(array.id.get_offset(), array.shape[0], start=begin, stop=end)
     except (OSError, RuntimeError, ValueError) as error:
