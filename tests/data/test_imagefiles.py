@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cnnfeat.data import open_data, open_source
 from cnnfeat.data import source as source_module
@@ -312,6 +312,66 @@ def test_depth_is_that_of_all_pictures_whatever_their_places(tmp_path, order, en
             assert batch.images[:, 0, 0, 0].tolist() == [
                 value if deep or value < 256 else 255 for value in order
             ]
+
+
+def by_pillow(picture: Image.Image, **how) -> np.ndarray:
+    """A picture of 30×20 at 7×5, by Pillow alone."""
+    if how.get("fit") == "crop":
+        return np.asarray(ImageOps.fit(picture, (7, 5), Image.Resampling.BILINEAR))
+    return np.asarray(picture.resize((7, 5), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize(
+    ("mode", "target", "before"),
+    [
+        ("RGB", {}, lambda picture: picture),
+        ("RGB", {"fit": "crop"}, lambda picture: picture),
+        ("RGB", {"channels": 1}, lambda picture: picture.convert("L")),
+        ("RGB", {"invert": True}, ImageOps.invert),
+        ("L", {}, lambda picture: picture),
+        ("L", {"channels": 3}, lambda picture: picture.convert("RGB")),
+        ("L", {"invert": True, "channels": 3}, lambda p: ImageOps.invert(p).convert("RGB")),
+    ],
+    ids="colour cropped colour-to-grey inverted grey grey-to-colour grey-inverted".split(),
+)
+def test_pictures_are_resized_after_all_that_has_to_come_before(
+    tmp_path, rng, mode, target, before
+):
+    shape = (20, 30, 3) if mode == "RGB" else (20, 30)
+    Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(tmp_path / "1.png")
+    with open_source(str(tmp_path)) as source:
+        wanted = ImageTarget(size=(5, 7), **target)
+        (batch,) = source.batches("all", batch_size=1, target=wanted)
+    expected = by_pillow(before(Image.open(tmp_path / "1.png")), **target)
+    off = np.abs(batch.images[0].reshape(expected.shape).astype(int) - expected).max()
+    # Pillow's luma has rounding of its own; all else is equal.
+    assert off <= (1 if target == {"channels": 1} else 0)
+
+
+def test_a_turned_picture_is_resized_as_it_is_seen(tmp_path, rng):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8))
+    picture.save(tmp_path / "1.jpg", exif=exif)
+    with open_source(str(tmp_path)) as source:
+        (batch,) = source.batches("all", batch_size=1, target=ImageTarget(size=(5, 7)))
+    seen = ImageOps.exif_transpose(Image.open(tmp_path / "1.jpg"))
+    np.testing.assert_array_equal(batch.images[0], by_pillow(seen))
+
+
+def test_a_picture_of_8_bits_among_deeper_ones_is_resized_in_16(tmp_path, rng):
+    """Its numbers come between those that 8 bits have."""
+    paths = [tmp_path / split / "1.png" for split in ("train", "test")]
+    for path in paths:
+        path.parent.mkdir()
+        deep = rng.integers(0, 65_536, (20, 30), np.uint16)
+        Image.fromarray(deep).save(path)
+    with open_source(str(tmp_path)) as source:
+        Image.fromarray(rng.integers(0, 256, (20, 30), np.uint8)).save(paths[0])
+        (batch,) = source.batches("train", batch_size=1, target=ImageTarget(size=(5, 7)))
+    grey = Image.fromarray(np.asarray(Image.open(paths[0])).astype(np.float32) * 257)
+    np.testing.assert_array_equal(batch.images[0, ..., 0], np.rint(by_pillow(grey)))
+    assert (batch.images % 257).any()
 
 
 def test_float_pictures_stand_alone(tmp_path):

@@ -16,6 +16,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -105,7 +106,13 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Array:
         return decode_stream(file, name=str(path), max_pixels=max_pixels)
 
 
-def decode_stream(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) -> Array:
+def decode_stream(
+    stream: BinaryIO,
+    *,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    scale: Callable[[Image.Image], Image.Image] | None = None,
+) -> Array:
     """Read one encoded picture.
 
     Parameters
@@ -116,6 +123,9 @@ def decode_stream(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) 
         For messages.
     max_pixels : int
         Width times height allowed; checked before anything is decoded.
+    scale : callable, optional
+        Gets pictures that are 8-bit grey or RGB by now, and gives others of that mode: what is
+        made small before its pixels are copied out of Pillow costs no copy of the whole.
 
     Returns
     -------
@@ -127,6 +137,17 @@ def decode_stream(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) 
     ImageError
         If it isn't a picture, is damaged, too large, or needs a package that isn't installed.
     """
+    found = _decoded(stream, name=name, max_pixels=max_pixels)
+    if isinstance(found, Image.Image):
+        found = np.asarray(found if scale is None else scale(found))
+    return found[:, :, np.newaxis] if found.ndim == 2 else found
+
+
+def _decoded(stream: BinaryIO, *, name: str, max_pixels: int) -> Array | Image.Image:
+    """Decode to an image of mode L or RGB where 8 bits hold it, else to pixels."""
+    # JPEGs are decoded whole, though libjpeg could leave out what a smaller size doesn't show
+    # (`Image.draft`): next to sharp edges that gives other grey levels, by tens of them, and which
+    # pictures have none is known only once they are decoded.
     try:
         kind = format_of(stream.read(_START_BYTES))
         stream.seek(0)
@@ -140,7 +161,7 @@ def decode_stream(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) 
         with Image.open(stream, formats=formats) as image:
             _check_size(image.size, name=name, max_pixels=max_pixels)
             image.load()
-            return _pixels(_upright(image), name)
+            return _standard(_upright(image), name)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -153,7 +174,7 @@ def decode_stream(stream: BinaryIO, *, name: str, max_pixels: int = MAX_PIXELS) 
     except _DAMAGE as error:
         shorter = _without_texts(stream)
         if shorter is not None:
-            return decode_stream(shorter, name=name, max_pixels=max_pixels)
+            return _decoded(shorter, name=name, max_pixels=max_pixels)
         raise ImageError(f"{name}: damaged: {error or type(error).__name__}") from error
 
 
@@ -288,17 +309,13 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _pixels(image: Image.Image, name: str) -> Array:
-    """Pixels of an image of any mode, (height, width, channels)."""
+def _standard(image: Image.Image, name: str) -> Array | Image.Image:
+    """Bring an image of any mode to L or RGB, or its pixels to uint16 or float32."""
     if image.mode.startswith("I;16"):
-        pixels: Array = np.asarray(image).astype(np.uint16)
-    elif image.mode == "I":
-        pixels = _from_int32(np.asarray(image), name)
-    elif image.mode == "F":
-        pixels = np.asarray(image)
-    else:
-        pixels = np.asarray(_grey_or_rgb(image))
-    return pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+        return np.asarray(image).astype(np.uint16)
+    if image.mode == "I":
+        return _from_int32(np.asarray(image), name)
+    return np.asarray(image) if image.mode == "F" else _grey_or_rgb(image)
 
 
 def _grey_or_rgb(image: Image.Image) -> Image.Image:

@@ -54,6 +54,20 @@ def fit_to_target(images: Array, target: ImageTarget | None) -> Array:
     return images
 
 
+def scale_to_target(picture: Image.Image, target: ImageTarget | None) -> Image.Image:
+    """Resize a picture of mode L or RGB where `fit_to_target` would do nothing else before.
+
+    It gives the same pixels, and leaves nothing but the channels to be done.
+    """
+    channels = len(picture.getbands())
+    if target is None or target.size is None or target.invert:
+        return picture
+    if target.channels is not None and target.channels < channels:
+        return picture
+    size = target.size[::-1]  # as Pillow has it
+    return picture if picture.size == size else _fitted(picture, size, target.fit or "stretch")
+
+
 def fit_depth(images: Array, dtype: np.dtype[np.generic]) -> Array:
     """Bring 8-bit images to 16 bits, or the other way round: black stays black, white white.
 

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 
 from cnnfeat.data.decode import decode_stream, has_colour, is_deep, prepare_pillow
-from cnnfeat.data.fitting import fit_depth, fit_to_target
+from cnnfeat.data.fitting import fit_depth, fit_to_target, scale_to_target
 from cnnfeat.data.source import FileStates, ImageFile, OpenedSource, RowRequest, file_states
 from cnnfeat.documents import printable
 from cnnfeat.errors import DataError, ImageError
 from cnnfeat.records import Batch, ImageTarget, SkippedSample, SplitInfo
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from cnnfeat.records import Array, Groups, Labels, RowNumbers
 
 _MAX_WORKERS = 16
@@ -197,16 +199,20 @@ class ImageFileSource(OpenedSource):
     def _read_file(
         self, file: EncodedImage, *, dtype: np.dtype[np.generic], target: ImageTarget | None
     ) -> Array:
-        image = self._decode(file)
+        # Elsewhere the depth is brought to the others' before anything else.
+        scale = functools.partial(scale_to_target, target=target) if dtype == np.uint8 else None
+        image = self._decode(file, scale)
         try:
             fitted: Array = fit_to_target(fit_depth(image[np.newaxis], dtype), target)[0]
         except DataError as error:
             raise ImageError(f"{file.name}: {error.message}", hint=error.hint) from error
         return fitted
 
-    def _decode(self, file: EncodedImage) -> Array:
+    def _decode(
+        self, file: EncodedImage, scale: Callable[[Image.Image], Image.Image] | None = None
+    ) -> Array:
         with file.open() as stream:
-            return decode_stream(stream, name=file.name, max_pixels=self._max_pixels)
+            return decode_stream(stream, name=file.name, max_pixels=self._max_pixels, scale=scale)
 
     def _describe(self, split: str, *, name: str) -> SplitInfo:
         """Describe a split by its first picture that can be read."""
