@@ -7,6 +7,7 @@ images and before the pooling; everything runs as one TensorFlow function.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import re
@@ -19,9 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from cnnfeat.errors import CnnfeatError, MisfitError, NetworkError
+from cnnfeat.network.engine import Engine, Run, TensorFlow, as_array
+from cnnfeat.network.folding import Folded, folded
 from cnnfeat.network.graph import Feed, FlatGraph, import_part, node_of, nodes_by_name
 from cnnfeat.network.preprocessing import Preprocessing
-from cnnfeat.network.runtime import eagerly, with_precision
+from cnnfeat.network.runtime import eagerly
 from cnnfeat.network.soundness import check_room
 from cnnfeat.network.telling import of_size, told
 from cnnfeat.options import Pooling, ProbeOptions
@@ -36,7 +39,6 @@ _SIZES = 4  # of images that a function is compiled for each; one for all sizes 
 _RUNTIME_ERRORS = (tf.errors.OpError, RuntimeError, ValueError, TypeError, OverflowError)
 _NO_MEMORY = (tf.errors.ResourceExhaustedError, MemoryError)
 _ROUNDING = 1e-2  # of the largest value: what another order of sums makes of one, and more
-_Run = Callable[[tf.Tensor], Sequence[tf.Tensor]]
 _AXES = {
     0: (),
     1: ("feature",),
@@ -73,7 +75,9 @@ class GraphProbe:
         self._wanted = wanted
         self._chunk = fit.input.batch or _stated_batch(wanted.feeds)
         self._limit = max(1, batch_size)  # images at a time; less once memory has run out
-        self._functions: dict[tuple[int | None, ...], _Run] = {}
+        self._engine: Engine = TensorFlow(wanted.options.precision)
+        self._functions: dict[tuple[int | None, ...], Run] = {}
+        self._kept: Folded | None = None  # what was last compiled
         self._said = False
         self.unsteady: Mapping[str, Sequence[str]] = wanted.unsteady
         began = time.monotonic()
@@ -180,17 +184,18 @@ class GraphProbe:
         if shape not in self._functions and len(self._functions) >= _SIZES:
             shape = self._any_size(shape)
         function = self._functions.get(shape) or self._compile(shape)
-        return tuple(_array(tensor) for tensor in function(tf.constant(images)))
+        return tuple(function(images))
 
     def _any_size(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Leave height and width open, where the network does."""
         taken = self._fit.input
         ranks = [layer.tensor.shape for layer in self._wanted.layers]
-        if taken.height or taken.width or taken.features or None in ranks:
+        bound = taken.height or taken.width or taken.features or self._wanted.sized
+        if bound or None in ranks:
             return shape
         return (None, None, shape[2])
 
-    def _compile(self, shape: tuple[int | None, ...]) -> _Run:
+    def _compile(self, shape: tuple[int | None, ...]) -> Run:
         fixed = self._fit.shape
         if any(want not in (None, have) for want, have in zip(fixed, shape, strict=True)) and (
             self._fit.input.height or self._fit.input.features or fixed[2] != shape[2]
@@ -204,47 +209,63 @@ class GraphProbe:
             return self._interpreted
         spec = tf.TensorSpec((self._chunk, *shape), tf.dtypes.as_dtype(self._fit.dtype))
         try:
+            body = functools.partial(self._body, self._folded(shape))
             # Not tf.function: its automatic control edges break the control flow of TF1 graphs.
-            wrapped = tf.compat.v1.wrap_function(self._body, [spec])
-            function = with_precision(wrapped, self._wanted.options.precision)
+            function = tf.compat.v1.wrap_function(body, [spec])
+            fewest = self._chunk or max(_TRIED)
+            most = check_room(function.graph, n_images=fewest, path=self._wanted.path)
+            run = self._engine.compile(function)
         except CnnfeatError:
             raise
         except _RUNTIME_ERRORS as error:
             raise self._misfit(error, shape) from error
-        fewest = self._chunk or max(_TRIED)
-        most = check_room(wrapped.graph, n_images=fewest, path=self._wanted.path)
         self._limit = min(self._limit, most)
-        self._functions[shape] = function
-        return function
+        self._functions[shape] = run
+        return run
 
-    def _interpreted(self, images: tf.Tensor) -> list[tf.Tensor]:
+    def _interpreted(self, images: Array) -> list[Array]:
         """Run a graph that is not TensorFlow's."""
         wanted, run = self._wanted, self._graph.run
         nodes = nodes_by_name(wanted.part)
-        fed = {name: feed.spread(tf.shape(images)[0]) for name, feed in wanted.feeds.items()}
-        fed[self._fit.input.tensor] = self._fit(images)
+        fed = {name: feed.spread(len(images)) for name, feed in wanted.feeds.items()}
+        fed[self._fit.input.tensor] = self._fit(tf.constant(images))
         values = {name: value.numpy() for name, value in fed.items()}
         names = [layer.tensor.name for layer in wanted.layers]
         found = run(values, names) if run is not None else []
         return [
-            self._finish(fed.get(name, tf.constant(value)), name, nodes)
+            as_array(self._finish(fed.get(name, tf.constant(value)), name, nodes))
             for name, value in zip(names, found, strict=True)
         ]
 
-    def _body(self, images: tf.Tensor) -> list[tf.Tensor]:
+    def _folded(self, shape: tuple[int | None, ...]) -> Folded:
+        """The nodes to be computed for images of a shape, and the weights they take."""
         graph, wanted = self._graph, self._wanted
         part = wanted.part
         if wanted.sized is not None:
-            graph, part = wanted.sized((images.shape[1], images.shape[2]))
-        nodes = nodes_by_name(part)
+            height, width = (length or 1 for length in shape[:2])
+            graph, part = wanted.sized((height, width))
+        elif self._kept is not None:
+            return self._kept
+        self._kept = folded(
+            part,
+            graph.weights,
+            fetches=[layer.tensor.name for layer in wanted.layers],
+            fed=[self._fit.input.tensor, *wanted.feeds],
+            path=wanted.path,
+        )
+        return self._kept
+
+    def _body(self, taken: Folded, images: tf.Tensor) -> list[tf.Tensor]:
+        wanted = self._wanted
+        nodes = nodes_by_name(wanted.part)
         values = self._fit(images)
         n_images = tf.shape(images)[0]
         fed = {name: feed.spread(n_images) for name, feed in wanted.feeds.items()}
         fed[self._fit.input.tensor] = values
-        held = {f"{name}:0": value for name, value in graph.weights.items()}
+        held = self._engine.bind(taken.values)
         names = [layer.tensor.name for layer in wanted.layers]
         fetches = [name for name in names if name not in fed]
-        found = iter(import_part(part, {**held, **fed}, fetches=fetches, name="network"))
+        found = iter(import_part(taken.part, {**held, **fed}, fetches=fetches, name="network"))
         return [
             self._finish(fed[name] if name in fed else next(found), name, nodes) for name in names
         ]
@@ -289,6 +310,7 @@ class GraphProbe:
         """Compute these layers from now on."""
         self._wanted = dataclasses.replace(self._wanted, layers=layers)
         self._functions.clear()
+        self._kept = None
         names = {layer.name for layer in layers}
         self.unsteady = {k: ops for k, ops in self._wanted.unsteady.items() if k in names}
 
@@ -401,11 +423,6 @@ def _channels_first(nodes: Mapping[str, tf.compat.v1.NodeDef], tensor: str) -> b
         name = node_of(node.input[1] if node.op == "ConcatV1" else node.input[0])
         seen += 1
     return False
-
-
-def _array(tensor: tf.Tensor) -> Array:
-    """View a tensor as an array, without a copy."""
-    return np.asarray(memoryview(tensor))
 
 
 def _axis_names(rank: int, *, channels_first: bool = False) -> tuple[str, ...]:

@@ -1,0 +1,68 @@
+"""What runs a probe's graph: TensorFlow itself.
+
+An engine gets the whole graph, from pixels to pooled activations, as TensorFlow's function, and
+returns what runs it from array to arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from cnnfeat.network.runtime import with_precision
+from cnnfeat.options import Precision
+from cnnfeat.records import Array
+
+Run = Callable[[Array], Sequence[Array]]  # images in, one array of activations a tensor out
+
+
+class Engine(Protocol):
+    """Compiles the graph of a probe."""
+
+    name: str
+
+    def bind(self, values: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
+        """Bring weights, by name, into the graph that is being built."""
+
+    def compile(self, function: tf.types.experimental.ConcreteFunction) -> Run:
+        """Compile a graph of one input and some outputs."""
+
+
+class TensorFlow:
+    """TensorFlow's own runtime.
+
+    Parameters
+    ----------
+    precision : Precision
+        Of convolutions and matrix products.
+    """
+
+    name = "tensorflow"
+
+    def __init__(self, precision: Precision = "float32") -> None:
+        self._precision = precision
+
+    def bind(self, values: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
+        """Hand weights in as they are: each exists once.
+
+        As constants TensorFlow would copy them several times, without a gain that can be measured
+        once batch norms are folded.
+        """
+        return values
+
+    def compile(self, function: tf.types.experimental.ConcreteFunction) -> Run:
+        """Have TensorFlow run the function; what comes out isn't copied."""
+        call = with_precision(function, self._precision)
+
+        def run(images: Array) -> list[Array]:
+            return [as_array(tensor) for tensor in call(tf.constant(images))]
+
+        return run
+
+
+def as_array(tensor: tf.Tensor) -> Array:
+    """View a tensor as an array, without a copy."""
+    return np.asarray(memoryview(tensor))

@@ -1,0 +1,316 @@
+"""A flat graph that computes the same with fewer operations.
+
+What depends on weights alone is computed once. What follows a convolution or a matrix product and
+scales or shifts each channel by a constant (an inference batch norm, in whatever operations it was
+written) goes into its kernel and a bias: TensorFlow runs convolution, bias and activation as one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from cnnfeat.network.graph import (
+    ancestors,
+    import_part,
+    in_order,
+    node_of,
+    nodes_by_name,
+    subgraph,
+    tensor_of,
+)
+from cnnfeat.network.soundness import check_room
+
+_WEIGHED = {"Conv2D", "DepthwiseConv2dNative", "Conv3D", "MatMul"}
+# Operations that a weight may go through before it is used.
+_STILL = {
+    "Add",
+    "AddV2",
+    "BroadcastTo",
+    "Cast",
+    "Const",
+    "ExpandDims",
+    "Identity",
+    "Maximum",
+    "Minimum",
+    "Mul",
+    "Neg",
+    "ReadVariableOp",
+    "RealDiv",
+    "Reshape",
+    "Rsqrt",
+    "Sqrt",
+    "Square",
+    "Squeeze",
+    "Sub",
+    "Transpose",
+}
+_NORMS = {"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
+_SHIFTS = {"Add", "AddV2", "BiasAdd", "Sub"}
+_SCALES = {"Mul", "RealDiv"}
+_PASSED = {"Identity"}
+_Numbers = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Folded:
+    """Nodes, and the values of tensors that none of them computes."""
+
+    part: tf.compat.v1.GraphDef
+    values: dict[str, tf.Tensor] = field(default_factory=dict)
+
+
+def folded(
+    part: tf.compat.v1.GraphDef,
+    weights: Mapping[str, tf.Tensor],
+    *,
+    fetches: Collection[str],
+    fed: Collection[str],
+    path: str = "",
+) -> Folded:
+    """Write a graph anew with fewer operations, and the same values.
+
+    Parameters
+    ----------
+    part : GraphDef
+        Nodes that are to be computed; not altered.
+    weights : mapping
+        By the name of the placeholder node that each stands for.
+    fetches : collection of str
+        Tensors that are asked for: they keep their exact meaning, so nothing is folded through
+        them.
+    fed : collection of str
+        Tensors that get a value from outside.
+    path : str
+        The network, for messages.
+
+    Returns
+    -------
+    Folded
+        A value for each weight, or for what was computed of it: float32 or what the file has.
+    """
+    fold = _Fold(part, weights, fetches=fetches, fed=fed, path=path)
+    fold.channels()
+    return fold.result()
+
+
+class _Fold:
+    """A graph while it is being written anew."""
+
+    def __init__(
+        self,
+        part: tf.compat.v1.GraphDef,
+        weights: Mapping[str, tf.Tensor],
+        *,
+        fetches: Collection[str],
+        fed: Collection[str],
+        path: str,
+    ) -> None:
+        self._part = tf.compat.v1.GraphDef()
+        self._part.CopyFrom(part)
+        self._nodes = nodes_by_name(self._part)
+        self._fetches = {tensor_of(name) for name in fetches}
+        self._kept = self._fetches | {tensor_of(name) for name in fed}
+        self._weights = weights
+        self._path = path
+        self._still = self._still_nodes()
+        self._values = self._computed()
+        self._takers: dict[str, list[str]] = {}
+        for node in self._part.node:
+            for entry in node.input:
+                self._takers.setdefault(entry if entry[0] == "^" else tensor_of(entry), []).append(
+                    node.name
+                )
+
+    def result(self) -> Folded:
+        stop = self._values.keys() | self._kept - self._fetches
+        needed = ancestors(self._nodes, self._fetches, stop=stop)
+        part = subgraph(self._part, needed)
+        used = {tensor_of(entry) for node in part.node for entry in node.input}
+        return Folded(part, {name: v for name, v in self._values.items() if name in used})
+
+    # ---- what depends on weights alone -----------------------------------------------------------
+
+    def _still_nodes(self) -> set[str]:
+        """Nodes that depend on weights and constants alone, outside of loops and branches."""
+        still: set[str] = set()
+        known = still | set(self._weights)
+        for name in in_order(self._nodes, set(self._nodes)):
+            node = self._nodes[name]
+            if (
+                node.op in _STILL
+                and f"{name}:0" not in self._kept
+                and all(entry in known and entry[0] != "^" for entry in node.input)
+            ):
+                still.add(name)
+                known.add(name)
+        return still
+
+    def _computed(self) -> dict[str, tf.Tensor]:
+        """Compute what the other nodes take of them; plain constants stay where they are."""
+        wanted = {
+            tensor_of(entry)
+            for node in self._part.node
+            if node.name not in self._still
+            for entry in node.input
+            if entry in self._still and self._nodes[entry].op != "Const"
+        }
+        names = sorted(wanted)
+        held = {f"{name}:0": value for name, value in self._weights.items()}
+        if not names:
+            return held
+        part = tf.compat.v1.GraphDef(versions=self._part.versions)
+        part.node.extend(node for node in self._part.node if node.name in self._still)
+
+        def body() -> list[tf.Tensor]:
+            return import_part(part, held, fetches=names, name="network")
+
+        function = tf.compat.v1.wrap_function(body, [])
+        check_room(function.graph, n_images=1, path=self._path)
+        return held | dict(zip(names, function(), strict=True))
+
+    def _value(self, entry: str) -> NDArray[np.generic] | None:
+        """The value of an input that is the same for all images."""
+        tensor = tensor_of(entry)
+        if tensor in self._values:
+            value = self._values[tensor]
+            return None if value.dtype == tf.resource else value.numpy()
+        node = self._nodes.get(node_of(entry))
+        if node is None or node.op != "Const" or tensor in self._kept:
+            return None
+        array: NDArray[np.generic] = tf.make_ndarray(node.attr["value"].tensor)
+        return array
+
+    # ---- channels --------------------------------------------------------------------------------
+
+    def channels(self) -> None:
+        """Fold what scales and shifts channels into the kernel before it."""
+        with np.errstate(all="ignore"):
+            for node in list(self._part.node):
+                if node.op in _WEIGHED and node.attr["T"].type == tf.float32.as_datatype_enum:
+                    self._fold_behind(node)
+
+    def _fold_behind(self, node: tf.compat.v1.NodeDef) -> None:
+        kernel = self._value(node.input[1])
+        if kernel is None or ("transpose_b" in node.attr and node.attr["transpose_b"].b):
+            return
+        outputs = _n_outputs(node, kernel)
+        scale, shift = np.ones(outputs), np.zeros(outputs)
+        last, scaled, steps = node, False, 0
+        while (found := self._next(last, node, outputs)) is not None:
+            last, (times, plus) = found
+            scale, shift = scale * times, shift * times + plus
+            steps += 1
+            scaled = scaled or bool(np.any(times != 1))
+        if not steps or not (scaled or steps > 1):
+            return
+        new = (kernel.astype(np.float64).reshape(-1, outputs) * scale).astype(np.float32)
+        bias = shift.astype(np.float32)
+        if not (np.isfinite(new).all() and np.isfinite(bias).all()):
+            return
+        self._put(node, last, new.reshape(kernel.shape), bias)
+
+    def _put(
+        self,
+        node: tf.compat.v1.NodeDef,
+        last: tf.compat.v1.NodeDef,
+        kernel: NDArray[np.float32],
+        bias: NDArray[np.float32],
+    ) -> None:
+        """Give a node another kernel, and have the last of the chain add the bias."""
+        for name, value in ((f"{last.name}/kernel", kernel), (f"{last.name}/bias", bias)):
+            self._values[f"{name}:0"] = tf.constant(value)
+        node.input[1] = f"{last.name}/kernel"
+        channels_first = _channels_first(node)
+        last.op = "BiasAdd"
+        last.ClearField("input")
+        last.ClearField("attr")
+        last.input.extend([node.name, f"{last.name}/bias"])
+        last.attr["T"].CopyFrom(node.attr["T"])
+        last.attr["data_format"].s = b"NCHW" if channels_first else b"NHWC"
+
+    def _next(
+        self, last: tf.compat.v1.NodeDef, first: tf.compat.v1.NodeDef, outputs: int
+    ) -> tuple[tf.compat.v1.NodeDef, tuple[_Numbers, _Numbers]] | None:
+        """The only node that takes a result, and what it multiplies each channel by, and adds."""
+        tensor = f"{last.name}:0"
+        takers = self._takers.get(tensor, [])
+        if len(takers) != 1 or tensor in self._kept or f"^{last.name}" in self._takers:
+            return None
+        node = self._nodes[takers[0]]
+        if any(entry[0] == "^" for entry in node.input):
+            return None
+        found = self._affine(node, tensor, first, outputs)
+        return None if found is None else (node, found)
+
+    def _affine(
+        self, node: tf.compat.v1.NodeDef, tensor: str, first: tf.compat.v1.NodeDef, outputs: int
+    ) -> tuple[_Numbers, _Numbers] | None:
+        """What a node multiplies each channel of a tensor by, and adds to it."""
+        one, nothing = np.ones(outputs), np.zeros(outputs)
+        if node.op in _PASSED:
+            return one, nothing
+        if node.op in _NORMS:
+            return self._norm(node, tensor, first, outputs)
+        if node.op not in _SCALES | _SHIFTS:
+            return None
+        place = [tensor_of(entry) for entry in node.input].index(tensor)
+        value = self._value(node.input[1 - place])
+        vector = None if value is None else _by_channel(value, node, first, outputs)
+        if vector is None or (node.op == "RealDiv" and place):
+            return None
+        factors = {"Mul": vector, "RealDiv": one / vector, "Sub": -one if place else one}
+        terms = {"Mul": nothing, "RealDiv": nothing, "Sub": vector if place else -vector}
+        return factors.get(node.op, one), terms.get(node.op, vector)
+
+    def _norm(
+        self, node: tf.compat.v1.NodeDef, tensor: str, first: tf.compat.v1.NodeDef, outputs: int
+    ) -> tuple[_Numbers, _Numbers] | None:
+        """A batch norm with the averages it was trained to: only its first output is of use."""
+        others = any(f"{node.name}:{i}" in self._takers.keys() | self._kept for i in range(1, 6))
+        training = "is_training" not in node.attr or node.attr["is_training"].b
+        if (
+            training
+            or others
+            or _channels_first(node) != _channels_first(first)
+            or tensor_of(node.input[0]) != tensor
+        ):
+            return None
+        values = [self._value(entry) for entry in node.input[1:5]]
+        if any(value is None or value.shape != (outputs,) for value in values):
+            return None
+        gamma, beta, mean, variance = (np.asarray(value, np.float64) for value in values)
+        epsilon = node.attr["epsilon"].f if "epsilon" in node.attr else 1e-4
+        scale = gamma / np.sqrt(variance + epsilon)
+        return scale, beta - mean * scale
+
+
+def _n_outputs(node: tf.compat.v1.NodeDef, kernel: NDArray[np.generic]) -> int:
+    lengths = kernel.shape[-2:] if node.op == "DepthwiseConv2dNative" else kernel.shape[-1:]
+    return int(np.prod(lengths))
+
+
+def _channels_first(node: tf.compat.v1.NodeDef) -> bool:
+    return "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC")
+
+
+def _by_channel(
+    value: NDArray[np.generic],
+    taker: tf.compat.v1.NodeDef,
+    first: tf.compat.v1.NodeDef,
+    outputs: int,
+) -> _Numbers | None:
+    """A constant as one number a channel; None where it differs within one."""
+    rank = {"MatMul": 2, "Conv3D": 5}.get(first.op, 4)
+    axis = 1 if _channels_first(first) else rank - 1
+    shape = (1,) * (rank - value.ndim) + value.shape
+    if taker.op == "BiasAdd":
+        shape = (1,) * axis + value.shape + (1,) * (rank - axis - 1)
+    if len(shape) != rank or math.prod(shape) != shape[axis] or shape[axis] not in (1, outputs):
+        return None
+    return np.broadcast_to(np.asarray(value, np.float64).ravel(), (outputs,))
