@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from cnnfeat.data import open_source
+from cnnfeat.errors import NetworkError
 from cnnfeat.features import FeatureFile
 from cnnfeat.parts import Part, hold_out
 
@@ -49,6 +51,25 @@ def two_classes() -> Path:
 @pytest.fixture
 def npz(run) -> Path:
     return two_classes()
+
+
+@pytest.mark.parametrize(
+    "case", [("units = 4", 2), ("units = 4, batch_norm = true", 1)], ids=["halves", "whole"]
+)
+@pytest.mark.parametrize("command", ["train", "run"])
+def test_tensorflow_is_started_for_the_calls_of_a_training(run, npz, monkeypatch, command, case):
+    layer, n_calls = case
+
+    def started(_settings: object, *, n_calls: int) -> None:
+        raise NetworkError(f"started for {n_calls}")
+
+    module = import_module(f"cnnfeat.cli.{command}")
+    monkeypatch.setattr(module, "start_tensorflow", started)
+    Path("c.toml").write_text(NETWORK.replace("units = 4", layer), "utf-8")
+    config = ("--config", "c.toml") if command == "train" else ("c.toml",)
+    code, _, err = run(command, *config, "--data", npz)
+    assert code == 4
+    assert f"started for {n_calls}" in err
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cnnfeat.card import read_card
 from cnnfeat.data import open_data, open_source
 from cnnfeat.divided import Pick, PickedSource, divide_source, redivide
 from cnnfeat.errors import DataError, NetworkError, OutputExistsError, StorageError, UsageError
+from cnnfeat.network.descent import Score, Steps
 from cnnfeat.network.training import train
 from cnnfeat.options import DataOptions, RunOptions, TrainOptions
 from cnnfeat.parts import DivisionRule, Part, hold_out
@@ -295,14 +297,17 @@ def test_mean_and_spread_of_the_training_pixels_are_kept(trained, digits):
 
 @pytest.fixture
 def diverge(monkeypatch: pytest.MonkeyPatch):
-    """Let Keras tell of losses that are no numbers, of one epoch counted from 0."""
-    told = keras.callbacks.CallbackList.on_epoch_end
+    """Let the weights become immense in one epoch, counted from 0."""
+    epoch_of = Steps.epoch
 
     def from_epoch(place: int) -> None:
-        def diverged(self: object, epoch: int, logs: dict[str, float]) -> None:
-            told(self, epoch, {**logs, "loss": float("nan")} if epoch == place else logs)
+        epochs = itertools.count()
 
-        monkeypatch.setattr(keras.callbacks.CallbackList, "on_epoch_end", diverged)
+        def epoch(self: Steps, *args: object, **options: object) -> Score:
+            score = epoch_of(self, *args, **options)
+            return Score(float("nan"), score.accuracy) if next(epochs) == place else score
+
+        monkeypatch.setattr(Steps, "epoch", epoch)
 
     return from_epoch
 

@@ -86,9 +86,11 @@ def run(
     Of several layers asked for by --layer, the machine is for the last one.
     """
     from cnnfeat.extraction import IN_FLIGHT
+    from cnnfeat.network.starting import calls_of_training
     from cnnfeat.pipeline import run_pipeline
 
-    n_calls = 1 if options.model.path is None else IN_FLIGHT  # a training has one
+    trains = options.model.path is None
+    n_calls = calls_of_training(options.network) if trains else IN_FLIGHT
     result = run_pipeline(
         _for_layers(options, settings.config or RunOptions()),
         folder=folder,

@@ -32,10 +32,11 @@ def train(
     described by the [network] table of a TOML file: cnnfeat train --config my.toml
     """
     from cnnfeat.commands import train as train_network
+    from cnnfeat.network.starting import calls_of_training
 
     def opened(images: Source) -> None:
         console.say(f"data: {console.source_text(images)}")
-        start_tensorflow(settings)
+        start_tensorflow(settings, n_calls=calls_of_training(options.network))
 
     card = train_network(
         options.data,

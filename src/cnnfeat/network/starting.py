@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 
 from cnnfeat.errors import Interrupted
+from cnnfeat.options import ArchitectureOptions
 
 # What holds where the environment says nothing else.
 _ENVIRONMENT = {
@@ -17,6 +18,19 @@ _ENVIRONMENT = {
     # with AVX2 it is twice as fast as Eigen.
     "TF_ENABLE_ONEDNN_OPTS": "1",
 }
+
+
+HALVES = 2  # of a batch that is trained on, computed side by side
+
+
+def calls_of_training(network: ArchitectureOptions) -> int:
+    """How many calls of a network its training has under way at a time.
+
+    A batch is computed in two halves; in one piece with batch norm, whose mean is that of all.
+    """
+    normed = [layer.batch_norm for layer in network.conv]
+    normed += [layer.batch_norm for layer in network.dense]
+    return 1 if any(normed) else HALVES
 
 
 def load_tensorflow() -> None:

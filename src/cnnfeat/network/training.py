@@ -3,55 +3,36 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 from cnnfeat import __version__
 from cnnfeat.brightness import measure
-from cnnfeat.card import Epoch, ModelCard, card_path, file_sha256, write_card
+from cnnfeat.card import ModelCard, card_path, file_sha256, write_card
 from cnnfeat.divided import TEST, VALIDATION, divide_source, rule_for, training_split
-from cnnfeat.errors import DataError, NetworkError, UsageError
+from cnnfeat.errors import DataError, UsageError
 from cnnfeat.files import check_output, replacing
 from cnnfeat.knobs import fields_of, to_dict
 from cnnfeat.network.architecture import build_network
+from cnnfeat.network.descent import EVALUATION_BATCH, Samples, best_epoch, fit
 from cnnfeat.network.loading import load_network
 from cnnfeat.network.network import Network
 from cnnfeat.options import FitOptions, RunOptions, TrainOptions
 from cnnfeat.parts import Part
 from cnnfeat.pixels import range_warning
-from cnnfeat.progress import SILENT, Progress, Task
-from cnnfeat.records import ImageTarget, Json, Labels, Parts, RowNumbers, Source, SplitInfo
+from cnnfeat.progress import SILENT, Progress
+from cnnfeat.records import ImageTarget, Json, Parts, Source, SplitInfo
 
 logger = logging.getLogger("cnnfeat")
 
-EVALUATION_BATCH = 1_000
-AUTO_EPOCHS = 6
-AUTO_STEPS = 1_500  # what a small source gets at least
 BYTES_PER_WEIGHT = 4
 FILE_OVERHEAD_BYTES = 1_000_000  # HDF5 and JSON around the weights, generously
-
-
-@dataclass(frozen=True, slots=True)
-class _Samples:
-    """Images and labels in memory."""
-
-    images: NDArray[np.generic]  # (n_samples, height, width, channels), the source's dtype
-    labels: Labels  # (n_samples,)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: RowNumbers) -> _Samples:
-        return _Samples(self.images[rows], self.labels[rows])
 
 
 def train(
@@ -67,7 +48,8 @@ def train(
 
     A source without a test split is divided first. Of what it trains on, a stratified part is held
     back, unless the source has a split `validation`: the weights of the epoch that does best on it
-    are kept. The test split is read once, after that. Same seed, same machine: same weights.
+    are kept. The test split is read once, after that. Same seed, same machine, as many threads of
+    TensorFlow's: same weights.
 
     Parameters
     ----------
@@ -125,9 +107,9 @@ def train(
     if warning := range_warning(fitted.images, unit=True):
         logger.warning("%s", warning)
     started = time.perf_counter()
-    history = _fit(network, fitted, held_back, config.train, progress)
+    history, steps = fit(network, fitted, held_back, config, progress)
     elapsed_s = time.perf_counter() - started
-    best = _best_epoch(history)
+    best = best_epoch(history)
     test = _read(source, TEST, shape)
     card = ModelCard(
         cnnfeat=__version__,
@@ -145,7 +127,7 @@ def train(
         history=tuple(history),
         best_epoch=best + 1,
         validation_accuracy=history[best]["val_accuracy"],
-        test_accuracy=_accuracy(network, test),
+        test_accuracy=steps.evaluate(test).accuracy,
         n_train=len(fitted),
         n_validation=len(held_back),
         n_test=len(test),
@@ -220,7 +202,7 @@ def _check_classes(source: Source) -> None:
         )
 
 
-def _held_back(source: Source, samples: _Samples, parts: Parts | None) -> _Samples:
+def _held_back(source: Source, samples: Samples, parts: Parts | None) -> Samples:
     """What picks the best epoch: the source's own split for that, or rows held back."""
     rows = np.flatnonzero(parts == Part.VALIDATION)
     return samples.take(rows) if len(rows) else _read(source, VALIDATION, samples.images.shape[1:])
@@ -244,7 +226,7 @@ def _data_options(config: RunOptions, source: Source) -> dict[str, Json]:
     return {**to_dict(config.data), **fitting, "source": config.data.source or "auto"}
 
 
-def _read(source: Source, split: str, shape: tuple[int, ...]) -> _Samples:
+def _read(source: Source, split: str, shape: tuple[int, ...]) -> Samples:
     """Hold a whole split in memory; a network of this family trains on nothing larger."""
     info = source.splits[split]
     images = np.empty((info.n_samples, *shape), info.dtype)
@@ -261,159 +243,7 @@ def _read(source: Source, split: str, shape: tuple[int, ...]) -> _Samples:
     labels = source.labels(split)
     if labels is None:
         raise DataError(f"{source.name} has labels in one split, but none in {split!r}")
-    return _Samples(images, labels)
-
-
-def _fit(
-    network: keras.Model,
-    samples: _Samples,
-    validation: _Samples,
-    config: TrainOptions,
-    progress: Progress,
-) -> list[Epoch]:
-    """Train, and leave the network with the weights of its best epoch."""
-    keras.utils.set_random_seed(config.seed)
-    steps = -(-len(samples) // config.batch_size)
-    epochs = _epochs(config, steps)
-    schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * epochs)
-    network.compile(
-        optimizer=keras.optimizers.Adam(schedule),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    keeper = _BestWeights(config, schedule, steps)
-    with progress.task("training", total=epochs * len(samples), unit="images") as task:
-        network.fit(
-            _batches(samples, config, shuffle=True),
-            validation_data=_batches(validation, config, shuffle=False),
-            epochs=epochs,
-            verbose=0,
-            shuffle=False,  # _batches has done it
-            callbacks=[keeper, _Teller(task, len(samples), config.batch_size, epochs)],
-        )
-    network.set_weights(keeper.weights)
-    return keeper.history
-
-
-def _epochs(config: TrainOptions, steps: int) -> int:
-    if config.epochs == "auto":
-        return max(AUTO_EPOCHS, -(-AUTO_STEPS // steps))
-    return config.epochs
-
-
-def _batches(samples: _Samples, config: TrainOptions, *, shuffle: bool) -> tf.data.Dataset:
-    """Cut shuffled batches from memory, without a copy of the whole."""
-    rows = tf.data.Dataset.range(len(samples))
-    if shuffle:
-        rows = rows.shuffle(len(samples), seed=config.seed, reshuffle_each_iteration=True)
-    size = config.batch_size if shuffle else EVALUATION_BATCH
-
-    def take(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        images, labels = tf.numpy_function(
-            lambda rows: (samples.images[rows], samples.labels[rows]),
-            [batch],
-            [samples.images.dtype, tf.int64],
-            stateful=False,
-        )
-        images.set_shape((None, *samples.images.shape[1:]))
-        labels.set_shape((None,))
-        return images, labels
-
-    return rows.batch(size).map(take).prefetch(2)
-
-
-class _BestWeights(keras.callbacks.Callback):  # type: ignore[misc]
-    """Keep the history, and the weights of the epoch that validates best."""
-
-    def __init__(
-        self,
-        config: TrainOptions,
-        schedule: keras.optimizers.schedules.LearningRateSchedule,
-        steps: int,
-    ) -> None:
-        super().__init__()
-        self._config, self._schedule, self._steps = config, schedule, steps
-        self.history: list[Epoch] = []
-        self.weights: list[NDArray[np.float32]] = []
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Record the epoch; stop when patience is at an end."""
-        numbers = {name: float(value) for name, value in (logs or {}).items()}
-        if not all(map(math.isfinite, numbers.values())):
-            self._end_diverged(epoch, numbers)
-            return
-        rate = float(self._schedule(epoch * self._steps))
-        self.history.append(
-            Epoch(
-                epoch=epoch + 1,
-                loss=numbers["loss"],
-                accuracy=numbers["accuracy"],
-                val_loss=numbers["val_loss"],
-                val_accuracy=numbers["val_accuracy"],
-                learning_rate=rate,
-            )
-        )
-        best = _best_epoch(self.history)
-        if best == epoch:
-            self.weights = self.model.get_weights()
-        if 0 < self._config.patience <= epoch - best:
-            self.model.stop_training = True
-
-    def _end_diverged(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """End a training whose weights have become immense; the best before that are kept."""
-        found = " and ".join(f"{name} is {numbers[name]}" for name in ("loss", "val_loss"))
-        if not self.history:
-            raise NetworkError(
-                f"the training has diverged: {found} after its first epoch",
-                hint="a smaller --learning-rate, or [network] weight_stddev and bias; or pixels of "
-                "a smaller range",
-            )
-        logger.warning(
-            "the training has diverged, and ends: %s after epoch %d; what was best before is kept",
-            found,
-            epoch + 1,
-        )
-        self.model.stop_training = True
-
-
-class _Teller(keras.callbacks.Callback):  # type: ignore[misc]
-    """Tell a progress task of each batch and epoch."""
-
-    def __init__(self, task: Task, n_samples: int, batch_size: int, epochs: int) -> None:
-        super().__init__()
-        self._task, self._n_samples = task, n_samples
-        self._batch_size, self._epochs = batch_size, epochs
-
-    def on_train_batch_end(self, batch: int, logs: object = None) -> None:  # noqa: ARG002
-        """Count the images of a batch; the last one of an epoch may be smaller."""
-        self._task.advance(min(self._batch_size, self._n_samples - batch * self._batch_size))
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Say how the epoch went."""
-        numbers = logs or {}
-        self._task.advance(
-            0,
-            note=f"epoch {epoch + 1}/{self._epochs}, loss {numbers['loss']:.4f}, "
-            f"validation accuracy {numbers['val_accuracy']:.2%}",
-        )
-
-
-def _best_epoch(history: list[Epoch]) -> int:
-    """Index of the epoch with the highest validation accuracy; of equals, the lowest loss."""
-    return max(
-        range(len(history)),
-        key=lambda i: (history[i]["val_accuracy"], -history[i]["val_loss"]),
-    )
-
-
-def _accuracy(network: keras.Model, samples: _Samples) -> float:
-    """Fraction of the samples whose largest logit is at their label."""
-    right = 0
-    for start in range(0, len(samples), EVALUATION_BATCH):
-        rows = slice(start, start + EVALUATION_BATCH)
-        logits = network.predict_on_batch(samples.images[rows])
-        right += int(np.sum(np.argmax(logits, axis=1) == samples.labels[rows]))
-    return right / len(samples)
+    return Samples(images, labels)
 
 
 def _save(network: keras.Model, out: Path) -> str:

@@ -1,0 +1,317 @@
+"""Fitting the weights of a network: the compiled steps, the epochs, and the best of these.
+
+Many steps are one call of TensorFlow, whose threads then have no time to fall asleep. A batch is
+computed in two halves side by side, each on a core of its own if TensorFlow was started so: they
+wait for each other once a step, where operations that are divided among cores wait after each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from cnnfeat.card import Epoch
+from cnnfeat.errors import NetworkError
+from cnnfeat.network.starting import calls_of_training
+from cnnfeat.options import RunOptions, TrainOptions
+from cnnfeat.progress import Progress
+from cnnfeat.records import Labels, RowNumbers
+
+logger = logging.getLogger("cnnfeat")
+
+EVALUATION_BATCH = 1_000
+AUTO_EPOCHS = 6
+AUTO_STEPS = 1_500  # what a small source gets at least
+STEPS_A_CALL = 16
+BYTES_A_CALL = 16 << 20  # of images; large ones go one step a call
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Images and labels in memory."""
+
+    images: NDArray[np.generic]  # (n_samples, height, width, channels), the source's dtype
+    labels: Labels  # (n_samples,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: RowNumbers) -> Samples:
+        """Copy some of them, in this order."""
+        return Samples(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a network does on some samples."""
+
+    loss: float  # mean cross-entropy, in nats
+    accuracy: float  # fraction whose largest logit is at their label
+
+
+class Steps:
+    """A network's steps, and its evaluation, compiled.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Images in, logits out; its weights are changed in place.
+    optimizer : keras.optimizers.Optimizer
+        What a step does with the gradients.
+    n_parts : int
+        In how many parts a batch is computed side by side. The sum of their gradients is the
+        batch's, but for rounding; where images of a batch act on each other it is not: 1.
+    """
+
+    def __init__(
+        self, network: keras.Model, optimizer: keras.optimizers.Optimizer, *, n_parts: int
+    ) -> None:
+        optimizer.build(network.trainable_variables)
+        self._network, self._optimizer, self._n_parts = network, optimizer, n_parts
+        images, labels = (None, *network.input_shape[1:]), (None,)
+        dtype = network.inputs[0].dtype
+        self._descend = self._compiled(
+            self._trace_descent,
+            [tf.TensorSpec((None, *images), dtype), tf.TensorSpec((None, *labels), tf.int64)],
+        )
+        self._score = self._compiled(
+            self._trace_score, [tf.TensorSpec(images, dtype), tf.TensorSpec(labels, tf.int64)]
+        )
+
+    def _compiled(
+        self,
+        trace: Callable[[int, tf.Tensor, tf.Tensor], tf.Tensor],
+        signature: list[tf.TensorSpec],
+    ) -> Callable[[NDArray[np.generic], Labels], NDArray[np.float32]]:
+        """Compile for batches in parts, and for those of fewer images than parts: in one."""
+        functions = {
+            n_parts: tf.function(
+                partial(trace, n_parts), input_signature=signature, autograph=False
+            )
+            for n_parts in {1, self._n_parts}
+        }
+
+        def call(images: NDArray[np.generic], labels: Labels) -> NDArray[np.float32]:
+            n_parts = self._n_parts if labels.shape[-1] >= self._n_parts else 1
+            sums: NDArray[np.float32] = functions[n_parts](images, labels).numpy()
+            return sums
+
+        return call
+
+    def epoch(
+        self,
+        samples: Samples,
+        order: RowNumbers,
+        *,
+        batch_size: int,
+        told: Callable[[int], None],
+    ) -> Score:
+        """Make a step for each batch of an epoch.
+
+        Parameters
+        ----------
+        samples : Samples
+            What the network is fitted to.
+        order : ndarray of int64, (n_rows,)
+            Rows of `samples`, in the order in which they are taken.
+        batch_size : int
+            Rows a step; the last one takes what remains.
+        told : callable
+            Called with a number of rows when they are done.
+
+        Returns
+        -------
+        Score
+            Each row as the network was before its step.
+        """
+        totals = np.zeros(2)
+        n_steps = BYTES_A_CALL // max(1, batch_size * samples.images[:1].nbytes)
+        for rows in _calls(order, batch_size, min(max(1, n_steps), STEPS_A_CALL)):
+            totals += self._descend(samples.images[rows], samples.labels[rows])
+            told(rows.size)
+        return Score(*(totals / len(order)).tolist())
+
+    def evaluate(self, samples: Samples) -> Score:
+        """Score the network as it is."""
+        totals = np.zeros(2)
+        for start in range(0, len(samples), EVALUATION_BATCH):
+            rows = slice(start, start + EVALUATION_BATCH)
+            totals += self._score(samples.images[rows], samples.labels[rows])
+        return Score(*(totals / len(samples)).tolist())
+
+    def _trace_descent(self, n_parts: int, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Make a step for each batch of `(n_steps, batch_size, ...)`; return sums over all."""
+        n_steps = tf.shape(labels)[0]
+
+        def step(number: tf.Tensor, totals: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return number + 1, totals + self._step(images[number], labels[number], n_parts)
+
+        return tf.while_loop(lambda number, _: number < n_steps, step, (0, tf.zeros(2)))[1]
+
+    def _step(self, images: tf.Tensor, labels: tf.Tensor, n_parts: int) -> tf.Tensor:
+        size = tf.cast(tf.shape(labels)[0], tf.float32)
+        weights = self._network.trainable_variables
+        sums, gradients = [], []
+        for some_images, some_labels in _parts(images, labels, n_parts):
+            with tf.GradientTape() as tape:
+                logits = self._network(some_images, training=True)
+                sums.append(_sums(logits, some_labels))
+                loss = sums[-1][0] / size
+            gradients.append(tape.gradient(loss, weights))
+        self._optimizer.apply([tf.add_n(parts) for parts in zip(*gradients, strict=True)], weights)
+        return tf.add_n(sums)
+
+    def _trace_score(self, n_parts: int, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return tf.add_n(
+            [
+                _sums(self._network(some_images, training=False), some_labels)
+                for some_images, some_labels in _parts(images, labels, n_parts)
+            ]
+        )
+
+
+def _parts(images: tf.Tensor, labels: tf.Tensor, n_parts: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    size = tf.shape(labels)[0]
+    bounds = [size * number // n_parts for number in range(n_parts + 1)]
+    return [(images[a:b], labels[a:b]) for a, b in itertools.pairwise(bounds)]
+
+
+def _sums(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy, and how many are right, each summed over the samples."""
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    right = tf.argmax(logits, axis=1) == labels
+    return tf.stack([tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32))])
+
+
+def _calls(order: RowNumbers, batch_size: int, n_steps: int) -> Iterator[RowNumbers]:
+    """Cut an epoch's rows into calls of `(n_steps, batch_size)`; the last batch may be smaller."""
+    whole = len(order) - len(order) % batch_size
+    batches = order[:whole].reshape(-1, batch_size)
+    for start in range(0, len(batches), n_steps):
+        yield batches[start : start + n_steps]
+    if whole < len(order):
+        yield order[None, whole:]
+
+
+def fit(
+    network: keras.Model,
+    samples: Samples,
+    validation: Samples,
+    config: RunOptions,
+    progress: Progress,
+) -> tuple[list[Epoch], Steps]:
+    """Train, and leave the network with the weights of its best epoch.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Untrained; its weights are changed in place.
+    samples : Samples
+        What it is fitted to.
+    validation : Samples
+        What picks the epoch.
+    config : RunOptions
+        Its tables `network` and `train` are used.
+    progress : Progress
+        Told each call and epoch.
+
+    Returns
+    -------
+    history : list of Epoch
+        How each epoch went.
+    steps : Steps
+        To evaluate the network on other samples.
+
+    Raises
+    ------
+    NetworkError
+        If the loss is no number after the first epoch.
+    """
+    options = config.train
+    n_steps = -(-len(samples) // options.batch_size)
+    n_epochs = _epochs(options, n_steps)
+    rate = keras.optimizers.schedules.CosineDecay(options.learning_rate, n_steps * n_epochs)
+    steps = Steps(network, keras.optimizers.Adam(rate), n_parts=calls_of_training(config.network))
+    best, chance = _Best(network, options.patience), np.random.default_rng(options.seed)
+    with progress.task("training", total=n_epochs * len(samples), unit="images") as task:
+        for number in range(n_epochs):
+            order = chance.permutation(len(samples))
+            fitted = steps.epoch(samples, order, batch_size=options.batch_size, told=task.advance)
+            validated = steps.evaluate(validation)
+            task.advance(
+                0,
+                note=f"epoch {number + 1}/{n_epochs}, loss {fitted.loss:.4f}, "
+                f"validation accuracy {validated.accuracy:.2%}",
+            )
+            learning_rate = float(rate(number * n_steps))
+            if not best.goes_on(fitted, validated, learning_rate):
+                break
+    network.set_weights(best.weights)
+    return best.history, steps
+
+
+def _epochs(config: TrainOptions, steps: int) -> int:
+    if config.epochs == "auto":
+        return max(AUTO_EPOCHS, -(-AUTO_STEPS // steps))
+    return config.epochs
+
+
+class _Best:
+    """Keep the history, and the weights of the epoch that validates best."""
+
+    def __init__(self, network: keras.Model, patience: int) -> None:
+        self._network, self._patience = network, patience
+        self.history: list[Epoch] = []
+        self.weights: list[NDArray[np.float32]] = []
+
+    def goes_on(self, fitted: Score, validated: Score, learning_rate: float) -> bool:
+        """Record an epoch; say whether another is worth while."""
+        if not (math.isfinite(fitted.loss) and math.isfinite(validated.loss)):
+            self._tell_diverged(fitted, validated)
+            return False
+        self.history.append(
+            Epoch(
+                epoch=len(self.history) + 1,
+                loss=fitted.loss,
+                accuracy=fitted.accuracy,
+                val_loss=validated.loss,
+                val_accuracy=validated.accuracy,
+                learning_rate=learning_rate,
+            )
+        )
+        latest, best = len(self.history) - 1, best_epoch(self.history)
+        if best == latest:
+            self.weights = self._network.get_weights()
+        return not 0 < self._patience <= latest - best
+
+    def _tell_diverged(self, fitted: Score, validated: Score) -> None:
+        """Weights have become immense; the best before that are kept."""
+        found = f"loss is {fitted.loss} and val_loss is {validated.loss}"
+        if not self.history:
+            raise NetworkError(
+                f"the training has diverged: {found} after its first epoch",
+                hint="a smaller --learning-rate, or [network] weight_stddev and bias; or pixels of "
+                "a smaller range",
+            )
+        logger.warning(
+            "the training has diverged, and ends: %s after epoch %d; what was best before is kept",
+            found,
+            len(self.history) + 1,
+        )
+
+
+def best_epoch(history: Sequence[Epoch]) -> int:
+    """Index of the epoch with the highest validation accuracy; of equals, the lowest loss."""
+    return max(
+        range(len(history)),
+        key=lambda i: (history[i]["val_accuracy"], -history[i]["val_loss"]),
+    )
