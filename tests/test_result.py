@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -60,6 +61,7 @@ DOCUMENT = {
         "on": "2-fold cross-validation on 8 training rows",
         "measure": "accuracy",
         "rule": "smallest C within one standard error of the best",
+        "searched": "2 of 9 values from 0.01 to 100: outwards",
         "grid": [0.01, 0.1],
         "scores": [TRIAL, {**TRIAL, "C": 0.1}],
         "best": {**TRIAL, "C": 0.1},
@@ -125,6 +127,7 @@ NEW = (
     "compared_on",
     "on",
     "measure",
+    "searched",
     "calibration",
 )  # keys that older documents lack
 
@@ -139,7 +142,9 @@ def _older(value: object) -> object:
 
 def test_older_documents_are_read(tmp_path: Path):
     result = SvmResult.from_json(_older(DOCUMENT), path=tmp_path)
-    assert result.selection == SvmResult.from_json(DOCUMENT, path=tmp_path).selection
+    now = SvmResult.from_json(DOCUMENT, path=tmp_path).selection
+    assert now.searched == "2 of 9 values from 0.01 to 100: outwards"
+    assert result.selection == dataclasses.replace(now, searched="")
     assert (result.score_name, result.caveat) == ("accuracy", "")
     assert result.compared_on == "4 test rows"  # what older ones compared layers on
 

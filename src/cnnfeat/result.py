@@ -84,6 +84,7 @@ class CostSearch:
     n_samples: int  # rows used, scored ones among them
     on: str  # which rows were scored, in words
     measure: str  # "accuracy" or "balanced accuracy"
+    searched: str = ""  # which values were tried, and why no more; "": all that were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +308,7 @@ def _selection_json(selection: CostSearch) -> dict[str, Json]:
         "on": selection.on,
         "measure": selection.measure,
         "rule": RULE,
+        "searched": selection.searched or None,
         "grid": sorted({trial.C for trial in selection.trials}),
         "scores": [_trial_json(trial) for trial in selection.trials],
         "best": _trial_json(selection.best),
@@ -337,6 +339,7 @@ class _SelectionWritten(TypedDict):
     n_samples: Count
     on: NotRequired[Name | None]
     measure: NotRequired[Name | None]
+    searched: NotRequired[Name | None]
     scores: tuple[_TrialWritten, ...]
     best: _TrialWritten
     chosen: _TrialWritten
@@ -469,6 +472,7 @@ def _selection(item: _SelectionWritten) -> CostSearch:
         n_samples=n_samples,
         on=item.get("on") or said,
         measure=item.get("measure") or "accuracy",
+        searched=item.get("searched") or "",
     )
 
 

@@ -279,7 +279,7 @@ def test_where_not_all_hessians_fit_the_minima_are_the_same(
     monkeypatch.setattr(
         Curvature, "forget", lambda self: (self.factor and seen.add("forgotten"), forget(self))
     )
-    squeezed = LinearSVM(C=0.01, tol=1e-8, memory_bytes=2 * memory_bytes).fit(
+    squeezed = LinearSVM(C=0.01, tol=1e-8, memory_bytes=memory_bytes).fit(
         ArrayRows(X, rows_per_block=100), y
     )
     assert expected in seen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -52,16 +54,101 @@ def test_two_classes_have_one_column(pixels):
     assert tried.weights.shape == (65, 1)
 
 
-def test_losing_values_end_the_search_when_asked(pixels):
+@pytest.mark.parametrize("folds", [5, 1])
+def test_outwards_the_same_value_is_chosen_with_fewer_tried(pixels, folds):
     X, y = pixels[0].reshape(-1, 64)[:300], pixels[1][:300]
-    grid = tuple(10.0**k for k in range(-6, 1))
+    grid = tuple(10.0**k for k in range(-8, 1))
     plan = in_turn(y, 5, seed=0, rows="rows")
+    if folds == 1:
+        plan = apart(np.arange(300) % 3 == 0, y, seed=0, rows="rows")
     options = {"n_classes": 10, "grid": grid, "memory_bytes": 2**30}
     whole = select_cost(Design(ArrayRows(X)), y, plan, **options).selection
-    short = select_cost(Design(ArrayRows(X)), y, plan, stop_early=True, **options).selection
-    assert short.chosen == whole.chosen
-    assert len(whole.trials) == 7
-    assert short.trials == whole.trials[: len(short.trials)]
+    short = select_cost(Design(ArrayRows(X)), y, plan, outwards=True, **options).selection
+    assert short.chosen.C == whole.chosen.C
+    assert len(whole.trials) == 9
+    assert whole.searched == ""
+    tried = [trial.C for trial in short.trials]
+    assert 1e-4 in tried
+    assert len(tried) < 9
+    first = grid.index(tried[0])
+    assert tuple(tried) == grid[first : first + len(tried)]
+    # What was left out lies beyond a value that has lost.
+    lost = short.best.mean - short.best.error
+    for end, edge in ((0, grid[0]), (-1, grid[-1])):
+        assert tried[end] == edge or short.trials[end].mean < lost
+    assert short.searched == (
+        f"{len(tried)} of 9 values from 1e-08 to 1: from 0.0001 each way until one scores more "
+        "than one standard error below the best"
+    )
+
+
+def test_no_larger_value_is_tried_than_one_that_none_can_beat(rng):
+    y = np.arange(120) % 4
+    X = 10 * np.eye(4)[y] + 0.01 * rng.standard_normal((120, 4))
+    plan = in_turn(y, 3, seed=0, rows="rows")
+    grid = tuple(10.0**k for k in range(-6, 7))
+    tried = select_cost(
+        Design(ArrayRows(X)), y, plan, n_classes=4, grid=grid, memory_bytes=2**30, outwards=True
+    ).selection
+    assert tried.trials[-1].C == 1.0
+    assert tried.chosen.mean == 1.0
+    assert tried.searched.endswith("; none larger than one of 100 %, which none can beat")
+
+
+def test_folds_that_start_from_all_rows_end_at_their_own_minimum(rng):
+    """Labels are random and features many: a machine of all rows knows every label by heart."""
+    y = rng.permutation(np.arange(300) % 2)
+    X = rng.standard_normal((300, 400))
+    C = 0.1
+    knowing = LinearSVC(C=C, dual=False).fit(X, y)
+    assert knowing.score(X, y) == 1.0
+    plan = in_turn(y, 5, seed=0, rows="rows")
+    tried = select_cost(
+        Design(ArrayRows(X)), y, plan, n_classes=2, grid=(C, 1.0), memory_bytes=2**30
+    )
+    found = tried.selection.trials[0]
+    theirs = [
+        LinearSVC(C=C, dual=False, tol=1e-8, max_iter=10_000)
+        .fit(X[plan.fold != k], y[plan.fold != k])
+        .score(X[plan.fold == k], y[plan.fold == k])
+        for k in range(5)
+    ]
+    np.testing.assert_allclose(found.scores, theirs, atol=0.035)  # two rows of sixty
+    assert 0.4 < found.mean < 0.6
+
+
+class Recorder:
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.amounts, self.notes, self.total = [], [], None
+
+    @contextmanager
+    def task(self, label, *, total, unit):
+        assert (label, unit) == ("choosing C", "values")
+        self.total = total
+        yield self
+
+    def advance(self, amount=1, *, note=""):
+        assert amount >= 0
+        self.amounts.append(amount)
+        self.notes.append(note)
+
+
+def test_progress_says_within_a_value_how_far_it_is(pixels):
+    X, y = pixels[0].reshape(-1, 64)[:300], pixels[1][:300]
+    told = Recorder()
+    plan = in_turn(y, 3, seed=0, rows="rows")
+    select_cost(
+        Design(ArrayRows(X)), y, plan,
+        n_classes=10, grid=GRID, memory_bytes=2**30, progress=told,
+    )  # fmt: skip
+    assert told.total == 3
+    assert sum(told.amounts) == pytest.approx(3)
+    assert max(told.amounts) <= 0.5
+    assert "C 0.0001: round 1, 1 of 10 classes" in told.notes
+    assert "C 0.001: round 1, 10 of 10 classes" in told.notes
+    assert next(note for note in told.notes if note.endswith("%")).startswith("C 0.0001: ")
 
 
 def test_default_grid_follows_the_rows_length():

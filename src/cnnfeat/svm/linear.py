@@ -132,7 +132,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             columns,
             tol=self.tol,
             max_iter=self.max_iter,
-            memory_bytes=self.memory_bytes // (2 if design.held else 1),
+            memory_bytes=self.memory_bytes - design.held_bytes,
             start=self._start(design, classes),
         )
         if not state.converged:

@@ -191,7 +191,7 @@ def _fit_linear(candidate: Candidate, progress: Progress) -> FittedMachine:
             ),
             tol=TOLERANCE,
             max_iter=MAX_STEPS,
-            memory_bytes=options.memory // (2 if design.held else 1),
+            memory_bytes=options.memory - design.held_bytes,
             start=None if weights is None else State(weights, design.product(weights)),
         )
         task.advance()
@@ -243,8 +243,8 @@ def _try_costs(candidate: Candidate, plan: TrialPlan, progress: Progress) -> Tri
         n_classes=len(candidate.factors),
         class_weight=candidate.factors,
         grid=grid,
-        memory_bytes=options.memory // (2 if design.held else 1),
-        stop_early=options.grid is None,
+        memory_bytes=options.memory - design.held_bytes,
+        outwards=options.grid is None and options.C == "auto",
         progress=progress,
     )
     return replace(tried, rows=chosen[tried.rows])

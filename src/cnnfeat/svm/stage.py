@@ -224,6 +224,8 @@ def _say_choice(selection: CostSearch) -> None:
             f"; the best is C = {best.C:g} with {best.mean:.2%} ± {100 * best.error:.2f}, and the "
             "smallest within one standard error is taken"
         )
+    if selection.searched:
+        rule += f"; tried: {selection.searched}"
     where = f"{'on' if selection.folds == 1 else 'in'} {selection.on}"
     _LOG.info("C = %g%s: %.2f%%%s %s%s", chosen.C, gamma, 100 * chosen.mean, share, where, rule)
     if best.gamma is None and rule and best == selection.trials[-1]:

@@ -83,19 +83,32 @@ class TrialPlan:
         error = found[0][1] if len(found) == 1 else None
         return Trial(C, tuple(score for score, _ in found), gamma, error)
 
-    def choose(self, trials: Sequence[Trial]) -> CostSearch:
-        """Apply the one-standard-error rule.
+    def choose(self, trials: Sequence[Trial], *, searched: str = "") -> CostSearch:
+        """Apply the one-standard-error rule; `searched` says why these were tried.
 
         L. Breiman, J. Friedman, R. Olshen and C. Stone, "Classification and Regression Trees"
         (1984).
         """
         best = max(trials, key=lambda trial: trial.mean)
-        enough = [trial for trial in trials if trial.mean >= best.mean - best.error]
+        enough = [trial for trial in trials if near(trial, best)]
         chosen = min(enough, key=lambda trial: (trial.C, -trial.mean))
         n_samples = len(self.fold)
         return CostSearch(
-            tuple(trials), best, chosen, self.n_folds, self.seed, n_samples, self.on, self.measure
+            tuple(trials),
+            best,
+            chosen,
+            self.n_folds,
+            self.seed,
+            n_samples,
+            self.on,
+            self.measure,
+            searched,
         )
+
+
+def near(trial: Trial, best: Trial) -> bool:
+    """Whether a trial is within one standard error of the best."""
+    return trial.mean >= best.mean - best.error
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,11 @@ class Design:
         """Whether the matrix is in memory."""
         return self._ready or self._matrix is not None
 
+    @property
+    def held_bytes(self) -> int:
+        """What the finished matrix takes, beside the rows it was made from."""
+        return 0 if self._matrix is None else self._matrix.nbytes
+
     def product(self, weights: Doubles) -> Floats:
         """Multiply by `weights` of shape (n_weights, m); the result has shape (m, n_samples)."""
         if self._matrix is not None:

@@ -26,9 +26,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,13 @@ USABLE = 0.75  # of the memory allowed: the rest is lost between arrays that com
 WORKING_SQUARES = 2  # a Hessian, and the copy that is factorised
 
 
+Report = Callable[[int, int, int], None]
+
+
+def _unheard(rounds: int, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
 @dataclass(slots=True)
 class State:
     """Where a solution stands; a start for the next C."""
@@ -80,6 +88,7 @@ def solve(
     max_iter: int,
     memory_bytes: int,
     start: State | None = None,
+    report: Report = _unheard,
 ) -> State:
     """Minimise all columns.
 
@@ -99,7 +108,11 @@ def solve(
     memory_bytes : int
         For the rows gathered and the Hessians.
     start : State, optional
-        The solution for a near C; without it, C is approached from below.
+        The solution for a near C, or of other rows; without it, C is approached from below. Where
+        it ends does not depend on it, but for `tol`.
+    report : callable
+        Told after each class, how far the work is: rounds done, classes done in this one, and
+        their number.
 
     Returns
     -------
@@ -112,7 +125,12 @@ def solve(
     stages = [1.0] if start else _stages(design, columns)
     state.steps = 0
     small = design.n_samples * design.n_weights * len(columns) < THREADS_PAY
-    newton = _Newton(state, memory_bytes=memory_bytes, n_threads=1 if small else _n_threads())
+    newton = _Newton(
+        state,
+        memory_bytes=memory_bytes,
+        n_threads=1 if small else _n_threads(),
+        report=report,
+    )
     problems = [
         Problem(design, targets, columns.scaled(stage), check=newton.check) for stage in stages
     ]
@@ -160,8 +178,9 @@ class Round:
 
 
 class _Newton:
-    def __init__(self, state: State, *, memory_bytes: int, n_threads: int) -> None:
+    def __init__(self, state: State, *, memory_bytes: int, n_threads: int, report: Report) -> None:
         self._state, self._memory_bytes, self._n_threads = state, memory_bytes, n_threads
+        self._report, self._rounds = report, 0
         self._stopped = threading.Event()
 
     def check(self) -> None:
@@ -192,6 +211,7 @@ class _Newton:
                 moved, done = self._streamed(problem, live, tol=tol)
                 taken, aside = 1, np.zeros(len(live))
             steps += taken
+            self._rounds += 1
             # While rows left aside matter, it is early for more than one step without them.
             between = STEPS_BETWEEN if aside.max() < SETTLED else 1
             live = live[moved & ~(done & (aside <= tol))]
@@ -266,6 +286,7 @@ class _Newton:
             )
             done[part] = promise <= tol
             moved[part], _ = self._search(problem, live[part], direction)
+            self._report(self._rounds, min(start + step, len(live)), len(live))
         return moved, done
 
     def _improved(
@@ -330,17 +351,24 @@ class _Newton:
     def _descents(self, work: Callable[[Group], Descent], planned: Round) -> list[Descent]:
         """Work on the classes side by side, each with matrix products on one thread.
 
-        That is faster even for one at a time: threads of NumPy's BLAS and of SciPy's hinder each
-        other for a while after each use.
+        Where so many rows are looked at that memory allows one class at a time, its products have
+        all threads.
         """
-        if self._n_threads == 1:
-            return [work(group) for group in planned.groups]
+        if planned.threads == 1:
+            return self._reported(map(work, planned.groups), planned)
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(planned.threads) as pool:
             try:
-                return list(pool.map(work, planned.groups))
+                return self._reported(pool.map(work, planned.groups), planned)
             except BaseException:  # Ctrl-C among them: the other threads shall end soon
                 self._stopped.set()
                 raise
+
+    def _reported(self, descents: Iterable[Descent], planned: Round) -> list[Descent]:
+        found = []
+        for descent in descents:
+            found.append(descent)
+            self._report(self._rounds, len(found), len(planned.groups))
+        return found
 
     def _search(
         self, problem: Problem, live: Indices, direction: Doubles, groups: Sequence[Group] = ()
@@ -358,26 +386,24 @@ class _Newton:
         along = problem.design.product(direction)
         moved, aside = np.zeros(len(live), np.bool_), np.zeros(len(live))
         looked_at = {int(j): group.rows for group in groups for j in group.columns}
-        everything = np.arange(problem.design.n_samples)
         for place, j in enumerate(live):
-            slack = problem.slack(j, state.decision[j])
-            slope = problem.signed(j, along[place])
-            costs = problem.costs(j, everything)
             step = direction[:, place]
-            length = step_length(
-                slack=slack, slope=slope, costs=costs, w=state.weights[:, j], step=step
+            found = step_length(
+                slack=problem.slack(j, state.decision[j]),
+                slope=problem.signed(j, along[place]),
+                costs=partial(problem.costs, j),
+                w=state.weights[:, j],
+                step=step,
             )
-            state.weights[:, j] += length * step
-            state.decision[j] += along.dtype.type(length) * along[place]
-            moved[place] = length > 0
-            loss = costs * np.maximum(slack - along.dtype.type(length) * slope, 0) ** 2
+            state.weights[:, j] += found.length * step
+            state.decision[j] += along.dtype.type(found.length) * along[place]
+            moved[place] = found.length > 0
             norm = float(np.einsum("i,i->", state.weights[:, j], state.weights[:, j]))
-            state.objective[j] = 0.5 * norm + float(loss.sum())
+            state.objective[j] = 0.5 * norm + float(found.losses(found.length).sum())
             if int(j) in looked_at:
-                rest = costs * np.maximum(slack - slope, 0) ** 2
-                rest[looked_at[int(j)]] = 0
+                others = np.isin(found.rows, looked_at[int(j)], assume_unique=True, invert=True)
                 tiny = np.finfo(np.float64).tiny
-                aside[place] = rest.sum() / max(state.objective[j], tiny)
+                aside[place] = found.losses(1.0)[others].sum() / max(state.objective[j], tiny)
         return moved, aside
 
 

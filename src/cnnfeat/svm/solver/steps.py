@@ -173,10 +173,10 @@ def descend(
             length = step_length(
                 slack=1 - problem.signs * decision[j],
                 slope=problem.signs * along[:, place],
-                costs=costs[:, j],
+                costs=costs[:, j].take,
                 w=weights[:, j],
                 step=direction[:, place],
-            )
+            ).length
             weights[:, j] += length * direction[:, place]
             decision[j] += decision.dtype.type(length) * along[:, place]
             converged[j] = length == 0
@@ -332,9 +332,31 @@ def _active(
                 yield place, rows[active], rest[active], costs[active], block[active]
 
 
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How far to go along a direction, and the rows that can lack something on the way."""
+
+    length: float  # 0 where the step does not descend
+    rows: Indices  # ascending
+    slack: Doubles  # what each lacks at the start
+    slope: Doubles  # what it gains along the whole step
+    costs: Doubles
+
+    def losses(self, t: float) -> Doubles:
+        """The rows' losses at a step length up to the larger of `length` and 1."""
+        rest = np.maximum(self.slack - t * self.slope, 0)
+        losses: Doubles = self.costs * rest**2
+        return losses
+
+
 def step_length(
-    *, slack: Floats, slope: Floats, costs: Doubles, w: Doubles, step: Doubles
-) -> float:
+    *,
+    slack: Floats,
+    slope: Floats,
+    costs: Callable[[Indices], Doubles],
+    w: Doubles,
+    step: Doubles,
+) -> Length:
     """Find the best step length of one column, looking only at rows that can matter up to it.
 
     Parameters
@@ -343,28 +365,24 @@ def step_length(
         What each row lacks now.
     slope : ndarray of shape (n_samples,)
         What it gains along the whole step.
-    costs : ndarray of shape (n_samples,)
-        Its cost.
+    costs : callable
+        Gives the costs of some rows.
     w, step : ndarray of shape (n_weights,)
         The weights, and the step.
-
-    Returns
-    -------
-    float
-        0 where the step does not descend.
     """
     reach = REACH
     while True:
-        rows = np.flatnonzero((slack > 0) | (slack > reach * slope))
+        rows = np.flatnonzero((slack > 0) | (slack > slope.dtype.type(reach) * slope))
+        found = slack[rows].astype(np.float64), slope[rows].astype(np.float64), costs(rows)
         length = line_minimum(
-            slack=slack[rows].astype(np.float64),
-            slope=slope[rows].astype(np.float64),
-            costs=costs[rows],
+            slack=found[0],
+            slope=found[1],
+            costs=found[2],
             linear=float(np.einsum("i,i->", w, step)),
             quadratic=float(np.einsum("i,i->", step, step)),
         )
         if length <= reach:
-            return length
+            return Length(length, rows, *found)
         reach *= 8
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.svm.matrix import Doubles, Floats, Indices, rows_per_chunk
+from cnnfeat.svm.matrix import Doubles, Floats, Indices
 from cnnfeat.svm.solver.factors import Factor
 
 CG_LIMIT = 200  # iterations
+PASSED_BYTES = 4 * 2**20  # read from memory once, and from the cache for the second product
 Image = Callable[[Floats, Indices], Doubles]
 
 
@@ -114,7 +115,7 @@ def diagonal_factor(matrix: Floats, curvature: Floats) -> Factor:
 
 def chunks(matrix: Floats) -> Iterator[tuple[slice, Floats]]:
     """Cut a matrix into runs of rows that stay in the processor's cache."""
-    step = rows_per_chunk(matrix.shape[1], matrix.dtype)
+    step = max(64, PASSED_BYTES // (matrix.shape[1] * matrix.dtype.itemsize))
     for start in range(0, len(matrix), step):
         part = slice(start, start + step)
         yield part, matrix[part]
