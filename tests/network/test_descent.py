@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnnfeat.network.architecture import build_network
-from cnnfeat.network.descent import STEPS_A_CALL, Samples, Steps, fit
+from cnnfeat.network.descent import Samples, Steps, fit
 from cnnfeat.network.starting import HALVES, calls_of_training
 from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions, RunOptions, TrainOptions
 from cnnfeat.progress import SILENT
@@ -34,6 +34,12 @@ def samples(n: int, shape: tuple[int, ...], dtype: str, *, seed: int = 0) -> Sam
 
 def falling(rule: Callable) -> keras.optimizers.Optimizer:
     return rule(keras.optimizers.schedules.CosineDecay(1e-2, 20))
+
+
+def linear(*, seed: int, dtype: str = "uint8") -> keras.Model:
+    """Build the smallest network: four pixels, three logits."""
+    nothing = ArchitectureOptions(conv=(), dense=())
+    return build_network(nothing, image_shape=(2, 2, 1), n_classes=3, seed=seed, dtype=dtype)
 
 
 def cross_entropy() -> keras.losses.Loss:
@@ -73,9 +79,7 @@ def test_weights_become_those_of_keras(config, rule, images):
 @pytest.mark.parametrize("n_parts", [1, 2, 3])
 def test_a_step_follows_the_gradient_of_the_whole_batch(n_parts: int):
     given, rate = samples(7, (2, 2, 1), "float32"), 0.5
-    start = keras.initializers.RandomNormal(seed=1)
-    layers = [keras.layers.Flatten(), keras.layers.Dense(3, kernel_initializer=start)]
-    network = keras.Sequential([keras.Input((2, 2, 1)), *layers])
+    network = linear(seed=1, dtype="float32")
     weights, bias = (w.numpy().astype(float) for w in network.weights)
     steps = Steps(network, keras.optimizers.SGD(rate), n_parts=n_parts)
     score = steps.epoch(given, np.arange(7), batch_size=7, told=lambda _: None)
@@ -100,25 +104,41 @@ def test_a_score_is_the_mean_over_all_images(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("n", "room", "sizes"),
+    ("seconds", "room", "sizes"),
     [
-        (2 * STEPS_A_CALL + 5, 1 << 20, [2 * STEPS_A_CALL, 5 - 5 % 2, 1]),
-        (7, 16, [4, 2, 1]),  # two steps' pixels
-        (7, 1, [2, 2, 2, 1]),  # not even one's
+        (1e9, 1 << 20, [2, 4, 8, 16, 20, 20, 2, 1]),
+        (1e9, 16, [2, *17 * [4], 2, 1]),
+        (1e9, 1, [*36 * [2], 1]),
+        (0, 1 << 20, [*36 * [2], 1]),
     ],
-    ids=["small", "large", "immense"],
+    ids=["small", "large", "immense", "slow"],
 )
-def test_a_call_makes_as_many_steps_as_there_is_room_for(monkeypatch, n, room, sizes):
+def test_a_call_makes_as_many_steps_as_there_is_room_and_time_for(
+    monkeypatch, seconds: float, room: int, sizes: list[int]
+):
+    """73 images of 4 bytes in batches of 2: room for 16 bytes is room for two steps."""
+    monkeypatch.setattr("cnnfeat.network.descent.STEPS_A_CALL", 10)
     monkeypatch.setattr("cnnfeat.network.descent.BYTES_A_CALL", room)
-    given = samples(n, (2, 2, 1), "uint8")
-    network = build_network(
-        ArchitectureOptions(conv=(), dense=()), image_shape=(2, 2, 1), n_classes=3, seed=0
-    )
+    monkeypatch.setattr("cnnfeat.network.descent.SECONDS_A_CALL", seconds)
     told: list[int] = []
+    rows = np.arange(sum(sizes))
+    given, network = samples(len(rows), (2, 2, 1), "uint8"), linear(seed=0)
     Steps(network, falling(keras.optimizers.Adam), n_parts=2).epoch(
-        given, np.arange(n), batch_size=2, told=told.append
+        given, rows, batch_size=2, told=told.append
     )
     assert told == sizes
+
+
+def test_weights_dont_depend_on_how_many_steps_a_call_makes(monkeypatch):
+    given, weights = samples(41, (2, 2, 1), "uint8"), []
+    for seconds in (0, 1e9):
+        monkeypatch.setattr("cnnfeat.network.descent.SECONDS_A_CALL", seconds)
+        network = linear(seed=1)
+        steps = Steps(network, falling(keras.optimizers.Adam), n_parts=2)
+        steps.epoch(given, np.arange(41), batch_size=4, told=lambda _: None)
+        weights.append(network.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_seed_fixes_dropout_too():

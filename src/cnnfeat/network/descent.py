@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +32,9 @@ logger = logging.getLogger("cnnfeat")
 EVALUATION_BATCH = 1_000
 AUTO_EPOCHS = 6
 AUTO_STEPS = 1_500  # what a small source gets at least
-STEPS_A_CALL = 16
-BYTES_A_CALL = 16 << 20  # of images; large ones go one step a call
+STEPS_A_CALL = 16  # at most
+BYTES_A_CALL = 16 << 20  # of images, about
+SECONDS_A_CALL = 0.5  # about: what goes on is told, and a signal heard, in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Steps:
     ) -> None:
         optimizer.build(network.trainable_variables)
         self._network, self._optimizer, self._n_parts = network, optimizer, n_parts
+        self._n_steps = 1  # of the next call
         images, labels = (None, *network.input_shape[1:]), (None,)
         dtype = network.inputs[0].dtype
         self._descend = self._compiled(
@@ -134,11 +137,27 @@ class Steps:
             Each row as the network was before its step.
         """
         totals = np.zeros(2)
-        n_steps = BYTES_A_CALL // max(1, batch_size * samples.images[:1].nbytes)
-        for rows in _calls(order, batch_size, min(max(1, n_steps), STEPS_A_CALL)):
+        room = BYTES_A_CALL // max(1, batch_size * samples.images[:1].nbytes)
+        for rows in self._calls(order, batch_size, most=max(1, min(room, STEPS_A_CALL))):
             totals += self._descend(samples.images[rows], samples.labels[rows])
             told(rows.size)
         return Score(*(totals / len(order)).tolist())
+
+    def _calls(self, order: RowNumbers, batch_size: int, *, most: int) -> Iterator[RowNumbers]:
+        """Cut an epoch into calls of `(n_steps, batch_size)`; the last batch may be smaller.
+
+        How many steps a call makes follows the time that calls take. Weights don't depend on it.
+        """
+        n_whole, done = len(order) // batch_size, 0
+        batches = order[: n_whole * batch_size].reshape(n_whole, batch_size)
+        while done < n_whole:
+            n_steps, began = min(self._n_steps, most), time.monotonic()
+            yield batches[done : done + n_steps]
+            done += n_steps
+            soon = time.monotonic() - began < SECONDS_A_CALL / 2
+            self._n_steps = min(2 * n_steps, most) if soon else max(1, n_steps // 2)
+        if n_whole * batch_size < len(order):
+            yield order[None, n_whole * batch_size :]
 
     def evaluate(self, samples: Samples) -> Score:
         """Score the network as it is."""
@@ -190,16 +209,6 @@ def _sums(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     right = tf.argmax(logits, axis=1) == labels
     return tf.stack([tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32))])
-
-
-def _calls(order: RowNumbers, batch_size: int, n_steps: int) -> Iterator[RowNumbers]:
-    """Cut an epoch's rows into calls of `(n_steps, batch_size)`; the last batch may be smaller."""
-    whole = len(order) - len(order) % batch_size
-    batches = order[:whole].reshape(-1, batch_size)
-    for start in range(0, len(batches), n_steps):
-        yield batches[start : start + n_steps]
-    if whole < len(order):
-        yield order[None, whole:]
 
 
 def fit(
