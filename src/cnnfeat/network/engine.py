@@ -19,6 +19,9 @@ from cnnfeat.records import Array
 Run = Callable[[Array], Sequence[Array]]  # images in, one array of activations a tensor out
 
 
+_BOUND_BYTES = 1 << 16  # of a weight that becomes a constant
+
+
 class Engine(Protocol):
     """Compiles the graph of a probe."""
 
@@ -46,12 +49,15 @@ class TensorFlow:
         self._precision = precision
 
     def bind(self, values: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
-        """Hand weights in as they are: each exists once.
+        """Write small ones into the graph as constants, and hand the others in as they are.
 
-        As constants TensorFlow would copy them several times, without a gain that can be measured
+        TensorFlow copies a constant several times, and gains nothing measurable from large ones
         once batch norms are folded.
         """
-        return values
+        return {
+            name: tf.constant(value.numpy()) if _is_small(value) else value
+            for name, value in values.items()
+        }
 
     def compile(self, function: tf.types.experimental.ConcreteFunction) -> Run:
         """Have TensorFlow run the function; what comes out isn't copied."""
@@ -66,3 +72,8 @@ class TensorFlow:
 def as_array(tensor: tf.Tensor) -> Array:
     """View a tensor as an array, without a copy."""
     return np.asarray(memoryview(tensor))
+
+
+def _is_small(value: tf.Tensor) -> bool:
+    size_bytes = (value.shape.num_elements() or 0) * (value.dtype.size or 0)
+    return value.dtype not in {tf.resource, tf.variant} and size_bytes <= _BOUND_BYTES

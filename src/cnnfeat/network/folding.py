@@ -8,7 +8,7 @@ written) goes into its kernel and a bias: TensorFlow runs convolution, bias and 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,8 +25,9 @@ from cnnfeat.network.graph import (
     tensor_of,
 )
 from cnnfeat.network.soundness import check_room
+from cnnfeat.records import TensorInfo
 
-_WEIGHED = {"Conv2D", "DepthwiseConv2dNative", "Conv3D", "MatMul"}
+_WEIGHED = {"Conv2D": 4, "DepthwiseConv2dNative": 4, "Conv3D": 5, "MatMul": 2}  # and the rank
 # Operations that a weight may go through before it is used.
 _STILL = {
     "Add",
@@ -53,7 +54,10 @@ _STILL = {
 _NORMS = {"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
 _SHIFTS = {"Add", "AddV2", "BiasAdd", "Sub"}
 _SCALES = {"Mul", "RealDiv"}
-_PASSED = {"Identity"}
+_COPIES = {"Identity", "IdentityN", "StopGradient", "PreventGradient"}
+# Those that can pad by themselves; a depthwise one only as SAME does: at widths of its own
+# TensorFlow aborts.
+_PADDING = {"Conv2D", "DepthwiseConv2dNative"}
 _Numbers = NDArray[np.float64]
 
 
@@ -71,6 +75,7 @@ def folded(
     *,
     fetches: Collection[str],
     fed: Collection[str],
+    infos: Mapping[str, TensorInfo],
     path: str = "",
 ) -> Folded:
     """Write a graph anew with fewer operations, and the same values.
@@ -86,6 +91,8 @@ def folded(
         them.
     fed : collection of str
         Tensors that get a value from outside.
+    infos : mapping
+        Tensors by name, as far as their shapes are known.
     path : str
         The network, for messages.
 
@@ -94,7 +101,9 @@ def folded(
     Folded
         A value for each weight, or for what was computed of it: float32 or what the file has.
     """
-    fold = _Fold(part, weights, fetches=fetches, fed=fed, path=path)
+    fold = _Fold(part, weights, fetches=fetches, fed=fed, infos=infos, path=path)
+    fold.shortcuts()
+    fold.paddings()
     fold.channels()
     return fold.result()
 
@@ -109,6 +118,7 @@ class _Fold:
         *,
         fetches: Collection[str],
         fed: Collection[str],
+        infos: Mapping[str, TensorInfo],
         path: str,
     ) -> None:
         self._part = tf.compat.v1.GraphDef()
@@ -117,22 +127,20 @@ class _Fold:
         self._fetches = {tensor_of(name) for name in fetches}
         self._kept = self._fetches | {tensor_of(name) for name in fed}
         self._weights = weights
+        self._infos = infos
         self._path = path
         self._still = self._still_nodes()
         self._values = self._computed()
-        self._takers: dict[str, list[str]] = {}
-        for node in self._part.node:
-            for entry in node.input:
-                self._takers.setdefault(entry if entry[0] == "^" else tensor_of(entry), []).append(
-                    node.name
-                )
+        self._takers: dict[str, list[str]] = {}  # of each tensor, and of each node's end ("^node")
 
     def result(self) -> Folded:
-        stop = self._values.keys() | self._kept - self._fetches
-        needed = ancestors(self._nodes, self._fetches, stop=stop)
-        part = subgraph(self._part, needed)
+        part = subgraph(self._part, self._needed())
         used = {tensor_of(entry) for node in part.node for entry in node.input}
         return Folded(part, {name: v for name, v in self._values.items() if name in used})
+
+    def _needed(self) -> set[str]:
+        stop = self._values.keys() | (self._kept - self._fetches)
+        return ancestors(self._nodes, self._fetches, stop=stop)
 
     # ---- what depends on weights alone -----------------------------------------------------------
 
@@ -186,6 +194,85 @@ class _Fold:
         array: NDArray[np.generic] = tf.make_ndarray(node.attr["value"].tensor)
         return array
 
+    # ---- what does nothing -----------------------------------------------------------------------
+
+    def shortcuts(self) -> None:
+        """Have tensors taken from where they come from: behind copies, and products with 1."""
+        source: dict[str, str] = {}
+        for name in in_order(self._nodes, set(self._nodes)):
+            node = self._nodes[name]
+            entries = [source.get(tensor_of(entry), entry) for entry in node.input]
+            node.input[:] = entries
+            if any(entry[0] == "^" for entry in entries):
+                continue
+            for output, entry in enumerate(self._handed_on(node)):
+                if f"{name}:{output}" not in self._kept:
+                    source[f"{name}:{output}"] = entry
+        for name in self._needed():
+            for entry in self._nodes[name].input:
+                tensor = entry if entry[0] == "^" else tensor_of(entry)
+                self._takers.setdefault(tensor, []).append(name)
+
+    def _handed_on(self, node: tf.compat.v1.NodeDef) -> Sequence[str]:
+        """The inputs that a node's outputs are the same as."""
+        if node.op in _COPIES:
+            return list(node.input)
+        if node.op == "Mul":
+            for entry, other in (node.input, reversed(node.input)):
+                value = self._value(entry)
+                if value is not None and value.ndim == 0 and value == 1:
+                    return [other]
+        return []
+
+    # ---- paddings --------------------------------------------------------------------------------
+
+    def paddings(self) -> None:
+        """Have convolutions pad with zeros themselves, where that was an operation of its own."""
+        for node in self._part.node:
+            pad = self._nodes.get(node_of(node.input[0])) if node.input else None
+            if node.op in _PADDING and pad is not None and pad.op == "Pad":
+                self._pad_inside(node, pad)
+
+    def _pad_inside(self, node: tf.compat.v1.NodeDef, pad: tf.compat.v1.NodeDef) -> None:
+        widths = self._value(pad.input[1])
+        tensor = f"{pad.name}:0"
+        if (
+            node.attr["padding"].s != b"VALID"
+            or widths is None
+            or widths.shape != (4, 2)
+            or np.delete(widths, _sides(node), axis=0).any()
+            or tensor in self._kept
+            or self._takers.get(tensor) != [node.name]
+            or any(entry[0] == "^" for entry in pad.input)
+        ):
+            return
+        if node.op == "Conv2D":
+            node.attr["padding"].s = b"EXPLICIT"
+            node.attr["explicit_paddings"].list.i[:] = widths.ravel().tolist()
+        elif self._is_same(node, pad, widths):
+            node.attr["padding"].s = b"SAME"
+        else:
+            return
+        node.input[0] = pad.input[0]
+
+    def _is_same(
+        self, node: tf.compat.v1.NodeDef, pad: tf.compat.v1.NodeDef, widths: NDArray[np.generic]
+    ) -> bool:
+        """Whether a padding is the one that SAME stands for, as shapes say."""
+        info = self._infos.get(tensor_of(pad.input[0]))
+        kernel = self._value(node.input[1])
+        if info is None or info.shape is None or len(info.shape) != 4 or kernel is None:
+            return False
+        dilations = node.attr["dilations"].list.i if "dilations" in node.attr else []
+        for axis, length in zip(_sides(node), kernel.shape[:2], strict=True):
+            taken, stride = info.shape[axis], node.attr["strides"].list.i[axis]
+            if taken is None or any(one != 1 for one in dilations):
+                return False
+            missing = max(0, (math.ceil(taken / stride) - 1) * stride + length - taken)
+            if widths[axis].tolist() != [missing // 2, missing - missing // 2]:
+                return False
+        return True
+
     # ---- channels --------------------------------------------------------------------------------
 
     def channels(self) -> None:
@@ -197,9 +284,11 @@ class _Fold:
 
     def _fold_behind(self, node: tf.compat.v1.NodeDef) -> None:
         kernel = self._value(node.input[1])
-        if kernel is None or ("transpose_b" in node.attr and node.attr["transpose_b"].b):
+        turned = "transpose_b" in node.attr and node.attr["transpose_b"].b
+        if kernel is None or turned or kernel.ndim != _WEIGHED[node.op]:
             return
-        outputs = _n_outputs(node, kernel)
+        n_axes = 2 if node.op == "DepthwiseConv2dNative" else 1
+        outputs = math.prod(kernel.shape[-n_axes:])
         scale, shift = np.ones(outputs), np.zeros(outputs)
         last, scaled, steps = node, False, 0
         while (found := self._next(last, node, outputs)) is not None:
@@ -253,8 +342,6 @@ class _Fold:
     ) -> tuple[_Numbers, _Numbers] | None:
         """What a node multiplies each channel of a tensor by, and adds to it."""
         one, nothing = np.ones(outputs), np.zeros(outputs)
-        if node.op in _PASSED:
-            return one, nothing
         if node.op in _NORMS:
             return self._norm(node, tensor, first, outputs)
         if node.op not in _SCALES | _SHIFTS:
@@ -290,13 +377,13 @@ class _Fold:
         return scale, beta - mean * scale
 
 
-def _n_outputs(node: tf.compat.v1.NodeDef, kernel: NDArray[np.generic]) -> int:
-    lengths = kernel.shape[-2:] if node.op == "DepthwiseConv2dNative" else kernel.shape[-1:]
-    return int(np.prod(lengths))
-
-
 def _channels_first(node: tf.compat.v1.NodeDef) -> bool:
     return "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC")
+
+
+def _sides(node: tf.compat.v1.NodeDef) -> list[int]:
+    """The axes that a convolution slides along."""
+    return [2, 3] if _channels_first(node) else [1, 2]
 
 
 def _by_channel(
@@ -306,7 +393,7 @@ def _by_channel(
     outputs: int,
 ) -> _Numbers | None:
     """A constant as one number a channel; None where it differs within one."""
-    rank = {"MatMul": 2, "Conv3D": 5}.get(first.op, 4)
+    rank = _WEIGHED[first.op]
     axis = 1 if _channels_first(first) else rank - 1
     shape = (1,) * (rank - value.ndim) + value.shape
     if taker.op == "BiasAdd":

@@ -438,6 +438,7 @@ class Network:
             feeds,
             options,
             found,
+            self._all,
             self.path,
             None if self._graph.sized is None else sized,
         )

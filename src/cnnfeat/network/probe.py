@@ -29,7 +29,7 @@ from cnnfeat.network.soundness import check_room
 from cnnfeat.network.telling import of_size, told
 from cnnfeat.options import Pooling, ProbeOptions
 from cnnfeat.pixels import range_warning
-from cnnfeat.records import Array, ImageTarget, LayerInfo, ProbeOutput, some_of
+from cnnfeat.records import Array, ImageTarget, LayerInfo, ProbeOutput, TensorInfo, some_of
 from cnnfeat.watch import watched
 
 _LOG = logging.getLogger("cnnfeat")
@@ -57,6 +57,7 @@ class Wanted:
     feeds: Mapping[str, Feed]  # tensors with a fixed value
     options: ProbeOptions
     unsteady: Mapping[str, Sequence[str]]  # operations that change a layer's features, by layer
+    infos: Mapping[str, TensorInfo]  # what is known of the graph's tensors
     path: str = ""  # the network, for messages
     # The graph and the nodes for images of one (height, width), where none are for all.
     sized: Callable[[tuple[int, int]], tuple[FlatGraph, tf.compat.v1.GraphDef]] | None = None
@@ -251,6 +252,7 @@ class GraphProbe:
             graph.weights,
             fetches=[layer.tensor.name for layer in wanted.layers],
             fed=[self._fit.input.tensor, *wanted.feeds],
+            infos=wanted.infos,
             path=wanted.path,
         )
         return self._kept

@@ -1,0 +1,264 @@
+"""Folding: fewer operations, and what plain Keras computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from cnnfeat.network import Network, load_network
+from cnnfeat.network.folding import folded
+from cnnfeat.network.graph import tensor_infos
+from cnnfeat.options import ProbeOptions
+
+v1 = tf.compat.v1
+SIZE = (12, 10, 3)
+RAW = ProbeOptions(scale="raw")
+
+
+def model_of(*inner: keras.layers.Layer, inputs: tuple[int | None, ...] = SIZE) -> keras.Model:
+    """A model whose batch norms have seen something."""
+    images = keras.Input(inputs)
+    values = images
+    for layer in inner:
+        values = layer(values)
+    model = keras.Model(images, values)
+    chance = np.random.default_rng(0)
+    for weight in model.weights:
+        low, high = (0.5, 1.5) if "variance" in weight.path else (-0.6, 0.6)
+        weight.assign(chance.uniform(low, high, weight.shape))
+    return model
+
+
+def pictures() -> np.ndarray:
+    return np.random.default_rng(1).uniform(-1, 1, (3, *SIZE)).astype(np.float32)
+
+
+def computed(model: keras.Model, *names: str) -> list[np.ndarray]:
+    network = load_network(model)
+    found = network.find(names or [network.layers[-1].name])
+    probe = network.probe(found, RAW, image_shape=SIZE, image_dtype="float32")
+    return list(probe(pictures()))
+
+
+def operations(model: keras.Model, *names: str) -> Counter[str]:
+    """What is left of a model's graph."""
+    network: Network = load_network(model)
+    found = network.find(names or [network.layers[-1].name])
+    graph, wanted = network._graph, network._wanted(found, RAW)
+    result = folded(
+        wanted.part,
+        graph.weights,
+        fetches=[layer.tensor.name for layer in found],
+        fed=[network.input.tensor],
+        infos=wanted.infos,
+    )
+    return Counter(node.op for node in result.part.node)
+
+
+def assert_alike(value: np.ndarray, wanted: np.ndarray) -> None:
+    assert value.shape == wanted.shape
+    np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def norm(**options) -> keras.layers.Layer:
+    return layers.BatchNormalization(**options)
+
+
+FOLDED = {
+    "conv": [layers.Conv2D(5, 3), norm()],
+    "no-bias": [layers.Conv2D(5, 3, use_bias=False), norm()],
+    "strided": [layers.Conv2D(5, 3, strides=2, padding="same"), norm(), layers.ReLU()],
+    "depthwise": [layers.DepthwiseConv2D(3, depth_multiplier=2), norm(), layers.ReLU(6)],
+    "separable": [layers.SeparableConv2D(5, 3), norm()],
+    "dense": [layers.Flatten(), layers.Dense(7), norm()],
+    "no-scale": [layers.Conv2D(5, 3), norm(scale=False)],
+    "no-centre": [layers.Conv2D(5, 3), norm(center=False)],
+    "twice": [layers.Conv2D(5, 3), norm(), norm()],
+    "rescaled": [layers.Conv2D(5, 3), layers.Rescaling(-2.5, offset=0.5)],
+    "conv3d": [layers.Reshape((12, 10, 3, 1)), layers.Conv3D(4, 3), norm()],
+}
+LEFT = {"Mul", "AddV2", "Sub", "RealDiv", "Rsqrt", "FusedBatchNormV3"}
+
+
+@pytest.mark.parametrize("case", FOLDED)
+def test_what_follows_a_kernel_goes_into_it(case: str) -> None:
+    inner = [type(layer).from_config(layer.get_config()) for layer in FOLDED[case]]
+    model = model_of(*inner)
+    (value,) = computed(model)
+    assert_alike(value, model(pictures()).numpy())
+    assert not LEFT & operations(model).keys()
+
+
+@pytest.mark.parametrize(
+    ("inner", "left"),
+    [
+        ([norm(), layers.Conv2D(5, 3)], {"Mul": 1, "AddV2": 1}),  # before: zeros are padded between
+        ([layers.Conv2D(5, 3, activation="relu"), norm()], {"Mul": 1, "AddV2": 1}),
+        ([layers.Conv2D(6, 3, groups=3), norm()], {"Mul": 1, "AddV2": 1}),  # a function of its own
+        ([layers.Conv2DTranspose(5, 3), norm()], {"Mul": 1, "AddV2": 1}),
+        ([layers.Conv2D(5, 3), norm(axis=1)], {"Mul": 1, "AddV2": 1}),  # other axes than channels
+    ],
+    ids=["before", "behind-activation", "grouped", "transposed", "by-rows"],
+)
+def test_what_is_another_function_stays(inner: list, left: dict[str, int]) -> None:
+    model = model_of(*inner)
+    (value,) = computed(model)
+    assert_alike(value, model(pictures()).numpy())
+    found = operations(model)
+    assert {op: found[op] for op in left} == left
+
+
+def test_a_layer_that_was_asked_for_keeps_its_meaning() -> None:
+    model = model_of(layers.Conv2D(5, 3, name="raw"), norm(name="normed"), layers.ReLU(name="end"))
+    inner = keras.Model(model.input, [model.get_layer(name).output for name in ("raw", "normed")])
+    wanted = [value.numpy() for value in inner(pictures())]
+    for value, right in zip(computed(model, "raw", "normed"), wanted, strict=True):
+        assert_alike(value, right)
+    assert_alike(computed(model, "normed")[0], wanted[1])
+    assert operations(model, "raw", "normed")["Mul"] == 1
+    assert operations(model, "normed")["Mul"] == 0
+
+
+def test_a_result_that_several_take_isnt_folded() -> None:
+    images = keras.Input(SIZE)
+    raw = layers.Conv2D(5, 3)(images)
+    model = keras.Model(
+        images, layers.Concatenate()([norm(moving_mean_initializer="ones")(raw), raw])
+    )
+    (value,) = computed(model)
+    assert_alike(value, model(pictures()).numpy())
+
+
+def test_a_kernel_that_two_norms_share_is_two_kernels() -> None:
+    shared, images = layers.Conv2D(3, 3, padding="same"), keras.Input(SIZE)
+    once = norm(gamma_initializer=keras.initializers.Constant(0.5))(shared(images))
+    model = keras.Model(images, norm(beta_initializer="ones")(shared(once)))
+    (value,) = computed(model)
+    assert_alike(value, model(pictures()).numpy())
+    assert not LEFT & operations(model).keys()
+
+
+def test_numbers_beyond_float32_are_left_alone() -> None:
+    model = model_of(layers.Conv2D(5, 3), norm())
+    kernel, gamma = model.layers[1].kernel, model.layers[2].gamma
+    kernel.assign(np.full(kernel.shape, 1e20))
+    gamma.assign(np.full(gamma.shape, 1e25))
+    assert operations(model)["Mul"] == 1
+    (value,) = computed(model)
+    np.testing.assert_array_equal(np.isfinite(value), np.isfinite(model(pictures()).numpy()))
+
+
+@pytest.mark.parametrize("width", [((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 0), (1, 3))], ids=str)
+@pytest.mark.parametrize("kind", [layers.Conv2D, layers.DepthwiseConv2D], ids=["conv", "depthwise"])
+def test_padding_goes_into_the_convolution(kind: type, width: tuple) -> None:
+    options = {"strides": 2, "use_bias": False}
+    inner = kind(4, 3, **options) if kind is layers.Conv2D else kind(3, **options)
+    model = model_of(layers.ZeroPadding2D(width), inner, norm())
+    (value,) = computed(model)
+    assert_alike(value, model(pictures()).numpy())
+    same = width == ((0, 1), (0, 1))  # of 12 and 10 pixels in steps of 2
+    assert operations(model)["Pad"] == (0 if same or kind is layers.Conv2D else 1)
+
+
+def test_padding_stays_where_sizes_are_open() -> None:
+    inner = layers.DepthwiseConv2D(3, strides=2)
+    model = model_of(layers.ZeroPadding2D(((0, 1), (0, 1))), inner, inputs=(None, None, 3))
+    (value,) = computed(model)
+    assert_alike(value, model(pictures()).numpy())
+    assert operations(model)["Pad"] == 1
+
+
+def test_padding_that_was_asked_for_is_a_layer() -> None:
+    model = model_of(layers.ZeroPadding2D(1, name="padded"), layers.Conv2D(4, 3, name="conv"))
+    padded, conv = computed(model, "padded", "conv")
+    np.testing.assert_array_equal(padded, np.pad(pictures(), ((0, 0), (1, 1), (1, 1), (0, 0))))
+    assert_alike(conv, model(pictures()).numpy())
+
+
+def test_swish_is_left_in_the_form_that_tensorflow_fuses() -> None:
+    model = model_of(layers.Conv2D(5, 3), norm(), layers.Activation("swish"), layers.Flatten())
+    (value,) = computed(model)
+    assert_alike(value, model(pictures()).numpy())
+    found = operations(model)
+    assert (found["Sigmoid"], found["Mul"], found["IdentityN"]) == (1, 1, 0)
+
+
+def graph_of(build) -> tuple[v1.GraphDef, dict]:
+    with tf.Graph().as_default() as graph:
+        build(v1.placeholder(tf.float32, (None, *SIZE), name="images"))
+        return graph.as_graph_def(), tensor_infos(graph)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_fused_norms_of_older_graphs(layout: str, training: bool) -> None:
+    chance = np.random.default_rng(2)
+    kernel = chance.normal(size=(3, 3, 3, 4)).astype(np.float32)
+    gamma, beta, mean, variance = chance.uniform(0.5, 2, (4, 4)).astype(np.float32)
+
+    def build(images: tf.Tensor) -> tf.Tensor:
+        taken = tf.transpose(images, [0, 3, 1, 2]) if layout == "NCHW" else images
+        raw = tf.nn.conv2d(taken, kernel, 1, "SAME", data_format=layout)
+        moments = {} if training else {"mean": mean, "variance": variance}
+        values, _, _ = v1.nn.fused_batch_norm(
+            raw, gamma, beta, is_training=training, data_format=layout, epsilon=0.01, **moments
+        )
+        return tf.nn.relu(values, name="end")
+
+    graph_def, infos = graph_of(build)
+    result = folded(graph_def, {}, fetches=["end:0"], fed=["images:0"], infos=infos)
+    found = Counter(node.op for node in result.part.node)
+    assert found["FusedBatchNormV3"] == int(training)
+    assert found["BiasAdd"] == int(not training)
+    if not training:
+        (weights,) = [value.numpy() for name, value in result.values.items() if "kernel" in name]
+        scale = gamma / np.sqrt(variance + 0.01)
+        np.testing.assert_allclose(weights, kernel * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "scale", "shift"),
+    [
+        (lambda x: 3 - x, -1, 3),
+        (lambda x: (x - 3) / 2, 0.5, -1.5),
+        (lambda x: 2 * (tf.stop_gradient(x) + 1), 2, 2),
+    ],
+    ids=["subtracted-from", "divided", "multiplied"],
+)
+def test_shifts_and_scales_in_either_order(build, scale: float, shift: float) -> None:
+    kernel = np.eye(3, dtype=np.float32)
+
+    def whole(images: tf.Tensor) -> tf.Tensor:
+        return tf.identity(build(tf.reshape(images, [-1, 3]) @ kernel), name="end")
+
+    graph_def, infos = graph_of(whole)
+    result = folded(graph_def, {}, fetches=["end:0"], fed=["images:0"], infos=infos)
+    values = {name.rpartition("/")[2]: value.numpy() for name, value in result.values.items()}
+    np.testing.assert_array_equal(values["kernel:0"], scale * kernel)
+    np.testing.assert_array_equal(values["bias:0"], [shift] * 3)
+
+
+def test_a_quotient_of_a_constant_is_no_scale() -> None:
+    graph_def, infos = graph_of(
+        lambda x: tf.identity(1 / (tf.reshape(x, [-1, 3]) @ np.eye(3, dtype=np.float32)), "end")
+    )
+    result = folded(graph_def, {}, fetches=["end:0"], fed=["images:0"], infos=infos)
+    assert "RealDiv" in {node.op for node in result.part.node}
+
+
+def test_nodes_that_others_wait_for_stay_whole() -> None:
+    def build(images: tf.Tensor) -> None:
+        product = tf.reshape(images, [-1, 3]) @ np.eye(3, dtype=np.float32)
+        with tf.control_dependencies([product]):
+            waited = tf.constant(2.0)
+        tf.identity(product * waited, name="end")
+
+    graph_def, infos = graph_of(build)
+    result = folded(graph_def, {}, fetches=["end:0"], fed=["images:0"], infos=infos)
+    assert {"MatMul", "Mul", "Const"} <= {node.op for node in result.part.node}
+    assert "BiasAdd" not in {node.op for node in result.part.node}
