@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from cnnfeat.network import Network, load_network
+from cnnfeat.network import Network, folding, load_network
 from cnnfeat.network.folding import folded
 from cnnfeat.network.graph import tensor_infos
 from cnnfeat.options import ProbeOptions
@@ -151,6 +151,14 @@ def test_numbers_beyond_float32_are_left_alone() -> None:
     assert operations(model)["Mul"] == 1
     (value,) = computed(model)
     np.testing.assert_array_equal(np.isfinite(value), np.isfinite(model(pictures()).numpy()))
+
+
+def test_a_kernel_there_is_no_room_for_twice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(layers.Conv2D(5, 3), norm())
+    monkeypatch.setattr(folding, "available_bytes", lambda: 4 * 3 * 3 * 3 * 5 * 4 - 1)
+    assert operations(model)["Mul"] == 1
+    monkeypatch.setattr(folding, "available_bytes", lambda: 4 * 3 * 3 * 3 * 5 * 4)
+    assert operations(model)["Mul"] == 0
 
 
 @pytest.mark.parametrize("width", [((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 0), (1, 3))], ids=str)

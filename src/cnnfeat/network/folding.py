@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from cnnfeat.memory import available_bytes
 from cnnfeat.network.graph import (
     ancestors,
     import_part,
@@ -58,6 +59,7 @@ _COPIES = {"Identity", "IdentityN", "StopGradient", "PreventGradient"}
 # Those that can pad by themselves; a depthwise one only as SAME does: at widths of its own
 # TensorFlow aborts.
 _PADDING = {"Conv2D", "DepthwiseConv2dNative"}
+_SHARE = 4  # of the memory, what one kernel may take once more
 _Numbers = NDArray[np.float64]
 
 
@@ -298,7 +300,9 @@ class _Fold:
             scaled = scaled or bool(np.any(times != 1))
         if not steps or not (scaled or steps > 1):
             return
-        new = (kernel.astype(np.float64).reshape(-1, outputs) * scale).astype(np.float32)
+        if kernel.nbytes > available_bytes() // _SHARE:
+            return
+        new = kernel.reshape(-1, outputs) * scale.astype(np.float32)
         bias = shift.astype(np.float32)
         if not (np.isfinite(new).all() and np.isfinite(bias).all()):
             return
