@@ -332,7 +332,7 @@ def by_pillow(picture: Image.Image, **how) -> np.ndarray:
         ("L", {"channels": 3}, lambda picture: picture.convert("RGB")),
         ("L", {"invert": True, "channels": 3}, lambda p: ImageOps.invert(p).convert("RGB")),
     ],
-    ids="colour cropped colour-to-grey inverted grey grey-to-colour grey-inverted".split(),
+    ids=["colour", "cropped", "to grey", "inverted", "grey", "to colour", "grey inverted"],
 )
 def test_pictures_are_resized_after_all_that_has_to_come_before(
     tmp_path, rng, mode, target, before
