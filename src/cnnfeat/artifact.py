@@ -209,6 +209,7 @@ def _features_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
         *([("not steady", str(unsteady))] if (unsteady := facts.get("network_unsteady")) else []),
         ("preprocessing", str(facts.get("preprocessing", "unknown"))),
         ("precision", str(facts.get("precision", "unknown"))),
+        *([("device", str(device))] if (device := facts.get("device")) else []),
         (
             "created",
             f"{facts.get('created')} by cnnfeat {facts.get('cnnfeat')}, "

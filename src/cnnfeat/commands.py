@@ -175,6 +175,9 @@ def extract(
     from cnnfeat.features import FeatureWriter
 
     FeatureWriter.check(Path(out), overwrite=overwrite, resume=resume)
+    from cnnfeat.network.starting import load_tensorflow
+
+    load_tensorflow(device=checked(options).device)
     from cnnfeat.network import open_network
 
     found = open_network(network, read or ReadOptions(), trust=trust)

@@ -328,6 +328,8 @@ def _items(origin: object, args: tuple[object, ...], value: list[object], at: st
     alike = origin is not tuple or args[-1] is Ellipsis
     if not alike and len(args) != len(value):
         raise ValueError(f"{at} must have {len(args)} items, not {len(value)}")
+    if alike and args[0] is str and all(type(one) is str for one in value):
+        return tuple(value) if origin is tuple else value  # a large run's ids, all at once
     hints = [args[0]] * len(value) if alike else args
     taken = [
         _taken(hint, one, f"{at}[{place}]")

@@ -33,6 +33,14 @@ Pooling: TypeAlias = Literal["none", "avg", "max", "flatten"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
+def _parse_device(value: object) -> object:
+    """`auto`, `cpu`, or `gpu:0`, which `gpu` is too."""
+    found = re.fullmatch(r"auto|cpu|gpu(?::([0-9]{1,4}))?", str(value).lower())
+    if not found:
+        raise ValueError(f"{value!r} is no device; auto, cpu and gpu:0 are")
+    return f"gpu:{int(found[1] or 0)}" if found[0].startswith("gpu") else found[0]
+
+
 _MOST_PIXELS = 10_000 * 10_000  # that images can be brought to
 
 
@@ -314,6 +322,12 @@ class ProbeOptions:
     )
     resize: Size | None = option(None, _RESIZE, metavar="HxW", parse=_parse_size)
     fit: Fit | None = option(None, _FIT, shown="stretch")
+    device: str = option(
+        "auto",
+        "What the network computes on; auto: a GPU where TensorFlow sees one.",
+        metavar="auto|cpu|gpu:N",
+        parse=_parse_device,
+    )
 
 
 @dataclass(frozen=True, slots=True)

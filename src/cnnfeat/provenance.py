@@ -24,6 +24,7 @@ class Provenance:
     # How images were fitted to the input, to be done again.
     preprocessing: Mapping[str, Name | Count | Sequence[Count] | None] = field(default_factory=dict)
     precision: Name = ""  # "float32" or "bfloat16"
+    device: Name = ""  # "cpu", "gpu:0" ...
     tensorflow: Name = ""  # version
     network_test_accuracy: Share | None = None
     source_labels: Name = ""  # where its labels lie, if that was said apart

@@ -284,6 +284,7 @@ class Probe(Protocol):
     preprocessing: Mapping[str, str | int | Sequence[int] | None]
     target: ImageTarget  # what the source shall bring images to
     unsteady: Mapping[str, Sequence[str]]  # by layer, what makes its features change
+    device: str  # what it computes on: "cpu", "gpu:0" ...
 
     def __call__(self, images: Array) -> tuple[Array, ...]:
         """Activations in the order of `outputs`, each `(n_samples, *row_shape)`.

@@ -121,6 +121,7 @@ def test_skipped_pictures_give_exit_code_6(run, tmp_path, rng):
         (["--layer", "fc1", "--split", "tset"], 2, "no split 'tset'", ""),
         (["--layer", "fc1", "--model", "none.keras"], 2, "none.keras", "models are"),
         (["--layer", "fc1", "--data", "nowhere"], 2, "nowhere", ""),
+        (["--layer", "fc1", "--device", "gpu:99"], 4, "--device gpu:99: ", "--device auto"),
     ],
 )
 def test_bad_options_are_answered(run, images, words, code, message, hint):  # noqa: PLR0917

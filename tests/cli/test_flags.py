@@ -148,6 +148,8 @@ def test_flag_environment_file_default(tmp_path):
         (["--feed", "keep_prob"], "--feed: 'keep_prob' is no NAME=VALUE; try keep_prob=1.0"),
         (["--batch-size", "0"], "--batch-size must be at least 1 and at most 1048576, not 0"),
         (["--scale", "unti"], "'unit'"),
+        (["--device", "tpu"], "--device: 'tpu' is no device; auto, cpu and gpu:0 are"),
+        (["--device", "gpu:x"], "--device: 'gpu:x' is no device"),
         (["--memory", "1MiB"], "--memory: must be at least 64MiB, not 1MiB"),
         (["--grid", "1"], "--grid: needs at least 2 different values above 0, not 1"),
         (["--grid", "a,b"], "--grid: 'a,b' is no list of numbers; 0.01,0.1,1 is"),
@@ -165,6 +167,14 @@ def test_a_mistake_names_the_flag_and_what_is_allowed(words, message):
     result = CliRunner().invoke(command(*tables)[0], words)
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("word", "device"),
+    [("auto", "auto"), ("CPU", "cpu"), ("gpu", "gpu:0"), ("gpu:1", "gpu:1"), ("gpu:01", "gpu:1")],
+)
+def test_a_device_has_one_name_however_it_is_spelled(word, device):
+    assert given(["--device", word], "extract").extract.device == device
 
 
 def test_a_mistake_in_the_environment_names_the_variable():

@@ -150,6 +150,7 @@ class CountingProbe:
 
     target = ImageTarget()
     unsteady: ClassVar[dict[str, tuple[str, ...]]] = {}
+    device = "cpu"
 
     def __init__(self, layers: dict[str, tuple[int, ...]] | None = None, *, delay_s: float = 0.0):
         self.preprocessing = {"scale": "none"}

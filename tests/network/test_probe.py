@@ -86,17 +86,27 @@ def test_one_function_is_compiled_once(seed_network: Network, pixels) -> None:
     assert len(probe._functions) == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
+        tf.errors.InternalError(None, None, "Failed call to cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY"),
+        tf.errors.UnknownError(None, None, "CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+    ids=["TensorFlow", "CUDA", "cuDNN"],
+)
 def test_a_batch_too_large_for_the_memory_is_halved(
-    seed_network: Network, caplog: pytest.LogCaptureFixture, monkeypatch
+    seed_network: Network, caplog: pytest.LogCaptureFixture, monkeypatch, error
 ) -> None:
     probe = probe_of(seed_network, "fc1")
+    monkeypatch.setattr(probe, "_limit", 512)  # it is kept for others
     images = np.random.default_rng(0).integers(0, 256, (10, 28, 28, 1), dtype=np.uint8)
     wanted = probe(images)[0]
     run = GraphProbe._run
 
     def tight(self: GraphProbe, batch: np.ndarray):
         if len(batch) > 3:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+            raise error
         return run(self, batch)
 
     monkeypatch.setattr(GraphProbe, "_run", tight)
@@ -107,6 +117,32 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     monkeypatch.setattr(GraphProbe, "_run", lambda *_: tight(probe, np.zeros(9)))
     with pytest.raises(NetworkError, match="not enough memory for a single image"):
         probe(images[:1])
+
+
+def test_a_call_that_finds_less_memory_later_raises_no_limit(
+    seed_network: Network, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    """Two calls are under way at a time: the slower one comes to more than is left by then."""
+    probe = probe_of(seed_network, "fc1")
+    monkeypatch.setattr(probe, "_limit", 512)  # it is kept for others
+    logging.getLogger("cnnfeat").propagate = True
+    with caplog.at_level(logging.WARNING, "cnnfeat"):
+        for n_images in (10, 5, 10):
+            probe._halve(n_images)
+    assert [record.args for record in caplog.records] == [(10, 5), (5, 2)]
+    assert probe._limit == 2
+
+
+def test_an_internal_error_that_is_none_of_memory_stays_one(
+    seed_network: Network, monkeypatch, pixels
+) -> None:
+    def broken(self: GraphProbe, batch: np.ndarray):
+        raise tf.errors.InternalError(None, None, "Blas GEMM launch failed")
+
+    probe = probe_of(seed_network, "fc1")
+    monkeypatch.setattr(GraphProbe, "_run", broken)
+    with pytest.raises(NetworkError, match="Blas GEMM launch failed"):
+        probe(pixels[:4])
 
 
 def test_no_layer(seed_network: Network) -> None:

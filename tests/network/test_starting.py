@@ -30,7 +30,7 @@ def test_a_failure_shows_what_was_written_meanwhile(capfd):
 
 @pytest.mark.parametrize(("given", "taken"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
 def test_onednn_is_asked_for_unless_the_environment_says_otherwise(monkeypatch, given, taken):
-    monkeypatch.setattr(runtime, "start", lambda *, n_calls: None)
+    monkeypatch.setattr(runtime, "start", lambda *, n_calls, device: None)
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
     for name, value in given.items():
         monkeypatch.setenv(name, value)

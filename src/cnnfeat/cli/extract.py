@@ -68,7 +68,7 @@ def extract(
 
     FeatureWriter.check(out, overwrite=overwrite, resume=resume)  # before TensorFlow takes seconds
     model = options.model.path or own_model("--model names another")
-    start_tensorflow(settings, n_calls=IN_FLIGHT)
+    start_tensorflow(settings, n_calls=IN_FLIGHT, device=options.extract.device)
     result = extract_features(
         model,
         options.data,

@@ -91,13 +91,16 @@ def run(
 
     trains = options.model.path is None
     n_calls = calls_of_training(options.network) if trains else IN_FLIGHT
+    whole = _for_layers(options, settings.config or RunOptions())
     result = run_pipeline(
-        _for_layers(options, settings.config or RunOptions()),
+        whole,
         folder=folder,
         overwrite=overwrite,
         trust=trust_model,
         stopping=stop_on_signals,
-        before_network=partial(start_tensorflow, settings, n_calls=n_calls),
+        before_network=partial(
+            start_tensorflow, settings, n_calls=n_calls, device=whole.extract.device
+        ),
         progress=console.progress(settings),
     )
     if as_json:

@@ -56,12 +56,13 @@ def own_model(otherwise: str) -> str:
     return str(path)
 
 
-def start_tensorflow(settings: Settings, *, n_calls: int = 1) -> None:
+def start_tensorflow(settings: Settings, *, n_calls: int = 1, device: str = "auto") -> None:
     """Start TensorFlow for `n_calls` of a network at a time; what it writes is shown with -v."""
     from cnnfeat.memory import limit_memory
     from cnnfeat.network import starting
 
-    starting.start_tensorflow(n_calls=n_calls, quiet=settings.verbosity <= 0)
+    quiet = settings.verbosity <= 0
+    starting.start_tensorflow(n_calls=n_calls, device=device, quiet=quiet)
     limit_memory()
 
 

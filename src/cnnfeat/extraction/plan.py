@@ -110,6 +110,7 @@ class Job:
             source_fingerprint_method=fingerprint.method,
             preprocessing=self.probe.preprocessing,
             precision=self.options.precision,
+            device=self.probe.device,
             tensorflow=version("tensorflow"),
             network_test_accuracy=None if card is None else card.test_accuracy,
             network_source="" if card is None else str(card.source.get("name", "")),
@@ -139,6 +140,8 @@ class Job:
             "scale": done.get("scale"),
             "resize": done.get("resize") or read.get("resize"),
             "fit": done.get("fit") or read.get("fit"),
+            # Devices round differently; two GPUs of one machine may be of different make.
+            "device": self.probe.device,
         }
         return {
             "model": self.network.sha256,

@@ -15,6 +15,7 @@ from cnnfeat.card import ModelCard
 from cnnfeat.errors import LayerLookupError, NetworkError, UsageError
 from cnnfeat.network import lookup
 from cnnfeat.network.blocks import FoundBlock, find_blocks
+from cnnfeat.network.devices import choose_device
 from cnnfeat.network.feeding import check_placeholders, fed_tensors, image_input
 from cnnfeat.network.flattening import importable, own_functions
 from cnnfeat.network.formats import Format
@@ -335,7 +336,7 @@ class Network:
         layers : sequence of LayerInfo
             From `find`.
         options : ProbeOptions
-            Pooling, precision, scale (by default as `default_scale` says) and size.
+            Pooling, precision, scale (by default as `default_scale` says), size and device.
         image_shape : (height, width, channels)
             Of the source's images, before its `target` is applied.
         image_dtype : str
@@ -346,12 +347,14 @@ class Network:
         Raises
         ------
         NetworkError
-            If the images don't fit, a placeholder has no value, or a tensor has no row an image.
+            If the images don't fit, a placeholder has no value, a tensor has no row an image, or
+            there is no such device.
         UntrustedModelError
             If what would run has side effects.
         """
         check_pooling(options.pool)
         check_precision(options.precision)
+        device = choose_device(options.device)
         asked = (repr(layers), repr(options), tuple(image_shape), image_dtype, batch_size)
         if asked in self._probes:
             return self._probes[asked]
@@ -364,7 +367,7 @@ class Network:
         )
         wanted = self._wanted(layers, options)
         _LOG.info("images: %s%s", fitted, "" if options.scale else f" ({self.scale_reason})")
-        probe = GraphProbe(self._graph, fitted, wanted, batch_size=batch_size)
+        probe = GraphProbe(self._graph, fitted, wanted, batch_size=batch_size, device=device)
         self._warn(probe)
         for oldest in list(self._probes)[: 1 - _KEPT_PROBES]:
             del self._probes[oldest]

@@ -38,6 +38,8 @@ _TRIED = (2, 3)  # images, of which it is seen what their features' shapes are
 _SIZES = 4  # of images that a function is compiled for each; one for all sizes comes after them
 _RUNTIME_ERRORS = (tf.errors.OpError, RuntimeError, ValueError, TypeError, OverflowError)
 _NO_MEMORY = (tf.errors.ResourceExhaustedError, MemoryError)
+# What the libraries of a GPU say, which TensorFlow raises as internal errors.
+_NO_GPU_MEMORY = re.compile(r"out.of.memory|ALLOC_FAILED|failed to allocate", re.IGNORECASE)
 _ROUNDING = 1e-2  # of the largest value: what another order of sums makes of one, and more
 _AXES = {
     0: (),
@@ -67,10 +69,17 @@ class GraphProbe:
     """Images in, activations out; may be called from several threads at once."""
 
     def __init__(
-        self, graph: FlatGraph, fit: Preprocessing, wanted: Wanted, *, batch_size: int = 512
+        self,
+        graph: FlatGraph,
+        fit: Preprocessing,
+        wanted: Wanted,
+        *,
+        batch_size: int = 512,
+        device: str = "cpu",
     ) -> None:
         self._fit = fit
         self.preprocessing = fit.record
+        self.device = device
         self.target: ImageTarget = fit.target
         self._graph = graph  # holds the weights
         self._wanted = wanted
@@ -149,18 +158,22 @@ class GraphProbe:
             return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
         try:
             return self._evaluate(images)
-        except _NO_MEMORY as error:
+        except (*_NO_MEMORY, *_RUNTIME_ERRORS) as error:
+            if not _ran_out(error):
+                raise self._misfit(error, images.shape[1:]) from error
             if len(images) <= 1:
                 raise self._too_large("a single image", images.shape[1:], error) from error
-            self._limit = max(1, len(images) // 2)
-            _LOG.warning(
-                "memory ran out with %d images at a time; going on with %d",
-                len(images),
-                self._limit,
-            )
-        except _RUNTIME_ERRORS as error:
-            raise self._misfit(error, images.shape[1:]) from error
+            self._halve(len(images))
         return self._bounded(images)
+
+    def _halve(self, n_images: int) -> None:
+        """Go on with fewer images at a time; another call may have come to fewer already."""
+        half = max(1, n_images // 2)
+        if half < self._limit:
+            self._limit = half
+            _LOG.warning(
+                "memory ran out with %d images at a time; going on with %d", n_images, half
+            )
 
     def _evaluate(self, images: Array) -> tuple[Array, ...]:
         if self._chunk is None:
@@ -326,9 +339,9 @@ class GraphProbe:
                 results = self._run(np.resize(np.arange(251, dtype=self._fit.dtype), shape))
             except CnnfeatError:
                 raise
-            except _NO_MEMORY as error:
-                raise self._too_large(f"{count} images", shape[1:], error) from error
-            except _RUNTIME_ERRORS as error:
+            except (*_NO_MEMORY, *_RUNTIME_ERRORS) as error:
+                if _ran_out(error):
+                    raise self._too_large(f"{count} images", shape[1:], error) from error
                 raise self._misfit(error, shape[1:]) from error
             for layer, result in zip(self._wanted.layers, results, strict=True):
                 if result.shape[:1] != (count,):
@@ -392,6 +405,14 @@ class GraphProbe:
             f"{to.name!r} takes {to}: {reason}",
             hint="--resize HxW brings images to another size" if free and of_size(reason) else "",
         )
+
+
+def _ran_out(error: Exception) -> bool:
+    """Whether memory did, the machine's or a GPU's."""
+    if isinstance(error, _NO_MEMORY):
+        return True
+    raised_by_gpu = isinstance(error, tf.errors.InternalError | tf.errors.UnknownError)
+    return raised_by_gpu and _NO_GPU_MEMORY.search(str(error)) is not None
 
 
 def _alike(one: Array, two: Array) -> bool:

@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.eager import context
 
 from cnnfeat.errors import NetworkError
+from cnnfeat.network.devices import choose_device
 from cnnfeat.options import Precision
 
 P = ParamSpec("P")
@@ -35,7 +36,7 @@ def eagerly(function: Callable[P, R]) -> Callable[P, R]:
     return inside
 
 
-def start(*, n_calls: int = 1) -> None:
+def start(*, n_calls: int = 1, device: str = "auto") -> None:
     """Find the devices and make them ready; TensorFlow does this once, when first asked.
 
     GPUs get memory as they need it, so that a second process finds some.
@@ -47,12 +48,13 @@ def start(*, n_calls: int = 1) -> None:
         processor's cores, each keeps to one thread: it costs less than dividing each among all,
         and while only one is under way a core is left to what reads and decodes.
         TF_NUM_INTRAOP_THREADS overrides it; once TensorFlow runs, it is too late.
+    device : str
+        As `choose_device` has it, with what it raises.
     """
     if n_calls >= (os.cpu_count() or 1) and "TF_NUM_INTRAOP_THREADS" not in os.environ:
         with suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(1)
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+    choose_device(device)
     tf.config.list_logical_devices()
 
 

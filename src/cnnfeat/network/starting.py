@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from cnnfeat.errors import Interrupted
+from cnnfeat.errors import CnnfeatError
 from cnnfeat.options import ArchitectureOptions
 
 # What holds where the environment says nothing else.
@@ -33,13 +33,14 @@ def calls_of_training(network: ArchitectureOptions) -> int:
     return 1 if any(normed) else HALVES
 
 
-def load_tensorflow() -> None:
+def load_tensorflow(*, device: str = "auto") -> None:
     """Start TensorFlow if no one has imported it; if someone has, it is set up as they want it."""
     if "tensorflow" not in sys.modules:
-        start_tensorflow(quiet=not logging.getLogger("cnnfeat").isEnabledFor(logging.DEBUG))
+        quiet = not logging.getLogger("cnnfeat").isEnabledFor(logging.DEBUG)
+        start_tensorflow(device=device, quiet=quiet)
 
 
-def start_tensorflow(*, n_calls: int = 1, quiet: bool = True) -> None:
+def start_tensorflow(*, n_calls: int = 1, device: str = "auto", quiet: bool = True) -> None:
     """Import TensorFlow and find its devices.
 
     Its C++ half logs to the process's stderr before any of its own settings takes effect.
@@ -48,6 +49,8 @@ def start_tensorflow(*, n_calls: int = 1, quiet: bool = True) -> None:
     ----------
     n_calls : int
         How many calls of a network will be under way at a time; see `runtime.start`.
+    device : str
+        What it computes on; see `devices.choose_device`.
     quiet : bool
         Whether what it writes meanwhile is hidden.
     """
@@ -58,7 +61,7 @@ def start_tensorflow(*, n_calls: int = 1, quiet: bool = True) -> None:
     with native_stderr_hidden(hidden=quiet):
         from cnnfeat.network import runtime
 
-        runtime.start(n_calls=n_calls)
+        runtime.start(n_calls=n_calls, device=device)
 
 
 @contextlib.contextmanager
@@ -72,7 +75,7 @@ def native_stderr_hidden(*, hidden: bool) -> Iterator[None]:
         os.dup2(aside.fileno(), 2)
         try:
             yield
-        except (KeyboardInterrupt, Interrupted):
+        except (KeyboardInterrupt, CnnfeatError):
             raise
         except BaseException:
             aside.seek(0)

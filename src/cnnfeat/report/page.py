@@ -48,6 +48,7 @@ _ATTRIBUTES = {
     "network_sha256": "Network's SHA-256",
     "network_source": "Network trained on",
     "precision": "Computed in",
+    "device": "Computed on",
     "cnnfeat": "cnnfeat",
     "tensorflow": "TensorFlow",
     "h5py": "h5py",
