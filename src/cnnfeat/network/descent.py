@@ -250,10 +250,9 @@ def fit(
     n_epochs = _epochs(options, n_steps)
     rate = keras.optimizers.schedules.CosineDecay(options.learning_rate, n_steps * n_epochs)
     steps = Steps(network, keras.optimizers.Adam(rate), n_parts=calls_of_training(config.network))
-    best, chance = _Best(network, options.patience), np.random.default_rng(options.seed)
+    best, orders = _Best(network, options.patience), _orders(len(samples), options.seed)
     with progress.task("training", total=n_epochs * len(samples), unit="images") as task:
-        for number in range(n_epochs):
-            order = chance.permutation(len(samples))
+        for number, order in zip(range(n_epochs), orders, strict=False):
             fitted = steps.epoch(samples, order, batch_size=options.batch_size, told=task.advance)
             validated = steps.evaluate(validation)
             task.advance(
@@ -266,6 +265,17 @@ def fit(
                 break
     network.set_weights(best.weights)
     return best.history, steps
+
+
+def _orders(n_samples: int, seed: int) -> Iterator[RowNumbers]:
+    """Shuffle the rows for each epoch, in the orders that earlier versions took them in."""
+    keras.utils.set_random_seed(seed)
+    rows = tf.data.Dataset.range(n_samples)
+    rows = rows.shuffle(n_samples, seed=seed, reshuffle_each_iteration=True).batch(n_samples)
+    while True:
+        (order,) = rows.as_numpy_iterator()
+        yield order
+        next(rows.as_numpy_iterator())  # every other order, as Keras's own loop did
 
 
 def _epochs(config: TrainOptions, steps: int) -> int:
