@@ -210,6 +210,7 @@ def _features_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
         ("preprocessing", str(facts.get("preprocessing", "unknown"))),
         ("precision", str(facts.get("precision", "unknown"))),
         *([("device", str(device))] if (device := facts.get("device")) else []),
+        ("engine", str(facts.get("engine", "tensorflow"))),
         (
             "created",
             f"{facts.get('created')} by cnnfeat {facts.get('cnnfeat')}, "

@@ -31,6 +31,7 @@ Size: TypeAlias = tuple[int, int]
 Scale: TypeAlias = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]
 Pooling: TypeAlias = Literal["none", "avg", "max", "flatten"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
+EngineName: TypeAlias = Literal["auto", "tensorflow", "openvino"]
 
 
 def _parse_device(value: object) -> object:
@@ -327,6 +328,10 @@ class ProbeOptions:
         "What the network computes on; auto: a GPU where TensorFlow sees one.",
         metavar="auto|cpu|gpu:N",
         parse=_parse_device,
+    )
+    engine: EngineName = option(
+        "auto",
+        "What runs the network; auto: OpenVINO for deep ones if it is installed, else TensorFlow.",
     )
 
 

@@ -26,6 +26,7 @@ class Provenance:
     precision: Name = ""  # "float32" or "bfloat16"
     device: Name = ""  # "cpu", "gpu:0" ...
     tensorflow: Name = ""  # version
+    engine: Name = ""  # what ran the network, and its version: "openvino 2026.4.1"
     network_test_accuracy: Share | None = None
     source_labels: Name = ""  # where its labels lie, if that was said apart
     network_source: Name = ""  # what the network was trained on, where that is known

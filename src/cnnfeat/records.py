@@ -286,6 +286,10 @@ class Probe(Protocol):
     unsteady: Mapping[str, Sequence[str]]  # by layer, what makes its features change
     device: str  # what it computes on: "cpu", "gpu:0" ...
 
+    @property
+    def engine(self) -> str:
+        """What runs the network, with its version: "tensorflow 2.21.0"."""
+
     def __call__(self, images: Array) -> tuple[Array, ...]:
         """Activations in the order of `outputs`, each `(n_samples, *row_shape)`.
 

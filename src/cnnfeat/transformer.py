@@ -20,6 +20,7 @@ from cnnfeat.data.fitting import fit_to_target
 from cnnfeat.errors import DataError, NetworkError, UsageError
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import (
+    EngineName,
     FeedValue,
     Pooling,
     Precision,
@@ -76,6 +77,8 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Turn light into dark, and dark into light.
     precision : {"float32", "bfloat16"}
         How the network computes.
+    engine : {"auto", "tensorflow", "openvino"}
+        What runs it.
 
     Attributes
     ----------
@@ -118,6 +121,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         proportions: Fit | None = None,
         invert: bool = False,
         precision: Precision = "float32",
+        engine: EngineName = "auto",
     ) -> None:
         self.model = model
         self.layer = layer
@@ -138,6 +142,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.proportions = proportions
         self.invert = invert
         self.precision = precision
+        self.engine = engine
 
     @classmethod
     def from_features(
@@ -304,7 +309,14 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
         self._compiled: Probe = network.probe(
             layers,
-            ProbeOptions(self.precision, self.pool, self.scale, self.resize, self.proportions),
+            ProbeOptions(
+                self.precision,
+                self.pool,
+                self.scale,
+                self.resize,
+                self.proportions,
+                engine=self.engine,
+            ),
             image_shape=self.image_shape_,
             image_dtype=self.image_dtype_,
             batch_size=self.batch_size,

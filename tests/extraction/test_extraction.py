@@ -58,6 +58,7 @@ def test_provenance_is_in_the_root(run, work, tmp_path):
     assert json.loads(said["preprocessing"]) == {"scale": "none"}
     assert said["precision"] == "float32" and said["device"] == "cpu"
     assert said["tensorflow"] == "2.21.0"
+    assert said["engine"] == "numpy"
     assert said["network_test_accuracy"] == 0.993 and said["network_source"] == "mnist"
     assert said["h5py"] == h5py.__version__
     assert said["created"].endswith("+00:00")
@@ -143,7 +144,7 @@ def test_float16_is_stored_and_overflow_is_said(run, work, tmp_path, caplog):
 def test_whole_numbers_keep_their_type(run, tmp_path, kind):
     class Argmax:
         target, preprocessing, unsteady = ImageTarget(), {}, {}
-        device = "cpu"
+        device, engine = "cpu", "numpy"
         outputs = (ProbeOutput("top", "top:0", "ArgMax", (), kind, (), kind, "none"),)
 
         def __call__(self, images):
@@ -351,6 +352,7 @@ def test_stop_before_the_first_block_leaves_nothing(run, tmp_path):
         ({"source": {"options": {"labels": ":/y", "max_pixels": 8}}}, "max pixels"),
         ({"probe": {"scale": "unit"}}, "scale"),
         ({"probe": {"scale": "none", "layout": "NCHW"}}, "preprocessing"),
+        ({"ran_by": "openvino 2026.4.1"}, "engine"),
         ({"precision": "bfloat16"}, "precision"),
         ({"came_to": "gpu:0"}, "device"),
         ({"pool": "avg"}, "pool"),
@@ -372,6 +374,7 @@ def test_resume_names_the_setting_that_differs(run, work, tmp_path, options, fie
     probe = work.CountingProbe()
     probe.preprocessing = changed.pop("probe", probe.preprocessing)
     probe.device = changed.pop("came_to", "cpu")
+    probe.engine = changed.pop("ran_by", probe.engine)
     network = work.CountingNetwork(probe, **changed.pop("network", {}))
     with pytest.raises(Interrupted):
         run(path, source=sources[0], should_stop=_stop_after(8))

@@ -151,6 +151,7 @@ class CountingProbe:
     target = ImageTarget()
     unsteady: ClassVar[dict[str, tuple[str, ...]]] = {}
     device = "cpu"
+    engine = "numpy"
 
     def __init__(self, layers: dict[str, tuple[int, ...]] | None = None, *, delay_s: float = 0.0):
         self.preprocessing = {"scale": "none"}

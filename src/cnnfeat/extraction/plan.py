@@ -112,6 +112,7 @@ class Job:
             precision=self.options.precision,
             device=self.probe.device,
             tensorflow=version("tensorflow"),
+            engine=self.probe.engine,
             network_test_accuracy=None if card is None else card.test_accuracy,
             network_source="" if card is None else str(card.source.get("name", "")),
             network_source_fingerprint=""
@@ -142,6 +143,7 @@ class Job:
             "fit": done.get("fit") or read.get("fit"),
             # Devices round differently; two GPUs of one machine may be of different make.
             "device": self.probe.device,
+            "engine": self.probe.engine,
         }
         return {
             "model": self.network.sha256,

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from cnnfeat.errors import NetworkError
 from cnnfeat.network.runtime import with_precision
 from cnnfeat.options import Precision
 from cnnfeat.records import Array
@@ -22,16 +23,26 @@ Run = Callable[[Array], Sequence[Array]]  # images in, one array of activations 
 _BOUND_BYTES = 1 << 16  # of a weight that becomes a constant
 
 
+class UnservedError(NetworkError):
+    """A graph that an engine can't run, where another may."""
+
+
 class Engine(Protocol):
     """Compiles the graph of a probe."""
 
-    name: str
+    name: str  # of its package
 
     def bind(self, values: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
         """Bring weights, by name, into the graph that is being built."""
 
     def compile(self, function: tf.types.experimental.ConcreteFunction) -> Run:
-        """Compile a graph of one input and some outputs."""
+        """Compile a graph of one input and some outputs.
+
+        Raises
+        ------
+        UnservedError
+            If this engine can't run it.
+        """
 
 
 class TensorFlow:

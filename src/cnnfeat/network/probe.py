@@ -14,13 +14,15 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import get_args
 
 import numpy as np
 import tensorflow as tf
 
 from cnnfeat.errors import CnnfeatError, MisfitError, NetworkError
-from cnnfeat.network.engine import Engine, Run, TensorFlow, as_array
+from cnnfeat.network.engine import Engine, Run, TensorFlow, UnservedError, as_array
+from cnnfeat.network.engines import choose_engine
 from cnnfeat.network.folding import Folded, folded
 from cnnfeat.network.graph import Feed, FlatGraph, import_part, node_of, nodes_by_name
 from cnnfeat.network.preprocessing import Preprocessing
@@ -85,7 +87,13 @@ class GraphProbe:
         self._wanted = wanted
         self._chunk = fit.input.batch or _stated_batch(wanted.feeds)
         self._limit = max(1, batch_size)  # images at a time; less once memory has run out
-        self._engine: Engine = TensorFlow(wanted.options.precision)
+        self._engine: Engine = choose_engine(
+            wanted.options,
+            wanted.part,
+            interpreted=graph.run is not None,
+            unsteady=bool(wanted.unsteady),
+            device=device,
+        )
         self._functions: dict[tuple[int | None, ...], Run] = {}
         self._kept: Folded | None = None  # what was last compiled
         self._said = False
@@ -94,6 +102,7 @@ class GraphProbe:
         with watched(f"computing {self._names()} of {wanted.path}"):
             self.outputs: tuple[ProbeOutput, ...] = self._try_out()
         self._tried_s: float | None = time.monotonic() - began  # None: images have come since
+        _LOG.info("engine: %s", self.engine)
 
     @eagerly
     def __call__(self, images: Array) -> tuple[Array, ...]:
@@ -124,6 +133,11 @@ class GraphProbe:
                     hint="--pool avg gives rows of one length; --resize gives images of one size",
                 )
         return results
+
+    @property
+    def engine(self) -> str:
+        """What runs the network, with its version: "tensorflow 2.21.0"."""
+        return f"{self._engine.name} {version(self._engine.name)}"
 
     def _names(self) -> str:
         return some_of([repr(layer.name) for layer in self._wanted.layers])
@@ -229,6 +243,8 @@ class GraphProbe:
             fewest = self._chunk or max(_TRIED)
             most = check_room(function.graph, n_images=fewest, path=self._wanted.path)
             run = self._engine.compile(function)
+        except UnservedError as error:
+            return self._run_by_tensorflow(shape, error)
         except CnnfeatError:
             raise
         except _RUNTIME_ERRORS as error:
@@ -236,6 +252,20 @@ class GraphProbe:
         self._limit = min(self._limit, most)
         self._functions[shape] = run
         return run
+
+    def _run_by_tensorflow(self, shape: tuple[int | None, ...], error: UnservedError) -> Run:
+        """Compile with TensorFlow what another engine can't run, if that may be."""
+        options = self._wanted.options
+        if options.engine != "auto":
+            raise NetworkError(
+                f"--engine {options.engine} can't run {self._names()} of {self._wanted.path}: "
+                f"{error.message}",
+                hint="--engine tensorflow can; --engine auto takes it by itself",
+            ) from error
+        _LOG.info("TensorFlow runs it, as %s can't: %s", self._engine.name, error.message)
+        self._engine = TensorFlow(options.precision)
+        self._functions.clear()
+        return self._compile(shape)
 
     def _interpreted(self, images: Array) -> list[Array]:
         """Run a graph that is not TensorFlow's."""

@@ -49,6 +49,7 @@ _ATTRIBUTES = {
     "network_source": "Network trained on",
     "precision": "Computed in",
     "device": "Computed on",
+    "engine": "Computed by",
     "cnnfeat": "cnnfeat",
     "tensorflow": "TensorFlow",
     "h5py": "h5py",

@@ -64,6 +64,7 @@ PROVENANCE = (
     "source_fingerprint_method",
     "preprocessing",
     "precision",
+    "engine",
     "options",
     "division",
 )
