@@ -291,22 +291,25 @@ class _Fold:
             return
         n_axes = 2 if node.op == "DepthwiseConv2dNative" else 1
         outputs = math.prod(kernel.shape[-n_axes:])
-        scale, shift = np.ones(outputs), np.zeros(outputs)
-        last, scaled, steps = node, False, 0
+        last, scale, shift = self._chain(node, outputs)
+        if last is node or (node.name == node_of(last.input[0]) and (scale == 1).all()):
+            return  # nothing, or a bias as it is
+        if kernel.nbytes > available_bytes() // _SHARE:
+            return
+        new = kernel.reshape(-1, outputs).astype(np.float32, copy=False) * scale.astype(np.float32)
+        bias = shift.astype(np.float32)
+        if np.isfinite(new).all() and np.isfinite(bias).all():
+            self._put(node, last, new.reshape(kernel.shape), bias)
+
+    def _chain(
+        self, node: tf.compat.v1.NodeDef, outputs: int
+    ) -> tuple[tf.compat.v1.NodeDef, _Numbers, _Numbers]:
+        """The last node that scales or shifts a result by channels, and what all of them do."""
+        last, scale, shift = node, np.ones(outputs), np.zeros(outputs)
         while (found := self._next(last, node, outputs)) is not None:
             last, (times, plus) = found
             scale, shift = scale * times, shift * times + plus
-            steps += 1
-            scaled = scaled or bool(np.any(times != 1))
-        if not steps or not (scaled or steps > 1):
-            return
-        if kernel.nbytes > available_bytes() // _SHARE:
-            return
-        new = kernel.reshape(-1, outputs) * scale.astype(np.float32)
-        bias = shift.astype(np.float32)
-        if not (np.isfinite(new).all() and np.isfinite(bias).all()):
-            return
-        self._put(node, last, new.reshape(kernel.shape), bias)
+        return last, scale, shift
 
     def _put(
         self,
