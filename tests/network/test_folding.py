@@ -73,6 +73,8 @@ FOLDED = {
     "conv": [layers.Conv2D(5, 3), norm()],
     "no-bias": [layers.Conv2D(5, 3, use_bias=False), norm()],
     "strided": [layers.Conv2D(5, 3, strides=2, padding="same"), norm(), layers.ReLU()],
+    "grouped": [layers.Conv2D(6, 3, groups=3), norm()],
+    "grouped-strided": [layers.Conv2D(3, 3, groups=3, strides=2, padding="same"), norm()],
     "depthwise": [layers.DepthwiseConv2D(3, depth_multiplier=2), norm(), layers.ReLU(6)],
     "separable": [layers.SeparableConv2D(5, 3), norm()],
     "dense": [layers.Flatten(), layers.Dense(7), norm()],
@@ -99,11 +101,13 @@ def test_what_follows_a_kernel_goes_into_it(case: str) -> None:
     [
         ([norm(), layers.Conv2D(5, 3)], {"Mul": 1, "AddV2": 1}),  # before: zeros are padded between
         ([layers.Conv2D(5, 3, activation="relu"), norm()], {"Mul": 1, "AddV2": 1}),
-        ([layers.Conv2D(6, 3, groups=3), norm()], {"Mul": 1, "AddV2": 1}),  # a function of its own
+        # functions of their own, by XLA alone
+        ([layers.Conv2D(4, 1), layers.Conv2D(6, 3, groups=2), norm()], {"Mul": 1, "AddV2": 1}),
+        ([layers.Conv2D(6, 3, groups=3, dilation_rate=2), norm()], {"Mul": 1, "AddV2": 1}),
         ([layers.Conv2DTranspose(5, 3), norm()], {"Mul": 1, "AddV2": 1}),
         ([layers.Conv2D(5, 3), norm(axis=1)], {"Mul": 1, "AddV2": 1}),  # other axes than channels
     ],
-    ids=["before", "behind-activation", "grouped", "transposed", "by-rows"],
+    ids=["before", "behind-activation", "grouped", "grouped-dilated", "transposed", "by-rows"],
 )
 def test_what_is_another_function_stays(inner: list, left: dict[str, int]) -> None:
     model = model_of(*inner)

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.core.framework import function_pb2
 
 from cnnfeat.memory import available_bytes
+from cnnfeat.network.flattening import CALLS
 from cnnfeat.network.graph import (
     ancestors,
     import_part,
@@ -104,6 +106,7 @@ def folded(
         A value for each weight, or for what was computed of it: float32 or what the file has.
     """
     fold = _Fold(part, weights, fetches=fetches, fed=fed, infos=infos, path=path)
+    fold.depthwise()
     fold.shortcuts()
     fold.paddings()
     fold.channels()
@@ -189,12 +192,54 @@ class _Fold:
         tensor = tensor_of(entry)
         if tensor in self._values:
             value = self._values[tensor]
-            return None if value.dtype == tf.resource else value.numpy()
+            if value.dtype == tf.resource:
+                value = _read(value)
+            return None if value is None else value.numpy()
         node = self._nodes.get(node_of(entry))
         if node is None or node.op != "Const" or tensor in self._kept:
             return None
         array: NDArray[np.generic] = tf.make_ndarray(node.attr["value"].tensor)
         return array
+
+    # ---- convolutions of single channels ---------------------------------------------------------
+
+    def depthwise(self) -> None:
+        """Have a grouped convolution of single channels be the depthwise one that it is.
+
+        TensorFlow has grouped ones on a processor by XLA alone, in a function of their own.
+        """
+        functions = {one.signature.name: one for one in self._part.library.function}
+        for node in self._part.node:
+            function = functions.get(node.attr["f"].func.name) if node.op in CALLS else None
+            found = None if function is None else _only_convolution(function)
+            if found is not None and not any(entry[0] == "^" for entry in node.input):
+                self._be_depthwise(node, *found)
+
+    def _be_depthwise(
+        self, node: tf.compat.v1.NodeDef, inner: tf.compat.v1.NodeDef, images: int, weights: int
+    ) -> None:
+        info = self._infos.get(tensor_of(node.input[images]))
+        kernel = self._value(node.input[weights])
+        n_channels = None if info is None or not info.shape else info.shape[-1]
+        if (
+            n_channels is None
+            or kernel is None
+            or kernel.ndim != 4
+            or kernel.shape[2] != 1
+            or kernel.shape[3] % n_channels
+            or not _is_plain(inner)
+        ):
+            return
+        name, taken = f"{node.name}/filters", node.input[images]
+        self._values[f"{name}:0"] = tf.constant(
+            kernel.reshape(*kernel.shape[:2], n_channels, kernel.shape[3] // n_channels)
+        )
+        node.op = "DepthwiseConv2dNative"
+        node.ClearField("input")
+        node.ClearField("attr")
+        node.input.extend([taken, name])
+        for key in ("T", "strides", "padding"):
+            node.attr[key].CopyFrom(inner.attr[key])
 
     # ---- what does nothing -----------------------------------------------------------------------
 
@@ -386,6 +431,51 @@ class _Fold:
 
 def _channels_first(node: tf.compat.v1.NodeDef) -> bool:
     return "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC")
+
+
+def _read(handle: tf.Tensor) -> tf.Tensor | None:
+    """The value of a variable of float32."""
+    try:
+        return tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
+    except (tf.errors.OpError, ValueError):
+        return None
+
+
+def _only_convolution(
+    function: function_pb2.FunctionDef,
+) -> tuple[tf.compat.v1.NodeDef, int, int] | None:
+    """The convolution that is all of a function, and which arguments are its images and weights."""
+    nodes = {node.name: node for node in function.node_def}
+    inner = [node for node in function.node_def if node.op == "Conv2D"]
+    handed_on = {"Identity", "EnsureShape", "ReadVariableOp"}
+    others = {node.op for node in function.node_def} - handed_on - {"Conv2D", "NoOp"}
+    if len(inner) != 1 or others or len(function.ret) != 1:
+        return None
+
+    def origin(entry: str) -> str:
+        while node_of(entry) in nodes and nodes[node_of(entry)].op in handed_on:
+            entry = nodes[node_of(entry)].input[0]
+        return node_of(entry)
+
+    arguments = [one.name for one in function.signature.input_arg]
+    ends = [origin(entry) for entry in inner[0].input[:2]]
+    (returned,) = function.ret.values()
+    if origin(returned) != inner[0].name or not set(ends) <= set(arguments):
+        return None
+    return inner[0], arguments.index(ends[0]), arguments.index(ends[1])
+
+
+def _is_plain(node: tf.compat.v1.NodeDef) -> bool:
+    """Whether a convolution slides as a depthwise one can, by steps of one length both ways."""
+    strides = list(node.attr["strides"].list.i)
+    dilations = list(node.attr["dilations"].list.i) if "dilations" in node.attr else []
+    return (
+        not _channels_first(node)
+        and strides == [1, strides[1], strides[1], 1]
+        and all(one == 1 for one in dilations)
+        and node.attr["padding"].s in (b"SAME", b"VALID")
+        and node.attr["T"].type == tf.float32.as_datatype_enum
+    )
 
 
 def _sides(node: tf.compat.v1.NodeDef) -> list[int]:
