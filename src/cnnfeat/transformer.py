@@ -79,6 +79,8 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         How the network computes.
     engine : {"auto", "tensorflow", "openvino"}
         What runs it.
+    device : str
+        What it runs on: "auto", "cpu" or "gpu:N".
 
     Attributes
     ----------
@@ -122,6 +124,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         invert: bool = False,
         precision: Precision = "float32",
         engine: EngineName = "auto",
+        device: str = "auto",
     ) -> None:
         self.model = model
         self.layer = layer
@@ -143,6 +146,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.invert = invert
         self.precision = precision
         self.engine = engine
+        self.device = device
 
     @classmethod
     def from_features(
@@ -316,6 +320,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 self.resize,
                 self.proportions,
                 engine=self.engine,
+                device=self.device,
             ),
             image_shape=self.image_shape_,
             image_dtype=self.image_dtype_,
