@@ -12,7 +12,7 @@ from keras import layers
 
 from cnnfeat.network import Network, folding, load_network
 from cnnfeat.network.folding import folded
-from cnnfeat.network.graph import tensor_infos
+from cnnfeat.network.graph import import_part, tensor_infos
 from cnnfeat.options import ProbeOptions
 
 v1 = tf.compat.v1
@@ -274,3 +274,69 @@ def test_nodes_that_others_wait_for_stay_whole() -> None:
     result = folded(graph_def, {}, fetches=["end:0"], fed=["images:0"], infos=infos)
     assert {"MatMul", "Mul", "Const"} <= {node.op for node in result.part.node}
     assert "BiasAdd" not in {node.op for node in result.part.node}
+
+
+def run(result: folding.Folded, values: dict[str, np.ndarray]) -> np.ndarray:
+    """What a folded graph computes, in a session."""
+    with tf.Graph().as_default():
+        held = {name: tf.constant(value.numpy()) for name, value in result.values.items()}
+        (end,) = import_part(result.part, {**held, **values}, fetches=["end:0"], name="network")
+        with v1.Session() as session:
+            value: np.ndarray = session.run(end)
+            return value
+
+
+def test_a_node_may_have_the_name_of_its_scope() -> None:
+    kernel = np.random.default_rng(3).normal(size=(3, 4)).astype(np.float32)
+
+    def build(images: tf.Tensor) -> None:
+        rows, held = tf.reshape(images, [-1, 3]), tf.constant(kernel, name="dense/kernel")
+        once = tf.multiply(rows @ held, 3.0, name="dense")
+        tf.subtract(tf.nn.relu(once), tf.nn.relu(rows @ held), name="end")
+
+    graph_def, infos = graph_of(build)
+    result = folded(graph_def, {}, fetches=["end:0"], fed=["images:0"], infos=infos)
+    product = np.maximum(pictures().reshape(-1, 3) @ kernel, 0)
+    assert_alike(run(result, {"images:0": pictures()}), 2 * product)
+
+
+def test_a_kernel_inside_of_a_loop_stays_there() -> None:
+    with tf.Graph().as_default() as graph:
+        images = v1.placeholder(tf.float32, (None, *SIZE), name="images")
+        frame = {"frame_name": "loop", "is_constant": True}
+        inside = tf.raw_ops.Enter(data=tf.reshape(images, [-1, 3]), **frame)
+        with tf.control_dependencies([inside]):
+            kernel, scale = tf.constant(np.eye(3, dtype=np.float32)), tf.constant(2.0)
+        tf.raw_ops.Exit(data=(inside @ kernel) * scale, name="end")
+        graph_def, infos = graph.as_graph_def(), tensor_infos(graph)
+    result = folded(graph_def, {}, fetches=["end:0"], fed=["images:0"], infos=infos)
+    assert not result.values  # a value of the outer frame is none of the loop's
+    assert {"MatMul", "Mul"} <= {node.op for node in result.part.node}
+
+
+@pytest.mark.parametrize(("layout", "bias"), [("NHWC", [0, 0, 0]), ("NCHW", [1, 2, 3])])
+def test_a_bias_goes_along_its_own_axis(layout: str, bias: list[float]) -> None:
+    kernel = np.eye(3, dtype=np.float32).reshape(1, 1, 3, 3)
+
+    def build(images: tf.Tensor) -> None:
+        taken = tf.transpose(images[:, :3, :3], [0, 3, 1, 2])
+        raw = tf.nn.conv2d(taken, kernel, 1, "VALID", data_format="NCHW")
+        tf.nn.bias_add(raw * np.float32(2), [1.0, 2.0, 3.0], data_format=layout, name="end")
+
+    graph_def, infos = graph_of(build)
+    result = folded(graph_def, {}, fetches=["end:0"], fed=["images:0"], infos=infos)
+    biases = [v.numpy().tolist() for name, v in result.values.items() if "bias" in name]
+    assert biases == [bias]  # along columns it is none of the channels
+
+
+def test_a_weight_that_is_fed_has_the_value_it_is_fed() -> None:
+    def build(images: tf.Tensor) -> None:
+        scale = v1.placeholder(tf.float32, (), name="scale")
+        tf.multiply(tf.reshape(images, [-1, 3]) @ np.eye(3, dtype=np.float32), scale, name="end")
+
+    graph_def, infos = graph_of(build)
+    fed = ["images:0", "scale:0"]
+    weights = {"scale": tf.constant(5.0)}
+    result = folded(graph_def, weights, fetches=["end:0"], fed=fed, infos=infos)
+    value = run(result, {"images:0": pictures(), "scale:0": np.float32(3)})
+    assert_alike(value, 3 * pictures().reshape(-1, 3))

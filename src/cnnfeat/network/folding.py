@@ -131,7 +131,8 @@ class _Fold:
         self._nodes = nodes_by_name(self._part)
         self._fetches = {tensor_of(name) for name in fetches}
         self._kept = self._fetches | {tensor_of(name) for name in fed}
-        self._weights = weights
+        given = {node_of(name) for name in fed}
+        self._weights = {name: value for name, value in weights.items() if name not in given}
         self._infos = infos
         self._path = path
         self._still = self._still_nodes()
@@ -196,8 +197,8 @@ class _Fold:
                 value = _read(value)
             return None if value is None else value.numpy()
         node = self._nodes.get(node_of(entry))
-        if node is None or node.op != "Const" or tensor in self._kept:
-            return None
+        if node is None or node.op != "Const" or tensor in self._kept or node.input:
+            return None  # one that waits for others is inside of a loop or a branch
         array: NDArray[np.generic] = tf.make_ndarray(node.attr["value"].tensor)
         return array
 
@@ -230,10 +231,8 @@ class _Fold:
             or not _is_plain(inner)
         ):
             return
-        name, taken = f"{node.name}/filters", node.input[images]
-        self._values[f"{name}:0"] = tf.constant(
-            kernel.reshape(*kernel.shape[:2], n_channels, kernel.shape[3] // n_channels)
-        )
+        filters = kernel.reshape(*kernel.shape[:2], n_channels, kernel.shape[3] // n_channels)
+        name, taken = self._new(f"{node.name}/filters", filters), node.input[images]
         node.op = "DepthwiseConv2dNative"
         node.ClearField("input")
         node.ClearField("attr")
@@ -364,16 +363,22 @@ class _Fold:
         bias: NDArray[np.float32],
     ) -> None:
         """Give a node another kernel, and have the last of the chain add the bias."""
-        for name, value in ((f"{last.name}/kernel", kernel), (f"{last.name}/bias", bias)):
-            self._values[f"{name}:0"] = tf.constant(value)
-        node.input[1] = f"{last.name}/kernel"
+        node.input[1] = self._new(f"{last.name}/kernel", kernel)
+        added = self._new(f"{last.name}/bias", bias)
         channels_first = _channels_first(node)
         last.op = "BiasAdd"
         last.ClearField("input")
         last.ClearField("attr")
-        last.input.extend([node.name, f"{last.name}/bias"])
+        last.input.extend([node.name, added])
         last.attr["T"].CopyFrom(node.attr["T"])
         last.attr["data_format"].s = b"NCHW" if channels_first else b"NHWC"
+
+    def _new(self, name: str, value: NDArray[np.generic]) -> str:
+        """Add a value by a name that nothing has."""
+        while name in self._nodes or f"{name}:0" in self._values:
+            name += "_"
+        self._values[f"{name}:0"] = tf.constant(value)
+        return name
 
     def _next(
         self, last: tf.compat.v1.NodeDef, first: tf.compat.v1.NodeDef, outputs: int
@@ -494,7 +499,8 @@ def _by_channel(
     axis = 1 if _channels_first(first) else rank - 1
     shape = (1,) * (rank - value.ndim) + value.shape
     if taker.op == "BiasAdd":
-        shape = (1,) * axis + value.shape + (1,) * (rank - axis - 1)
+        place = 1 if _channels_first(taker) else rank - 1
+        shape = (1,) * place + value.shape + (1,) * (rank - place - 1)
     if len(shape) != rank or math.prod(shape) != shape[axis] or shape[axis] not in (1, outputs):
         return None
     return np.broadcast_to(np.asarray(value, np.float64).ravel(), (outputs,))
