@@ -95,6 +95,23 @@ def test_no_larger_value_is_tried_than_one_that_none_can_beat(rng):
     assert tried.searched.endswith("; none larger than one of 100 %, which none can beat")
 
 
+def test_larger_values_that_lost_are_not_said_to_be_left_out_for_100_percent():
+    """One feature tells most rows and is faint in a few, which noise decides for a large C."""
+    random = np.random.default_rng(91)
+    y = np.arange(60) % 2
+    telling = (2.0 * y - 1) * np.where(np.arange(60) % 15 == 0, 0.3, 2)
+    X = np.column_stack([telling, 0.2 * random.standard_normal((60, 60))])
+    plan = in_turn(y, 5, seed=0, rows="rows")
+    grid = tuple(10.0**k for k in range(-4, 3))
+    found = select_cost(
+        Design(ArrayRows(X)), y, plan, n_classes=2, grid=grid, memory_bytes=2**30, outwards=True
+    ).selection
+    assert found.best.mean == 1.0
+    assert found.trials[-1].mean < 1
+    assert len(found.trials) < len(grid)
+    assert found.searched.endswith("more than one standard error below the best")
+
+
 def test_folds_that_start_from_all_rows_end_at_their_own_minimum(rng):
     """Labels are random and features many: a machine of all rows knows every label by heart."""
     y = rng.permutation(np.arange(300) % 2)

@@ -366,6 +366,30 @@ def test_constant_features_are_refused(make_file, pixels, tmp_path):
     _refused(path, tmp_path / "out", DataError, "all 64 features are constant")
 
 
+@pytest.mark.parametrize(
+    ("grid", "warned"), [(None, False), ((0.1, 3.16), False), ((0.1, 1.0), True)]
+)
+def test_the_largest_value_is_warned_of_where_one_beyond_may_be_better(
+    make_file, tmp_path, caplog, grid, warned
+):
+    """A small feature tells classes exactly, a large one in four rows of five; only a large C
+    gives the small one weight enough."""
+    rows = np.arange(100)
+    signs = 2.0 * (rows % 2) - 1
+    X = np.stack([np.where(rows % 10 < 2, -signs, signs), 0.08 * signs], axis=1).astype(np.float32)
+    path = make_file(
+        {"train": {"a": X}, "test": {"a": X}},
+        {"train": rows % 2, "test": rows % 2},
+        classes=("even", "odd"),
+    )
+    options = SvmOptions(normalize="none", grid=grid)
+    with caplog.at_level("INFO", "cnnfeat"):
+        selection = svm_stage(path, tmp_path / "out", options=options).selection
+    assert selection.best == selection.trials[-1]
+    assert (selection.best.mean < 1) == warned
+    assert ("the best C is the grid's largest: a wider --grid may" in caplog.text) == warned
+
+
 def test_a_grid_of_one_is_refused(digits_file, tmp_path):
     _refused(
         digits_file, tmp_path / "out", UsageError, "a grid needs at least 2 different values",

@@ -133,7 +133,7 @@ def _said(trials: Sequence[Trial], grid: Sequence[float]) -> str:
         f"{grid[len(grid) // 2]:g} each way until one scores more than one standard error below "
         "the best"
     )
-    if len(trials) < len(grid) and max(trial.mean for trial in trials) == 1:
+    if grid[-1] > trials[-1].C and trials[-1].mean == 1:
         words += "; none larger than one of 100 %, which none can beat"
     return words
 

@@ -229,7 +229,7 @@ def _say_choice(selection: CostSearch) -> None:
         rule += f"; tried: {selection.searched}"
     where = f"{'on' if selection.folds == 1 else 'in'} {selection.on}"
     _LOG.info("C = %g%s: %.2f%%%s %s%s", chosen.C, gamma, 100 * chosen.mean, share, where, rule)
-    if best.gamma is None and rule and best == selection.trials[-1]:
+    if best.gamma is None and rule and best == selection.trials[-1] and best.mean < 1:
         _LOG.warning("the best C is the grid's largest: a wider --grid may find a better one")
 
 
