@@ -6,7 +6,6 @@ import builtins
 import logging
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -16,6 +15,7 @@ import tensorflow as tf
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.network import Network, engines, open_network, openvino
+from cnnfeat.network.engine import UnservedError
 from cnnfeat.options import ProbeOptions
 
 pytest.importorskip("openvino")
@@ -72,15 +72,6 @@ def test_images_of_a_map_and_of_every_other_row(seed_network: Network, pixels) -
     fixed.flags.writeable = False
     np.testing.assert_array_equal(probe(fixed)[0], wanted)
     np.testing.assert_array_equal(probe(pixels[::2])[0], wanted[::2])
-
-
-def test_threads_share_a_probe(seed_network: Network) -> None:
-    probe = probe_of(seed_network, "fc1")
-    batches = np.random.default_rng(0).integers(0, 256, (16, 32, 28, 28, 1), dtype=np.uint8)
-    alone = [probe(batch)[0] for batch in batches]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda batch: probe(batch)[0], batches))
-    np.testing.assert_array_equal(alone, together)
 
 
 def test_a_tensor_asked_for_twice_and_pooled(seed_network: Network, pixels) -> None:
@@ -291,3 +282,18 @@ def test_it_computes_in_single_precision(seed_network: Network, pixels) -> None:
     probe = probe_of(seed_network, "fc1")
     (run,) = probe._functions.values()
     assert run._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+def test_what_ran_the_first_images_runs_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(engines, "_DEEP", 0)
+    image = keras.Input((None, None, 1))
+    network = open_network(keras.Model(image, layers.Conv2D(2, 3, name="conv")(image)))
+    probe = probe_of(network, "conv", shape=(12, 12, 1), engine="auto", pool="avg")
+
+    def refuse(*_: object) -> None:
+        raise UnservedError("no")
+
+    monkeypatch.setattr(openvino.OpenVino, "compile", refuse)
+    with pytest.raises(NetworkError, match=r"openvino, .* can't for those of shape \(20, 9, 1\)"):
+        probe(np.zeros((2, 20, 9, 1), np.uint8))

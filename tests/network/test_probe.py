@@ -65,8 +65,9 @@ def test_two_runs_are_equal_bit_by_bit(seed_file: Path, pixels) -> None:
         np.testing.assert_array_equal(first, second)
 
 
-def test_threads_share_a_probe(seed_network: Network) -> None:
-    probe = probe_of(seed_network, "fc1")
+@pytest.mark.parametrize("engine", ["tensorflow", "openvino"])
+def test_threads_share_a_probe(engine: str, seed_network: Network) -> None:
+    probe = probe_of(seed_network, "fc1", engine=engine)
     batches = np.random.default_rng(0).integers(0, 256, (16, 32, 28, 28, 1), dtype=np.uint8)
     alone = [probe(batch)[0] for batch in batches]
     with ThreadPoolExecutor(4) as pool:

@@ -97,10 +97,12 @@ class GraphProbe:
         self._functions: dict[tuple[int | None, ...], Run] = {}
         self._kept: Folded | None = None  # what was last compiled
         self._said = False
+        self._settled = False  # whether it is known which engine runs it
         self.unsteady: Mapping[str, Sequence[str]] = wanted.unsteady
         began = time.monotonic()
         with watched(f"computing {self._names()} of {wanted.path}"):
             self.outputs: tuple[ProbeOutput, ...] = self._try_out()
+        self._settled = True
         self._tried_s: float | None = time.monotonic() - began  # None: images have come since
         _LOG.info("engine: %s", self.engine)
 
@@ -261,6 +263,12 @@ class GraphProbe:
                 f"--engine {options.engine} can't run {self._names()} of {self._wanted.path}: "
                 f"{error.message}",
                 hint="--engine tensorflow can; --engine auto takes it by itself",
+            ) from error
+        if self._settled:  # and stands in the file
+            raise NetworkError(
+                f"{self._engine.name}, which has run {self._names()} of {self._wanted.path} for "
+                f"other images, can't for those of shape {shape}: {error.message}",
+                hint="--engine tensorflow runs them all",
             ) from error
         _LOG.info("TensorFlow runs it, as %s can't: %s", self._engine.name, error.message)
         self._engine = TensorFlow(options.precision)
