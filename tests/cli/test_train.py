@@ -60,7 +60,7 @@ def npz(run) -> Path:
 def test_tensorflow_is_started_for_the_calls_of_a_training(run, npz, monkeypatch, command, case):
     layer, n_calls = case
 
-    def started(_settings: object, *, n_calls: int) -> None:
+    def started(_settings: object, *, n_calls: int, device: str = "auto") -> None:
         raise NetworkError(f"started for {n_calls}")
 
     module = import_module(f"cnnfeat.cli.{command}")
