@@ -14,6 +14,7 @@ from cnnfeat.network import Network, folding, load_network
 from cnnfeat.network.folding import folded
 from cnnfeat.network.graph import import_part, tensor_infos
 from cnnfeat.options import ProbeOptions
+from cnnfeat.records import TensorInfo
 
 v1 = tf.compat.v1
 SIZE = (12, 10, 3)
@@ -340,3 +341,44 @@ def test_a_weight_that_is_fed_has_the_value_it_is_fed() -> None:
     result = folded(graph_def, weights, fetches=["end:0"], fed=fed, infos=infos)
     value = run(result, {"images:0": pictures(), "scale:0": np.float32(3)})
     assert_alike(value, 3 * pictures().reshape(-1, 3))
+
+
+def _called(strides: list[int], *, inputs: int = 2, handed_on: str = "x") -> v1.GraphDef:
+    """A graph that calls a function of one convolution, as a stranger may have written it."""
+    graph = v1.GraphDef()
+    graph.node.add(name="images", op="Placeholder").attr["dtype"].type = 1
+    graph.node.add(name="kernel", op="Const").attr["value"].tensor.CopyFrom(
+        tf.make_tensor_proto(np.ones((3, 3, 1, 3), np.float32))
+    )
+    call = graph.node.add(name="end", op="PartitionedCall", input=["images", "kernel"])
+    call.attr["f"].func.name = "conv"
+    function = graph.library.function.add()
+    function.signature.name = "conv"
+    for name in ("x", "k"):
+        function.signature.input_arg.add(name=name)
+    function.node_def.add(name="same", op="Identity", input=[handed_on] if handed_on else [])
+    inner = function.node_def.add(name="conv", op="Conv2D", input=["same:output:0", "k"][:inputs])
+    inner.attr["strides"].list.i.extend(strides)
+    inner.attr["padding"].s = b"VALID"
+    inner.attr["T"].type = 1
+    function.ret["y"] = "conv:output:0"
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("graph", "channels", "op"),
+    [
+        (_called([1, 1, 1, 1]), 3, "DepthwiseConv2dNative"),
+        (_called([1, 1, 1, 1]), 0, "PartitionedCall"),
+        (_called([]), 3, "PartitionedCall"),
+        (_called([1, 1, 1, 1], inputs=1), 3, "PartitionedCall"),
+        (_called([1, 1, 1, 1], handed_on=""), 3, "PartitionedCall"),
+    ],
+    ids=["whole", "no-channels", "no-strides", "no-kernel", "no-input"],
+)
+def test_functions_that_lack_something_are_left_alone(
+    graph: v1.GraphDef, channels: int, op: str
+) -> None:
+    infos = {"images:0": TensorInfo("images:0", "Placeholder", (None, 8, 8, channels), "float32")}
+    result = folded(graph, {}, fetches=["end:0"], fed=["images:0"], infos=infos)
+    assert op in {node.op for node in result.part.node}

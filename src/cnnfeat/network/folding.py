@@ -27,33 +27,13 @@ from cnnfeat.network.graph import (
     subgraph,
     tensor_of,
 )
+from cnnfeat.network.kernels import HARMLESS
 from cnnfeat.network.soundness import check_room
 from cnnfeat.records import TensorInfo
 
 _WEIGHED = {"Conv2D": 4, "DepthwiseConv2dNative": 4, "Conv3D": 5, "MatMul": 2}  # and the rank
 # Operations that a weight may go through before it is used.
-_STILL = {
-    "Add",
-    "AddV2",
-    "BroadcastTo",
-    "Cast",
-    "Const",
-    "ExpandDims",
-    "Identity",
-    "Maximum",
-    "Minimum",
-    "Mul",
-    "Neg",
-    "ReadVariableOp",
-    "RealDiv",
-    "Reshape",
-    "Rsqrt",
-    "Sqrt",
-    "Square",
-    "Squeeze",
-    "Sub",
-    "Transpose",
-}
+_STILL = HARMLESS - {"Placeholder"} | {"BroadcastTo", "Minimum", "Square"}
 _NORMS = {"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
 _SHIFTS = {"Add", "AddV2", "BiasAdd", "Sub"}
 _SCALES = {"Mul", "RealDiv"}
@@ -152,8 +132,7 @@ class _Fold:
 
     def _still_nodes(self) -> set[str]:
         """Nodes that depend on weights and constants alone, outside of loops and branches."""
-        still: set[str] = set()
-        known = still | set(self._weights)
+        still, known = set[str](), set(self._weights)
         for name in in_order(self._nodes, set(self._nodes)):
             node = self._nodes[name]
             if (
@@ -213,7 +192,7 @@ class _Fold:
         for node in self._part.node:
             function = functions.get(node.attr["f"].func.name) if node.op in CALLS else None
             found = None if function is None else _only_convolution(function)
-            if found is not None and not any(entry[0] == "^" for entry in node.input):
+            if found is not None and not _waits(node):
                 self._be_depthwise(node, *found)
 
     def _be_depthwise(
@@ -223,7 +202,7 @@ class _Fold:
         kernel = self._value(node.input[weights])
         n_channels = None if info is None or not info.shape else info.shape[-1]
         if (
-            n_channels is None
+            not n_channels
             or kernel is None
             or kernel.ndim != 4
             or kernel.shape[2] != 1
@@ -247,9 +226,8 @@ class _Fold:
         source: dict[str, str] = {}
         for name in in_order(self._nodes, set(self._nodes)):
             node = self._nodes[name]
-            entries = [source.get(tensor_of(entry), entry) for entry in node.input]
-            node.input[:] = entries
-            if any(entry[0] == "^" for entry in entries):
+            node.input[:] = [source.get(tensor_of(entry), entry) for entry in node.input]
+            if _waits(node):
                 continue
             for output, entry in enumerate(self._handed_on(node)):
                 if f"{name}:{output}" not in self._kept:
@@ -289,7 +267,7 @@ class _Fold:
             or np.delete(widths, _sides(node), axis=0).any()
             or tensor in self._kept
             or self._takers.get(tensor) != [node.name]
-            or any(entry[0] == "^" for entry in pad.input)
+            or _waits(pad)
         ):
             return
         if node.op == "Conv2D":
@@ -309,10 +287,9 @@ class _Fold:
         kernel = self._value(node.input[1])
         if info is None or info.shape is None or len(info.shape) != 4 or kernel is None:
             return False
-        dilations = node.attr["dilations"].list.i if "dilations" in node.attr else []
         for axis, length in zip(_sides(node), kernel.shape[:2], strict=True):
             taken, stride = info.shape[axis], node.attr["strides"].list.i[axis]
-            if taken is None or any(one != 1 for one in dilations):
+            if taken is None or _is_dilated(node):
                 return False
             missing = max(0, (math.ceil(taken / stride) - 1) * stride + length - taken)
             if widths[axis].tolist() != [missing // 2, missing - missing // 2]:
@@ -389,7 +366,7 @@ class _Fold:
         if len(takers) != 1 or tensor in self._kept or f"^{last.name}" in self._takers:
             return None
         node = self._nodes[takers[0]]
-        if any(entry[0] == "^" for entry in node.input):
+        if _waits(node):
             return None
         found = self._affine(node, tensor, first, outputs)
         return None if found is None else (node, found)
@@ -438,6 +415,16 @@ def _channels_first(node: tf.compat.v1.NodeDef) -> bool:
     return "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC")
 
 
+def _is_dilated(node: tf.compat.v1.NodeDef) -> bool:
+    dilations = node.attr["dilations"].list.i if "dilations" in node.attr else []
+    return any(one != 1 for one in dilations)
+
+
+def _waits(node: tf.compat.v1.NodeDef) -> bool:
+    """Whether it is computed after others whose values it doesn't take."""
+    return any(entry[0] == "^" for entry in node.input)
+
+
 def _read(handle: tf.Tensor) -> tf.Tensor | None:
     """The value of a variable of float32."""
     try:
@@ -454,7 +441,8 @@ def _only_convolution(
     inner = [node for node in function.node_def if node.op == "Conv2D"]
     handed_on = {"Identity", "EnsureShape", "ReadVariableOp"}
     others = {node.op for node in function.node_def} - handed_on - {"Conv2D", "NoOp"}
-    if len(inner) != 1 or others or len(function.ret) != 1:
+    incomplete = any(not one.input for one in function.node_def if one.op in handed_on)
+    if len(inner) != 1 or others or len(function.ret) != 1 or incomplete:
         return None
 
     def origin(entry: str) -> str:
@@ -465,7 +453,7 @@ def _only_convolution(
     arguments = [one.name for one in function.signature.input_arg]
     ends = [origin(entry) for entry in inner[0].input[:2]]
     (returned,) = function.ret.values()
-    if origin(returned) != inner[0].name or not set(ends) <= set(arguments):
+    if origin(returned) != inner[0].name or len(ends) != 2 or not set(ends) <= set(arguments):
         return None
     return inner[0], arguments.index(ends[0]), arguments.index(ends[1])
 
@@ -473,11 +461,11 @@ def _only_convolution(
 def _is_plain(node: tf.compat.v1.NodeDef) -> bool:
     """Whether a convolution slides as a depthwise one can, by steps of one length both ways."""
     strides = list(node.attr["strides"].list.i)
-    dilations = list(node.attr["dilations"].list.i) if "dilations" in node.attr else []
     return (
         not _channels_first(node)
+        and len(strides) == 4
         and strides == [1, strides[1], strides[1], 1]
-        and all(one == 1 for one in dilations)
+        and not _is_dilated(node)
         and node.attr["padding"].s in (b"SAME", b"VALID")
         and node.attr["T"].type == tf.float32.as_datatype_enum
     )

@@ -26,7 +26,7 @@ _DEPTHWISE = {"DepthwiseConv2dNative"}
 CONVOLUTIONS = {"Conv2D", "_FusedConv2D", "Conv3D"} | _DEPTHWISE
 PRODUCTS = {"MatMul", "_FusedMatMul", "BatchMatMulV2", "Einsum"}
 # What may stand between a stored weight and its use. Nothing else is run to read a kernel.
-_HARMLESS = {
+HARMLESS = {
     "Add",
     "AddV2",
     "Cast",
@@ -123,7 +123,7 @@ def constant_value(
     needed = ancestors(nodes, [tensor], control=False)
     for name in needed:
         unknown = nodes[name].op == "Placeholder" and name not in graph.weights
-        if nodes[name].op not in _HARMLESS or unknown:
+        if nodes[name].op not in HARMLESS or unknown:
             return None
     part = tf.compat.v1.GraphDef(versions=graph.graph_def.versions)
     part.node.extend(nodes[name] for name in sorted(needed))
