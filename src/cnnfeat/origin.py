@@ -84,7 +84,7 @@ def recorded_probe(said: Provenance, *, pool: str = "none") -> ProbeOptions:
         "scale": done.get("scale"),
         "resize": done.get("resize"),
         "fit": done.get("fit"),
-        "device": None,  # as this machine has it: features differ by rounding alone
+        "device": "auto",  # as this machine has it: features differ by rounding alone
         "engine": "auto",  # both give the same, and here there may be one alone
     }
     return _options(ExtractOptions, said, "extract", **came_to)

@@ -19,7 +19,6 @@ from cnnfeat.records import Array
 
 Run = Callable[[Array], Sequence[Array]]  # images in, one array of activations a tensor out
 
-
 _BOUND_BYTES = 1 << 16  # of a weight that becomes a constant
 
 
