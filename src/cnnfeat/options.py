@@ -366,6 +366,9 @@ class ExtractOptions(ProbeOptions):
             object.__setattr__(self, "layer", given)
 
 
+FOLDS = 5
+
+
 @dataclass(frozen=True, slots=True)
 class SvmOptions:
     """`[svm]`: the support vector machine."""
@@ -395,8 +398,12 @@ class SvmOptions:
         "standard", "Mean 0 and deviation 1 of features, length 1 of rows, or neither."
     )
     pca: int | None = option(None, "Keep so many principal components.", low=1)
-    folds: int = option(
-        5, "Of a cross-validation; C is chosen by one without validation rows.", low=2, high=100
+    folds: int | None = option(
+        None,
+        "Of cross-validations. C is chosen by one without validation rows, or where this is given.",
+        low=2,
+        high=100,
+        shown=f"{FOLDS}",
     )
     grid: tuple[float, ...] | None = option(
         None,
@@ -424,6 +431,11 @@ class SvmOptions:
         parse=_parse_bytes,
         changes_result=False,
     )
+
+    @property
+    def n_folds(self) -> int:
+        """How many folds a cross-validation has."""
+        return self.folds or FOLDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,6 +187,21 @@ def test_validation_rows_choose_c_and_layer(make_file, tmp_path, caplog):
     assert UNKNOWN not in caplog.text
 
 
+def test_folds_that_are_asked_for_choose_in_place_of_validation_rows(make_file, tmp_path):
+    path = many().write(make_file, layers=(0.0,))
+    asked = SvmOptions(grid=GRID, folds=4, probability=True)
+    result = svm_stage(path, tmp_path / "asked", options=asked)
+    assert result.selection.folds == 4
+    assert all(len(trial.scores) == 4 for trial in result.selection.trials)
+    assert result.selection.on == (
+        "4-fold cross-validation on 350 rows that the network was fitted to, which is too good"
+    )
+    # Probabilities are still learned on rows that the network was not fitted to.
+    assert result.calibration["on"] == ("100 validation rows, by which the best epoch was picked")
+    result = svm_stage(path, tmp_path / "not", options=SvmOptions(grid=GRID))
+    assert result.selection.folds == 1
+
+
 def test_the_machine_is_fitted_to_validation_rows_in_the_end(make_file, tmp_path):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

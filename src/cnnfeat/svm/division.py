@@ -125,7 +125,7 @@ class RowSet:
         """Plan to score some of the rows in turn, however few a class has."""
         groups = None if self.groups is None else self.groups[kept]
         return in_turn(
-            self.codes[kept], options.folds, seed=options.seed, rows="rows", groups=groups
+            self.codes[kept], options.n_folds, seed=options.seed, rows="rows", groups=groups
         )
 
     def place(self, row: int) -> tuple[str, int]:
@@ -142,8 +142,7 @@ class Division:
     """What each row is for, and what must be said of the score."""
 
     train: RowSet  # what the saved machine is fitted to in the end
-    chooses: Mask | None  # (n_train,) rows C and layers are chosen on; None: by cross-validation
-    rows: str  # those that C and layers are chosen on, in words
+    rows: str  # those of `train`, in words
     test: RowSet | None  # None: scored by cross-validation
     classes: tuple[str, ...]  # names
     labels: tuple[int, ...]  # the file's label of each class
@@ -151,6 +150,8 @@ class Division:
     how: str  # "test split", "hold-out", "validation rows" or "cross-validation"
     caveat: str = ""  # what must stand beside the score; "": it is an accuracy on new pictures
     note: str = ""  # what else there is to know
+    chooses: Mask | None = None  # (n_train,) rows C and layers are chosen on, but for `folds`
+    choosers: str = ""  # these rows, in words
 
     @property
     def scored(self) -> RowSet:
@@ -165,8 +166,8 @@ class Division:
         DataError
             If a class has too few rows for it; the hint says what to do.
         """
-        if self.chooses is not None:
-            return apart(self.chooses, self.train.codes, seed=options.seed, rows=self.rows)
+        if self.chooses is not None and options.folds is None:
+            return apart(self.chooses, self.train.codes, seed=options.seed, rows=self.choosers)
         ways = ["a fixed --C"] if may_fix_C and not options.cv else []
         return self.in_turn(options, seed=options.seed, ways=ways)
 
@@ -178,7 +179,7 @@ class Division:
         DataError
             If a class has too few rows for it; the hint says what to do, `ways` among it.
         """
-        train, folds = self.train, options.folds
+        train, folds = self.train, options.n_folds
         check_classes(
             train.codes,
             folds,
@@ -336,7 +337,7 @@ def _with_choice(division: Division, sheet: _Sheet, pool: Mask, chooses: Mask) -
         rows = (
             "validation rows, by which the best epoch was picked" if picked else "validation rows"
         )
-        return replace(division, chooses=chooses, rows=rows)
+        return replace(division, chooses=chooses, choosers=rows)
     if sheet.parts is not None and chooses.any() and not chooses.all():
         _LOG.info(
             "%s validation rows are too few to choose by: all training rows choose in turn",
@@ -547,7 +548,6 @@ def _division(sheet: _Sheet, train: Mask, *, pool: Mask, test: Mask | None, how:
     totals = np.searchsorted(labels, sheet.labels[pool])
     return Division(
         train=sheet.row_set(train, labels),
-        chooses=None,
         rows="rows that the network was fitted to, which is too good"
         if fitted
         else "training rows",

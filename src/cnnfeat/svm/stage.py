@@ -385,7 +385,7 @@ def _calibration(work: _Work, saved: _Saved, answers: _Answers) -> Learned | Non
     return {
         "method": "sigmoid",
         "n_samples": n_samples,
-        "on": f"{n_samples:,} {division.rows}{how}",
+        "on": f"{n_samples:,} {division.choosers or division.rows}{how}",
         "log_loss": answers.log_loss,  # on the scored rows
     }
 
