@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ from cnnfeat.features.seal import make_seal, text_checksum
 from cnnfeat.parts import Part
 from cnnfeat.records import ProbeOutput, SkippedSample
 
+_GATHERED = 1 << 14  # ids that are written in one call, which costs as much as a hundred of them
 _TEXT = h5py.string_dtype("utf-8")
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
 
@@ -277,12 +279,22 @@ def _write_split(tail: _FileTail, split: SplitPlan, state: SplitState, names: _N
 
 def _write_ids(file: h5py.File, blocks: Iterator[BlockNames]) -> None:
     """Fill the arrays of ids, after everything else, so that the texts lie at the file's end."""
-    n_rows: dict[str, int] = {}
+    gathered: dict[str, list[str]] = {}
+    n_written: Counter[str] = Counter()
+
+    def write(split: str) -> None:
+        start, ids = n_written[split], gathered.pop(split)
+        file[split][fmt.ID][start : start + len(ids)] = ids
+        n_written[split] += len(ids)
+
     for block in blocks:
-        start = n_rows.get(block.split, 0)
-        stop = n_rows[block.split] = start + len(block.ids)
         if block.ids:
-            file[block.split][fmt.ID][start:stop] = list(block.ids)
+            ids = gathered.setdefault(block.split, [])
+            ids.extend(block.ids)
+            if len(ids) >= _GATHERED:
+                write(block.split)
+    for split in list(gathered):
+        write(split)
 
 
 def _allocate_texts(group: h5py.Group, name: str, n_rows: int) -> h5py.h5d.DatasetID:

@@ -34,8 +34,8 @@ class Engine(Protocol):
     def bind(self, values: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
         """Bring weights, by name, into the graph that is being built."""
 
-    def compile(self, function: tf.types.experimental.ConcreteFunction) -> Run:
-        """Compile a graph of one input and some outputs.
+    def compile(self, function: tf.types.experimental.ConcreteFunction, *, batch_size: int) -> Run:
+        """Compile a graph of one input and some outputs, for batches of about so many images.
 
         Raises
         ------
@@ -69,8 +69,11 @@ class TensorFlow:
             for name, value in values.items()
         }
 
-    def compile(self, function: tf.types.experimental.ConcreteFunction) -> Run:
-        """Have TensorFlow run the function; what comes out isn't copied."""
+    def compile(
+        self, function: tf.types.experimental.ConcreteFunction, *, batch_size: int = 0
+    ) -> Run:
+        """Have TensorFlow run the function on whole batches; what comes out isn't copied."""
+        del batch_size
         call = with_precision(function, self._precision)
 
         def run(images: Array) -> list[Array]:

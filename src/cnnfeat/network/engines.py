@@ -51,7 +51,7 @@ def choose_engine(
     if interpreted:
         reason = "it is one of TensorFlow Lite, which has an interpreter of its own"
     elif unsteady:
-        reason = "what is random in it would be drawn otherwise"
+        reason = "its features depend on chance or on the batch, and would be others"
     elif device != "cpu":
         reason = f"it is to compute on {device}, and OpenVINO's engine on the processor"
     if not reason:

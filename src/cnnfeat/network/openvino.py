@@ -6,10 +6,12 @@ go with it. Before it runs anything its answers are held against TensorFlow's.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -18,6 +20,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
+from tensorflow.python.ops import resource_variable_ops
 
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.engine import Run, UnservedError, as_array
@@ -27,6 +30,13 @@ from cnnfeat.records import Array
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}  # of the largest value
+# Pieces that are computed side by side, each in a stream of its own: a default batch of pictures
+# has two, and there are two batches under way.
+_STREAMS = 4
+# Of the images of a piece: two of 224×224. What layers make of more finds no place in a core's
+# cache. A length that is known beforehand made MobileNetV2 1.07 times as fast.
+_PIECE_PIXELS = 2 * 224 * 224
+_CALL = 0.1  # what a piece costs beside its images, in images
 _TELEMETRY = "openvino_telemetry"
 _ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 _PLACES = ("Exception from", "Check '", "FrontEnd API failed", "[ ", "While validating node")
@@ -83,11 +93,10 @@ class OpenVino:
         self._core = load().Core()
         self._tolerance = _TOLERANCES[precision]
         n_cores = os.cpu_count() or 1
-        # Where several calls are under way, each keeps to one thread: see `runtime.start`.
-        alone = tf.config.threading.get_intra_op_parallelism_threads() == 1
+        self._n_streams = min(n_cores, _STREAMS)
         self._settings = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-            "NUM_STREAMS": n_cores if alone else 1,
+            "NUM_STREAMS": self._n_streams,
             "INFERENCE_NUM_THREADS": n_cores,
         }
 
@@ -95,25 +104,33 @@ class OpenVino:
         """Hand weights in as they are; they are read where they lie."""
         return values
 
-    def compile(self, function: tf.types.experimental.ConcreteFunction) -> Run:
-        """Have OpenVINO run the function.
+    def compile(self, function: tf.types.experimental.ConcreteFunction, *, batch_size: int) -> Run:
+        """Have OpenVINO run the function, a piece of a batch at a time.
 
         Raises
         ------
         UnservedError
             If it can't, or computes something else than TensorFlow does.
         """
-        images = _made_up(function)
-        wanted = None if images is None else function(tf.constant(images))
+        n_images, *shape = function.inputs[0].shape.as_list()
         try:
-            compiled = self._core.compile_model(_converted(function), "CPU", self._settings)
-            run = _Requests(compiled, function.outputs)
-            found = None if images is None else run(images)
+            if None in shape:  # what a piece may hold isn't known; nor what to compare
+                return _Requests(self._compiled(_converted(function)), function.outputs)
+            piece = n_images or _piece(shape, batch_size)
+            model = _converted(function)
+            model.reshape([piece, *shape])
+            run = _Pieces(self._compiled(model), function.outputs, self._n_streams)
+            images = _made_up(function, n_images or piece + 1)
+            found = run(images)
         except _failures() as error:
             raise UnservedError(_reason(error)) from error
-        if wanted is not None and found is not None:
-            self._compare(function.outputs, [as_array(one) for one in wanted], found)
+        wanted = function(tf.constant(images))
+        self._compare(function.outputs, [as_array(one) for one in wanted], found)
         return run
+
+    def _compiled(self, model: _Model) -> _Compiled:
+        compiled: _Compiled = self._core.compile_model(model, "CPU", self._settings)
+        return compiled
 
     def _compare(
         self, tensors: Sequence[tf.Tensor], wanted: Sequence[Array], found: Sequence[Array]
@@ -129,24 +146,59 @@ class OpenVino:
                 raise UnservedError(f"it computes other values of {tensor.name} than TensorFlow")
 
 
-def _made_up(function: tf.types.experimental.ConcreteFunction) -> Array | None:
-    """Two images for a function; None where it leaves their size open."""
+def _piece(shape: Sequence[int], batch_size: int) -> int:
+    """How many images go through the network at a time: what divides a batch with little left over.
+
+    The last piece of a batch is filled up to the same length.
+    """
+    most = max(1, _PIECE_PIXELS // math.prod(shape[:2]))
+    return min(range(1, most + 1), key=lambda n: -(-batch_size // n) * (n + _CALL))
+
+
+def _made_up(function: tf.types.experimental.ConcreteFunction, n_images: int) -> Array:
+    """Images for a function, of the size it takes."""
     spec = function.inputs[0]
-    n_images, *shape = spec.shape.as_list()
-    if None in shape:
-        return None
     values = np.arange(251, dtype=spec.dtype.as_numpy_dtype)
-    return np.resize(values, (n_images or 2, *shape))
+    return np.resize(values, (n_images, *spec.shape.as_list()[1:]))
 
 
-def _converted(function: tf.types.experimental.ConcreteFunction) -> object:
+def _converted(function: tf.types.experimental.ConcreteFunction) -> _Model:
     """Turn TensorFlow's graph into OpenVINO's."""
-    openvino = load()
-    frontend = openvino.frontend.FrontEndManager().load_by_framework("tf")
-    graph = _walker()(function.graph, False)  # to be kept until all is read
-    read = frontend.load(graph, False)
-    read.override_all_outputs([read.get_place_by_tensor_name(one.name) for one in function.outputs])
-    return frontend.convert(read)
+    frontend = load().frontend.FrontEndManager().load_by_framework("tf")
+    with _holding_variables(function.graph):
+        graph = _walker()(function.graph, False)  # to be kept until all is read
+        read = frontend.load(graph, False)
+        places = [read.get_place_by_tensor_name(one.name) for one in function.outputs]
+        read.override_all_outputs(places)
+        model: _Model = frontend.convert(read)
+    return model
+
+
+@contextmanager
+def _holding_variables(graph: tf.Graph) -> Iterator[None]:
+    """Have a graph know the variables that loops in it read, which it has the handles of."""
+    before = graph.variables
+    handles = [handle for handle, _ in graph.captures if handle.dtype == tf.resource]
+    held = [_Variable(handle) for handle in handles]
+    graph.variables = held  # it keeps them weakly
+    try:
+        yield
+    finally:
+        graph.variables = before
+
+
+class _Variable:
+    """A variable, by its handle: what OpenVINO asks a graph's variables for."""
+
+    def __init__(self, handle: tf.Tensor) -> None:
+        said = resource_variable_ops.get_eager_safe_handle_data(handle).shape_and_type[0]
+        self.handle = handle
+        self.dtype = tf.dtypes.as_dtype(said.dtype)
+        self.shape = tf.TensorShape(said.shape)
+
+    def read_value_no_copy(self) -> tf.Tensor:
+        """What it holds."""
+        return tf.raw_ops.ReadVariableOp(resource=self.handle, dtype=self.dtype)
 
 
 @cache
@@ -196,8 +248,23 @@ class _Request(Protocol):
     def infer(self) -> object: ...
 
 
+class _Model(Protocol):
+    """OpenVINO's: a graph."""
+
+    def reshape(self, shape: Sequence[int]) -> None: ...
+
+
+class _Port(Protocol):
+    """OpenVINO's: what goes into a graph, or comes out."""
+
+    shape: Sequence[int]  # raises where it isn't known
+
+
 class _Compiled(Protocol):
     """OpenVINO's: a graph that is ready to run."""
+
+    inputs: Sequence[_Port]
+    outputs: Sequence[_Port]
 
     def create_infer_request(self) -> _Request: ...
 
@@ -206,11 +273,17 @@ class _Requests:
     """Runs a compiled graph: a request for each thread that calls."""
 
     def __init__(self, compiled: _Compiled, outputs: Sequence[tf.Tensor]) -> None:
+        self.dtypes = [output.dtype.as_numpy_dtype for output in outputs]
         self._compiled = compiled
-        self._dtypes = [output.dtype.as_numpy_dtype for output in outputs]
         self._held = threading.local()
 
     def __call__(self, images: Array) -> list[Array]:
+        """Compute; what is returned is not touched again."""
+        found = zip(self.run(images), self.dtypes, strict=True)
+        return [np.array(value, dtype=dtype) for value, dtype in found]
+
+    def run(self, images: Array) -> list[Array]:
+        """Compute; what is returned is good until the same thread's next call."""
         request = self._request()
         images = np.require(images, requirements=["C", "W"])  # held until they are read
         request.set_input_tensor(load().Tensor(images, shared_memory=True))
@@ -218,13 +291,41 @@ class _Requests:
             request.infer()
         except RuntimeError as error:
             raise RuntimeError(_reason(error)) from error
-        found = [request.get_output_tensor(place).data for place in range(len(self._dtypes))]
-        return [
-            np.array(value, dtype=dtype) for value, dtype in zip(found, self._dtypes, strict=True)
-        ]
+        return [request.get_output_tensor(place).data for place in range(len(self.dtypes))]
 
     def _request(self) -> _Request:
         if not hasattr(self._held, "request"):
             self._held.request = self._compiled.create_infer_request()
         request: _Request = self._held.request
         return request
+
+
+class _Pieces:
+    """Runs a graph that takes so many images and no others over the pieces of a batch.
+
+    As many at a time as there are streams, which all that call share.
+    """
+
+    def __init__(self, compiled: _Compiled, outputs: Sequence[tf.Tensor], n_streams: int) -> None:
+        self._requests = _Requests(compiled, outputs)
+        self._n_images = int(compiled.inputs[0].shape[0])
+        self._shapes = [tuple(port.shape) for port in compiled.outputs]
+        self._pool = ThreadPoolExecutor(n_streams, "cnnfeat-openvino")
+
+    def __call__(self, images: Array) -> list[Array]:
+        found = [
+            np.empty((len(images), *shape[1:]), dtype)
+            for shape, dtype in zip(self._shapes, self._requests.dtypes, strict=True)
+        ]
+        starts = range(0, len(images), self._n_images)
+        for _ in self._pool.map(lambda start: self._run(images, start, found), starts):
+            pass  # and raise what it raised
+        return found
+
+    def _run(self, images: Array, start: int, found: Sequence[Array]) -> None:
+        stop = min(start + self._n_images, len(images))
+        piece = images[start:stop]
+        if missing := self._n_images - len(piece):
+            piece = np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)])
+        for whole, rows in zip(found, self._requests.run(piece), strict=True):
+            whole[start:stop] = rows[: stop - start]

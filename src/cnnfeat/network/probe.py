@@ -244,7 +244,7 @@ class GraphProbe:
             function = tf.compat.v1.wrap_function(body, [spec])
             fewest = self._chunk or max(_TRIED)
             most = check_room(function.graph, n_images=fewest, path=self._wanted.path)
-            run = self._engine.compile(function)
+            run = self._engine.compile(function, batch_size=self._limit)
         except UnservedError as error:
             return self._run_by_tensorflow(shape, error)
         except CnnfeatError:
