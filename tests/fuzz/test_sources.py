@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import pickle
+import tarfile
 from pathlib import Path
 from random import Random
 
@@ -91,6 +92,17 @@ def _hdf5(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+def _tar() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, pixels in enumerate(_pixels(4)):
+            for ending, data in (("png", _png(pixels)), ("cls", str(number % 2).encode())):
+                info = tarfile.TarInfo(f"ü{number}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Files of all kinds, as their own writers make them."""
@@ -104,6 +116,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         "plain.mat": _mat(folder, packed=False),
         "packed.mat": _mat(folder, packed=True),
         "arrays.h5": _hdf5(folder),
+        "photos.tar": _tar(),
     }
 
 

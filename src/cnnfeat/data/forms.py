@@ -87,13 +87,43 @@ def open_form(path: Path, *, labels: str | None, max_pixels: int) -> OpenedSourc
     return _told(form.open(FormRequest(path, files, labels, max_pixels)))
 
 
+def open_files(
+    pattern: Path, paths: Sequence[Path], *, labels: str | None, max_pixels: int
+) -> OpenedSource | None:
+    """Open files of one of these forms, whose names a pattern gives, in its order.
+
+    They are one split, unless their names begin with several.
+
+    Raises
+    ------
+    DataError
+        If some aren't there; and as `open_form` does.
+    """
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise DataError(
+            f"{pattern}: {len(missing):,} of {len(paths):,} files are missing: {some_of(missing)}"
+        )
+    form = next((form for form in _forms() if form.known(paths[0])), None)
+    if form is None:
+        return None
+    splits: dict[str, list[Path]] = {}
+    for path in paths:
+        splits.setdefault(_split_of(path.name) or "all", []).append(path)
+    if "all" in splits or len(splits) == 1:
+        splits = {"all": list(paths)}
+    return _told(form.open(FormRequest(pattern, splits, _inside(labels, pattern), max_pixels)))
+
+
 def _forms() -> tuple[Form, ...]:
     """All of them; what reads them is loaded when something is opened, not before."""
     from cnnfeat.data.arrayfile import open_array_files
     from cnnfeat.data.matfile import is_mat
     from cnnfeat.data.parquet import is_parquet, open_parquet
     from cnnfeat.data.pixeltable import is_pixel_table, open_pixel_table
+    from cnnfeat.data.tape import is_tape
     from cnnfeat.data.tfrecord import is_tfrecord, open_tfrecord
+    from cnnfeat.data.webdataset import open_webdataset
 
     def arrays(asked: FormRequest) -> OpenedSource:
         return open_array_files(asked.path, asked.files, labels=asked.labels)
@@ -106,6 +136,10 @@ def _forms() -> tuple[Form, ...]:
         labels = _inside(asked.labels, asked.path)
         return open_tfrecord(asked.path, asked.files, labels=labels, max_pixels=asked.max_pixels)
 
+    def tapes(asked: FormRequest) -> OpenedSource:
+        labels = _inside(asked.labels, asked.path)
+        return open_webdataset(asked.path, asked.files, labels=labels, max_pixels=asked.max_pixels)
+
     def pixels(asked: FormRequest) -> OpenedSource:
         if asked.labels is not None:
             raise UsageError(
@@ -117,6 +151,7 @@ def _forms() -> tuple[Form, ...]:
         Form(".mat files", is_mat, arrays),
         Form("parquet files", is_parquet, parquet),
         Form("TFRecord files", is_tfrecord, tfrecord),
+        Form("tar files", is_tape, tapes),
         Form("CSV files of pixels", is_pixel_table, pixels),
     )
 

@@ -6,13 +6,15 @@ import codecs
 import contextlib
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from cnnfeat.data.arrayfile import is_array_file, open_array_source, split_member
+from cnnfeat.data.braces import expand
 from cnnfeat.data.csvfile import LabelColumns
 from cnnfeat.data.decode import MAX_PIXELS, MAX_PIXELS_LIMIT, is_image
 from cnnfeat.data.folders import FOLDER, list_folder
-from cnnfeat.data.forms import open_form
+from cnnfeat.data.forms import open_files, open_form
 from cnnfeat.data.idx import find_idx_files, open_idx_folder
 from cnnfeat.data.imagefiles import ImageFileSource, open_image
 from cnnfeat.data.labelfile import open_labelled_folder
@@ -32,7 +34,7 @@ AUTO = "auto"
 _ALLOWED = (
     "allowed are a name ({names}), a folder of IDX files, a folder of images, an .npz or .npy "
     "file, an HDF5 data set (images.h5:/x), a CSV or TSV manifest, CIFAR's Python batches, .mat, "
-    "parquet and TFRecord files, a CSV of pixels"
+    "parquet, TFRecord and tar files, a CSV of pixels"
 )
 _LINE_BYTES = 2**16
 _NUMBERS = re.compile(rb"\s*\d+(?:[,;\t ]+\d+){3,}[,\d\s]*")
@@ -132,6 +134,8 @@ def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Opene
         return open_named(spec, data_dir=data_dir, progress=progress)
     path, member = split_member(spec)
     mode = _mode(path) if spec else None
+    if mode is None and (names := expand(spec)) != [spec]:
+        return _open_many(Path(spec).absolute(), names, options, max_pixels=max_pixels)
     if mode is None:
         raise UsageError(
             f"no data source {spec!r}; {_ALLOWED.format(names=', '.join((AUTO, *DATASETS)))}",
@@ -210,6 +214,20 @@ def _open_file(
             path, _columns(options), max_pixels=max_pixels, group_by=options.group_by
         )
     raise _unknown(path)
+
+
+def _open_many(
+    pattern: Path, names: Sequence[str], options: DataOptions, *, max_pixels: int
+) -> OpenedSource:
+    """Open the files that a pattern's braces stand for."""
+    _refuse_columns(options, str(pattern))
+    paths = [Path(name).absolute() for name in names]
+    if source := open_files(pattern, paths, labels=options.labels, max_pixels=max_pixels):
+        return source
+    raise DataError(
+        f"{pattern}: several files are one source where they are tar, parquet, TFRecord or .mat "
+        f"files or CSV files of pixels; {paths[0].name} is none of them"
+    )
 
 
 def _unknown(path: Path) -> DataError:
