@@ -90,6 +90,8 @@ DAMAGED = {
     "cut tag": (file_of(FULL, b"\0\0\0"), "ends within an element's tag"),
     "class": (file_of(element(14, matrix(number=99))), "of class 99, which there isn't"),
     "shape": (file_of(element(14, matrix(lengths=(-1, 2)))), r"has the shape \(-1, 2\)"),
+    "no axes": (file_of(element(14, matrix(lengths=()))), r"has the shape \(\)"),
+    "one axis": (file_of(element(14, matrix(lengths=(6,)))), r"has the shape \(6,\)"),
     "axes": (file_of(element(14, matrix(lengths=(1,) * 40))), "has the shape"),
     "flags": (file_of(element(14, element(6, b"\0"))), "doesn't say of which class"),
     "name": (file_of(element(14, matrix()[:24])), "before what an array says of itself"),

@@ -145,7 +145,8 @@ def _described(file: BinaryIO, place: int, size: int, *, packed: bool) -> Stored
         shape, at = _element(head, at, order)
     name, at = _element(head, at, order)
     lengths = struct.unpack(f"{order}{len(shape) // 4}i", shape[: len(shape) // 4 * 4])
-    if len(lengths) > _MOST_AXES or any(length < 0 for length in lengths):
+    axes = 0 if number == _OPAQUE else 2  # MATLAB's arrays have so many at least
+    if not axes <= len(lengths) <= _MOST_AXES or any(length < 0 for length in lengths):
         raise ValueError(f"an array has the shape {lengths[: _MOST_AXES + 1]}")
     word = _KINDS[number]
     dtype = _DTYPES.get(word, "")
