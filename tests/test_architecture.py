@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 LEVELS = [
     {"errors", "memory", "regular", "temporary", "watch"},
     {"records", "progress", "documents", "archives", "npyheader"},
-    {"files", "knobs", "parts", "brightness", "pixels"},
+    {"files", "knobs", "parts", "shards", "brightness", "pixels"},
     {"options", "card", "result", "stages", "divided", "provenance"},
     {"data", "network", "features"},
     {"pictures", "origin"},

@@ -123,6 +123,7 @@ def extract(
     out: Path | str,
     read: ReadOptions | None = None,
     trust: bool = False,
+    shard: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     opened: Callable[[Source], None] = _nothing,
@@ -146,6 +147,9 @@ def extract(
         How the network is read: signature, input, feeds, weights.
     trust : bool
         Run a network that does more than compute.
+    shard : str, optional
+        Only the rows of one of several shards: "3/20" is the third of twenty. `out` is then a
+        folder, in which each gets a file of its own.
     overwrite : bool
         Whether an existing file may be replaced; it stays until the new one is complete.
     resume : bool
@@ -173,8 +177,11 @@ def extract(
     """
     from cnnfeat.extraction import Extraction
     from cnnfeat.features import FeatureWriter
+    from cnnfeat.shards import ShardNumber
 
-    FeatureWriter.check(Path(out), overwrite=overwrite, resume=resume)
+    part = None if shard is None else ShardNumber.parse(shard)
+    path = Path(out) if part is None else part.path_in(Path(out))
+    FeatureWriter.check(path, overwrite=overwrite, resume=resume)
     from cnnfeat.network.starting import load_tensorflow
 
     load_tensorflow(device=checked(options).device)
@@ -188,6 +195,7 @@ def extract(
             return extraction.run(
                 images,
                 out=Path(out),
+                shard=part,
                 overwrite=overwrite,
                 resume=resume,
                 should_stop=should_stop,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from cnnfeat.documents import Count, Name, Share, json_text, parse_value, take_up
 from cnnfeat.parts import KeptDivision
 from cnnfeat.records import Json
+from cnnfeat.shards import ShardRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,12 @@ class Provenance:
     created: Name = ""  # UTC, ISO 8601
     # What a resumed run must have in common with the first, in words.
     settings: Mapping[str, str] = field(default_factory=dict)
+    shard: ShardRows | None = None  # None: the rows are all there are
 
     def to_attributes(self) -> dict[str, str | int | float]:
         """List what is said as texts and numbers: records as JSON."""
         said = {item.name: getattr(self, item.name) for item in fields(self)}
+        said["shard"] = None if self.shard is None else asdict(self.shard)
         return {
             name: json_text(value) if isinstance(value, Mapping) else value
             for name, value in said.items()
@@ -74,7 +77,7 @@ class Provenance:
         return taken
 
 
-_RECORDS = {"preprocessing", "division", "network_unsteady", "options", "settings"}
+_RECORDS = {"preprocessing", "division", "network_unsteady", "options", "settings", "shard"}
 
 
 def _record(name: str, value: object) -> object:

@@ -176,7 +176,9 @@ class Source(Protocol):
         positions then count among them.
 
         All images of a batch have one shape: where it changes, a batch ends early; so it does where
-        images are so much larger than the first that fewer fill it.
+        images are so much larger than the first that fewer fill it. Where `start` is a multiple of
+        `batch_size`, a batch ends at every later multiple: from there on batches are those of a
+        reading that began earlier.
         """
 
     def __enter__(self) -> Source: ...

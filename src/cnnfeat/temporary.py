@@ -46,20 +46,27 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Make an empty folder where temporary files belong; it is removed at the end.
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """Make an empty folder; it is removed at the end.
+
+    Parameters
+    ----------
+    beside : Path, optional
+        A file whose folder it is made in, to be moved from one to the other; else it is made where
+        temporary files belong.
 
     Raises
     ------
     OSError
         If the system refuses it.
     """
-    for left in _abandoned(Path(tempfile.gettempdir()), f"{_FOLDER}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    if beside is None:
+        remove_abandoned_folders(Path(tempfile.gettempdir()))
+    prefix = _FOLDER if beside is None else f".{_FOLDER}{beside.stem}-"
     handle, folder = -1, Path()
     try:
         while handle < 0:
-            folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=beside and beside.parent))
             handle = _held(os.open(folder, os.O_RDONLY | os.O_CLOEXEC), folder)
         yield folder
     finally:
@@ -75,6 +82,13 @@ def remove_abandoned(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def remove_abandoned_folders(inside: Path) -> None:
+    """Remove temporary folders that dead makers have left in another."""
+    for pattern in (f"{_FOLDER}*", f".{_FOLDER}*"):
+        for left in _abandoned(inside, pattern):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _prefix(path: Path) -> str:
     return f".{path.stem}.{_MARK}"
 
@@ -88,7 +102,8 @@ def _held(handle: int, path: Path) -> int:
     except FileNotFoundError:
         pass
     except OSError as error:
-        if error.errno in NO_LOCKS:  # then nobody can tell it from an abandoned one, or will
+        # Then nobody can tell it from an abandoned one, or will; NFS has no locks of folders.
+        if error.errno in (*NO_LOCKS, errno.EBADF):
             return handle
         raise
     os.close(handle)

@@ -27,7 +27,7 @@ def run(work: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable:
     from cnnfeat.extraction import run as running
     from cnnfeat.options import ExtractOptions
 
-    own = {"overwrite", "resume", "should_stop", "progress"}
+    own = {"overwrite", "resume", "shard", "should_stop", "progress"}
 
     def call(out, *, sizes=None, source=None, probe=None, network=None, disk=None, **options):
         class Writer(FeatureWriter):

@@ -103,7 +103,7 @@ class CountingSource:
     ) -> Iterator[Batch]:
         stop = self.splits[split].n_samples if stop is None else stop
         while start < stop:
-            end = min(start + batch_size, stop)
+            end = min(start - start % batch_size + batch_size, stop)
             if self.shape_change is not None and start < self.shape_change < end:
                 end = self.shape_change
             if self.before is not None:

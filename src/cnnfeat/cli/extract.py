@@ -41,7 +41,12 @@ _log = logging.getLogger("cnnfeat")
     shown={"source": "what the model was trained on, else auto"},
 )
 @flags.trust
-@flags.output("features.h5", help="The feature file.")
+@click.option(
+    "--shard",
+    metavar="NUMBER/OF",
+    help="Only the rows of one of several shards, such as 3/20; -o then names their folder.",
+)
+@flags.output("features.h5", help="The feature file; of shards, the folder.")
 @flags.overwrite
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @flags.as_json
@@ -52,6 +57,7 @@ def extract(
     *,
     options: RunOptions,
     trust_model: bool,
+    shard: str | None,
     out: Path,
     overwrite: bool,
     resume: bool,
@@ -60,13 +66,18 @@ def extract(
     """Write activations of named layers into a feature file.
 
     One pass over the images computes all layers asked for, and nothing behind them. `cnnfeat
-    layers` lists what there is. An interrupted run goes on with --resume.
+    layers` lists what there is. An interrupted run goes on with --resume. With --shard, several
+    runs on any number of machines each compute some of the rows; cnnfeat merge joins their files.
     """
     from cnnfeat.commands import extract as extract_features
     from cnnfeat.extraction import IN_FLIGHT
     from cnnfeat.features import FeatureWriter
+    from cnnfeat.shards import ShardNumber
 
-    FeatureWriter.check(out, overwrite=overwrite, resume=resume)  # before TensorFlow takes seconds
+    if shard is not None and not flags.is_said(click.get_current_context(), "out"):
+        out = out.with_suffix("")
+    path = out if shard is None else ShardNumber.parse(shard).path_in(out)
+    FeatureWriter.check(path, overwrite=overwrite, resume=resume)  # before TensorFlow takes seconds
     model = options.model.path or own_model("--model names another")
     start_tensorflow(settings, n_calls=IN_FLIGHT, device=options.extract.device)
     result = extract_features(
@@ -76,6 +87,7 @@ def extract(
         out=out,
         read=options.model,
         trust=trust_model,
+        shard=shard,
         overwrite=overwrite,
         resume=resume,
         opened=lambda images: _log.info("data: %s", console.source_text(images)),

@@ -276,7 +276,7 @@ def tables(
 
             def value(name: str, field: str) -> object:
                 maker = table, source = makers[flag_word(kinds[name], field)]
-                if maker == (name, field) or _is_said(ctx, _parameter(f"{table}_options", source)):
+                if maker == (name, field) or is_said(ctx, _parameter(f"{table}_options", source)):
                     return getattr(given[table], source)
                 return getattr(getattr(base, name), field)
 
@@ -297,7 +297,7 @@ def tables(
     return decorate
 
 
-def _is_said(ctx: click.Context, parameter: str) -> bool:
+def is_said(ctx: click.Context, parameter: str) -> bool:
     """Whether a parameter's value is from the command line or the environment."""
     said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     return ctx.get_parameter_source(parameter) in said

@@ -190,7 +190,7 @@ class ImageFileSource(OpenedSource):
                     yield pending.batch(info, target)
                     pending = _Pending(position=pending.stop)
                 pending.add(file, image)
-            if pending.n_positions == asked.batch_size:
+            if pending.stop % asked.batch_size == 0:  # whatever row is the first
                 yield pending.batch(info, target)
                 pending = _Pending(position=pending.stop)
         if pending.n_positions:

@@ -16,6 +16,7 @@ from cnnfeat.knobs import result_options, resume_settings
 from cnnfeat.options import ExtractOptions, ProbeOptions, ReadOptions
 from cnnfeat.provenance import Provenance
 from cnnfeat.records import Json, LayerInfo, Probe, Source
+from cnnfeat.shards import ShardNumber
 
 
 class Prober(Protocol):
@@ -70,11 +71,25 @@ class Job:
     options: ExtractOptions
     splits: tuple[str, ...]
     batch_size: int
+    shard: ShardNumber | None = None  # None: all rows
 
     def plan(self) -> FilePlan:
-        """Lay down what will be in the file, and what a resumed run must have in common."""
+        """Lay down what will be in the file, and what a resumed run must have in common.
+
+        Raises
+        ------
+        UsageError
+            If there are too many shards.
+        """
+        n_samples = {name: self._n_samples(name) for name in self.splits}
+        shard = None
+        if self.shard is not None:
+            shard = self.shard.rows(n_samples, batch_size=self.batch_size)
         plans = []
         for name in self.splits:
+            start, stop = shard.samples[name] if shard else (0, n_samples[name])
+            if start == stop:
+                continue  # a short split, of which other shards have rows
             info = self.source.splits[name]
             beside = beside_rows(parts=self.source.parts(name), groups=self.source.groups(name))
             columns = plan_columns(
@@ -83,17 +98,21 @@ class Job:
                 has_labels=info.has_labels,
                 beside=beside,
             )
-            limit = self.options.limit
-            n_rows = info.n_samples if limit is None else min(limit, info.n_samples)
-            plans.append(SplitPlan(name, n_rows, columns, beside))
+            plans.append(SplitPlan(name, stop - start, columns, start, beside))
         settings = self._settings()
         return FilePlan(
             splits=tuple(plans),
             classes=self.source.classes,
-            attributes=replace(self.provenance(), settings=settings).to_attributes(),
+            attributes=replace(self.provenance(), settings=settings, shard=shard).to_attributes(),
             settings=settings,
-            source_state=self.source.state(),
+            # Of each of many shards it would be as long as the source, and the fingerprint tells.
+            source_state=b"" if shard else self.source.state(),
+            is_shard=shard is not None,
         )
+
+    def _n_samples(self, split: str) -> int:
+        n_samples, limit = self.source.splits[split].n_samples, self.options.limit
+        return n_samples if limit is None else min(limit, n_samples)
 
     def provenance(self) -> Provenance:
         """Say where the features come from."""

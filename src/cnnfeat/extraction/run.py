@@ -12,21 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from cnnfeat.brightness import opposites_warning, some_images
-from cnnfeat.errors import DataError, Interrupted
+from cnnfeat.errors import DataError, Interrupted, UsageError
 from cnnfeat.extraction.batch_size import LARGEST as LARGEST_BATCH
 from cnnfeat.extraction.batch_size import default_batch_size, pick_batch_size
 from cnnfeat.extraction.plan import Job, Prober, choose_splits
 from cnnfeat.extraction.threads import Threads
-from cnnfeat.features import (
-    FeatureFile,
-    FeatureWriter,
-    FilePlan,
-    Header,
-)
+from cnnfeat.features import FeatureFile, FeatureWriter, FilePlan, Header, ShardFile
 from cnnfeat.knobs import checked
 from cnnfeat.options import ExtractOptions, check_fit
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.records import Array, Batch, ExtractResult, LayerInfo, Probe, SkippedSample, Source
+from cnnfeat.records import Array, Batch, ExtractResult, LayerInfo, SkippedSample, Source
+from cnnfeat.shards import ShardNumber
 
 _LISTED = 10  # skipped samples named in a warning
 
@@ -70,41 +66,63 @@ class Extraction:
         options = self.options
         if options.batch_size == "auto":  # nothing is to be timed
             options = dataclasses.replace(options, batch_size=None)
-        return dataclasses.replace(self, options=options)._settle(source, resumed=None).plan()
+        return dataclasses.replace(self, options=options).settle(source).plan()
 
     def run(
         self,
         source: Source,
         *,
         out: Path,
+        shard: ShardNumber | None = None,
         overwrite: bool = False,
         resume: bool = False,
         should_stop: Callable[[], bool] | None = None,
         progress: Progress = SILENT,
     ) -> ExtractResult:
         """Write the activations of every image of a source into one feature file; see `extract`."""
-        FeatureWriter.check(out, overwrite=overwrite, resume=resume)
-        job = self._settle(source, resumed=FeatureWriter.unfinished(out) if resume else None)
-        began = time.monotonic()
-        plan = job.plan()
-        _announce(plan, out)
-        _warn_of_opposites(job)
-        if resume:
-            _check_source(source, out, plan)
-            if FeatureWriter.finished_before(out, plan):
-                _log.info("%s is complete already", out)
-                return _result(out, job.probe, began)
-        with FeatureWriter(
-            out, plan, overwrite=overwrite, resume=resume, progress=progress
-        ) as writer:
-            _run(writer, job, should_stop=should_stop or _never, progress=progress)
-            skipped = writer.finish()
-            _warn(writer, skipped)
-        return _result(out, job.probe, began)
+        path = out if shard is None else shard.path_in(out)
+        FeatureWriter.check(path, overwrite=overwrite, resume=resume)
+        begun = FeatureWriter.unfinished(path) if resume else None
+        job = self.settle(source, resumed=begun, shard=shard)
+        warn_of_opposites(job)
+        return run_job(
+            job,
+            out=path,
+            overwrite=overwrite,
+            resume=resume,
+            should_stop=should_stop,
+            progress=progress,
+        )
 
-    def _settle(self, source: Source, *, resumed: Header | None) -> Job:
-        """Compile the probe for the source's images, and find the batch size."""
+    def settle(
+        self, source: Source, *, resumed: Header | None = None, shard: ShardNumber | None = None
+    ) -> Job:
+        """Compile the probe for the source's images, and find the batch size.
+
+        What comes of it serves all shards: `dataclasses.replace(job, shard=...)`.
+
+        Parameters
+        ----------
+        source : Source
+            The images.
+        resumed : Header, optional
+            Of the run that is gone on with: with its batch size, where that is timed.
+        shard : ShardNumber, optional
+            Which shard the job is for.
+
+        Raises
+        ------
+        UsageError
+            If the batch size is to be timed for a shard; for each it could come to another.
+        UsageError, DataError, NetworkError
+            As `extract` does.
+        """
         options = self.options
+        if shard is not None and options.batch_size == "auto":
+            raise UsageError(
+                "--batch-size auto times a few sizes, and would find another for another shard",
+                hint="give all shards the same --batch-size, or none",
+            )
         check_fit(options.fit, options.resize or source.options.get("resize"))
         splits = choose_splits(source, options.split)
         first = source.splits[splits[0]]
@@ -123,7 +141,32 @@ class Extraction:
         )
         if size == "auto":
             size = pick_batch_size(source, splits[0], probe=probe, on_error=options.on_error)
-        return Job(self.network, source, probe, options, splits, size)
+        return Job(self.network, source, probe, options, splits, size, shard)
+
+
+def run_job(
+    job: Job,
+    *,
+    out: Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    should_stop: Callable[[], bool] | None = None,
+    progress: Progress = SILENT,
+) -> ExtractResult:
+    """Write the activations of a job's images into the feature file `out`; see `extract`."""
+    began = time.monotonic()
+    plan = job.plan()
+    _announce(plan, out)
+    if resume:
+        _check_source(job.source, out, plan)
+        if FeatureWriter.finished_before(out, plan):
+            _log.info("%s is complete already", out)
+            return _result(out, job, began)
+    with FeatureWriter(out, plan, overwrite=overwrite, resume=resume, progress=progress) as writer:
+        _run(writer, job, should_stop=should_stop or _never, progress=progress)
+        skipped = writer.finish()
+        _warn(writer, skipped)
+    return _result(out, job, began)
 
 
 def extract(
@@ -134,6 +177,7 @@ def extract(
     out: Path,
     overwrite: bool = False,
     resume: bool = False,
+    shard: ShardNumber | None = None,
     should_stop: Callable[[], bool] | None = None,
     progress: Progress = SILENT,
 ) -> ExtractResult:
@@ -154,6 +198,8 @@ def extract(
     resume : bool
         Whether to go on with an interrupted run. Its blocks are checked; with no such run, this
         one begins anew.
+    shard : ShardNumber, optional
+        Compute its rows alone; `out` is then the folder of the set, and is made if needed.
     should_stop : callable, optional
         Asked before each batch; if true, the run ends in order and can be resumed.
     progress : Progress
@@ -179,6 +225,7 @@ def extract(
         out=out,
         overwrite=overwrite,
         resume=resume,
+        shard=shard,
         should_stop=should_stop,
         progress=progress,
     )
@@ -194,7 +241,7 @@ def _announce(plan: FilePlan, out: Path) -> None:
     _log.info("%s will take about %s bytes", out, f"{plan.size_bytes:,}")
 
 
-def _warn_of_opposites(job: Job) -> None:
+def warn_of_opposites(job: Job) -> None:
     """Say that images are dark on light where the network was trained on the opposite."""
     known = None if job.network.card is None else job.network.card.pixels
     if known is None:
@@ -207,7 +254,7 @@ def _warn_of_opposites(job: Job) -> None:
 
 def _check_source(source: Source, out: Path, plan: FilePlan) -> None:
     header = FeatureWriter.unfinished(out)
-    if header is None or header.settings.get("data") != plan.settings["data"]:
+    if header is None or header.settings.get("data") != plan.settings["data"] or plan.is_shard:
         return
     change = source.changed_since(header.source_state)
     if change is not None:
@@ -244,13 +291,13 @@ def _left(writer: FeatureWriter, job: Job) -> Iterator[tuple[str, Batch]]:
     """Yield what is not done yet, split by split."""
     left = {split.name: writer.position(split.name) for split in writer.plan.splits}
     for split in writer.plan.splits:
-        if left[split.name] == split.n_rows:
+        if left[split.name] == split.stop:
             continue
         for batch in job.source.batches(
             split.name,
             batch_size=job.batch_size,
             start=left[split.name],
-            stop=split.n_rows,
+            stop=split.stop,
             target=job.probe.target,
             on_error=job.options.on_error,
         ):
@@ -286,13 +333,13 @@ def _warn(writer: FeatureWriter, skipped: Mapping[str, tuple[SkippedSample, ...]
                 )
 
 
-def _result(out: Path, probe: Probe, began: float) -> ExtractResult:
-    with FeatureFile(out) as file:
+def _result(out: Path, job: Job, began: float) -> ExtractResult:
+    with FeatureFile(out) if job.shard is None else ShardFile(out) as file:
         return ExtractResult(
             path=str(out),
             rows={split: file.n_rows(split) for split in file.splits},
-            layers=probe.outputs,
+            layers=job.probe.outputs,
             size_bytes=out.stat().st_size,
             elapsed_s=time.monotonic() - began,
-            skipped={split: file.skipped(split) for split in file.splits if file.skipped(split)},
+            skipped={split: file.skipped(split) for split in file.held if file.skipped(split)},
         )

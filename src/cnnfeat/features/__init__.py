@@ -1,6 +1,7 @@
 """The feature file: h5py lives here and nowhere else."""
 
-from cnnfeat.features.disk import Disk
+from cnnfeat.features.computed import write_arrays
+from cnnfeat.features.disk import Disk, storage_errors
 from cnnfeat.features.format import (
     RESERVED_SPLITS,
     FilePlan,
@@ -9,8 +10,10 @@ from cnnfeat.features.format import (
     beside_rows,
     plan_columns,
 )
+from cnnfeat.features.inventory import ShardEntry
 from cnnfeat.features.journal import Header
 from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features.shardfile import ShardFile
 from cnnfeat.features.verification import (
     Damage,
     Unusable,
@@ -18,7 +21,7 @@ from cnnfeat.features.verification import (
     Verification,
     verify_file,
 )
-from cnnfeat.features.writer import FeatureWriter, write_arrays
+from cnnfeat.features.writer import FeatureWriter
 
 __all__ = [
     "RESERVED_SPLITS",
@@ -28,6 +31,8 @@ __all__ = [
     "FeatureWriter",
     "FilePlan",
     "Header",
+    "ShardEntry",
+    "ShardFile",
     "SplitPlan",
     "StoredLayer",
     "Unusable",
@@ -35,6 +40,7 @@ __all__ = [
     "Verification",
     "beside_rows",
     "plan_columns",
+    "storage_errors",
     "verify_file",
     "write_arrays",
 ]

@@ -60,8 +60,14 @@ class SplitPlan:
     name: str
     n_rows: int
     columns: tuple[Column, ...]
+    start: int = 0  # the first sample's place in the source's split; of a shard
     # Of `part` and `group`: the values of all samples of the source, those left out among them.
     beside: Mapping[str, Array] = field(default_factory=dict, compare=False)
+
+    @property
+    def stop(self) -> int:
+        """The place after the last sample's, before any is left out."""
+        return self.start + self.n_rows
 
     @property
     def size_bytes(self) -> int:
@@ -78,6 +84,7 @@ class FilePlan:
     attributes: Mapping[str, str | int | float]  # of the root: provenance
     settings: Mapping[str, str]  # what a resumed run must have in common with the first
     source_state: bytes = b""  # tells later which file of the source has changed
+    is_shard: bool = False  # then all samples of a split may be left out: others have more
 
     @property
     def size_bytes(self) -> int:
@@ -115,6 +122,7 @@ class FilePlan:
         return {
             split.name: {
                 "rows": split.n_rows,
+                **({"start": split.start} if split.start else {}),
                 "columns": [[c.name, c.dtype, list(c.row_shape)] for c in split.columns],
             }
             for split in self.splits

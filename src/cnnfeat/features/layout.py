@@ -36,11 +36,19 @@ class SplitState:
     """How far one split is, and what will be said of it when its rows are complete."""
 
     plan: SplitPlan
-    position: int = 0  # samples of the source that are done
+    position: int = field(init=False)  # in the source's split: samples before it are done
     n_rows: int = 0  # of them kept
     stops: list[int] = field(default_factory=list)  # the row after each block's last
     sums: list[tuple[int, ...]] = field(default_factory=list)  # (n_blocks, n_columns), no ids'
     overflows: list[int] = field(default_factory=list)  # a column each
+
+    def __post_init__(self) -> None:
+        self.position = self.plan.start
+
+    @property
+    def n_done(self) -> int:
+        """Samples that are done, those left out among them."""
+        return self.position - self.plan.start
 
     def add(self, block: Block) -> None:
         """Count a block in."""
@@ -134,7 +142,7 @@ def create_arrays(handle: int, plan: FilePlan, *, disk: Disk) -> dict[tuple[str,
             group = file.create_group(split.name)
             for column in split.columns:
                 array = _allocate(group, column, split.n_rows)
-                offsets[split.name, column.name] = array.get_offset()
+                offsets[split.name, column.name] = array.get_offset() or 0  # none of no rows
     return offsets
 
 
@@ -218,7 +226,8 @@ class _FileTail:
             for split in self._plan.splits
             for name in (*(column.name for column in split.columns), fmt.ID)
         ]
-        return [(array.get_offset(), array.get_storage_size()) for array in arrays]
+        filled = [array for array in arrays if array.get_storage_size()]
+        return [(array.get_offset(), array.get_storage_size()) for array in filled]
 
 
 def complete_file(

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
+from typing import Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.documents import json_text
 from cnnfeat.errors import CnnfeatError, FeatureFileError, LayerLookupError, UsageError, near_names
 from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
 from cnnfeat.features.attributes import has_attribute, read_attributes, read_record, read_shape
 from cnnfeat.features.format import LayerNames, StoredLayer
+from cnnfeat.features.rows import Place, RowReader
 from cnnfeat.features.safety import Sums, read_sums
-from cnnfeat.features.seal import RunningChecksum, byte_view
+from cnnfeat.features.seal import RunningChecksum
 from cnnfeat.parts import Part
 from cnnfeat.pixels import is_usable, unusable
 from cnnfeat.provenance import Provenance
 from cnnfeat.records import Array, Groups, Labels, Parts, SkippedSample, some_of
 
-_PIECE_BYTES = 64 << 20
 _HINT = "make the file again with cnnfeat extract"
 
 
@@ -47,6 +47,8 @@ class FeatureFile:
     classes : tuple of str
         Class names; label k means `classes[k]`.
     splits : tuple of str
+    held : tuple of str
+        The same, and of a shard those whose samples were all left out.
     layers : tuple of str
         Names of the layers that every split has, in the order they were asked for.
 
@@ -62,7 +64,7 @@ class FeatureFile:
         self.path = Path(path)
         self._checked = safety.open_checked(self.path)
         self._file, self._heap = self._checked.root, self._checked.heap
-        self._rows = _RowReader(self._checked.handle, self.path)
+        self._rows = RowReader(self._checked.handle, self.path)
         try:
             self._load()
         except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -91,28 +93,42 @@ class FeatureFile:
                     f"{self.path}: there are checksums of a split {name!r}, and no such split",
                     hint=_HINT,
                 )
-        self.splits = tuple(self._groups)
         self._beside = {
             (split, column)
-            for split in self.splits
+            for split in self._groups
             for column in self._sums[split].columns
             if self._is_beside(split, column)
         }
         self._places = {
             (split, column): self._place(split, column)
-            for split in self.splits
+            for split in self._groups
             for column in self._sums[split].columns
             if column != fmt.ID
         }
         self._check_apart()
-        for split in self.splits:
+        for split in self._groups:
             self._check_counts(split)
-        first = self._layers_of(self.splits[0])
+        self.held, self.splits = tuple(self._groups), self._filled()
+        first = self._layers_of(next(iter(self._groups)))
         self.layers = tuple(
-            name for name in first if all((split, name) in self._places for split in self.splits)
+            name for name in first if all((split, name) in self._places for split in self._groups)
         )
         for layer in self.layers:
             self._check_shapes(layer)
+
+    def _filled(self) -> tuple[str, ...]:
+        """Name the splits that have rows: in a shard, all samples of one may have been left out.
+
+        Raises
+        ------
+        FeatureFileError
+            If there are none, or another file's split has none.
+        """
+        filled = tuple(split for split in self._groups if int(self._sums[split].stops[-1]))
+        empty = [split for split in self._groups if split not in filled]
+        if empty and (self.provenance.shard is None or not filled):
+            raise FeatureFileError(f"{self.path}: split {empty[0]!r} has no rows", hint=_HINT)
+        return filled
 
     @staticmethod
     def _ordered(names: Sequence[str]) -> list[str]:
@@ -133,14 +149,14 @@ class FeatureFile:
         array = safety.child_array(self._groups[split], column, self.path)
         return not has_attribute(array, "tensor", self.path)
 
-    def _place(self, split: str, column: str) -> _Place:
+    def _place(self, split: str, column: str) -> Place:
         array = safety.child_array(self._groups[split], column, self.path)
         beside = (split, column) in self._beside
         kinds = np.dtype(fmt.BESIDE[column]).kind if beside else "fiu"
         dtype = safety.numeric(array, self.path, kinds)
         if beside and array.ndim != 1:
             raise FeatureFileError(f"{self.path}: {array.name} has shape {array.shape}", hint=_HINT)
-        return _Place(array.id.get_offset() or 0, array.shape, dtype)
+        return Place(array.id.get_offset() or 0, array.shape, dtype)
 
     def _check_apart(self) -> None:
         """Refuse arrays that share bytes: a small file could pass for an immense one."""
@@ -154,13 +170,13 @@ class FeatureFile:
 
     def _check_shapes(self, layer: str) -> None:
         """Refuse a layer that is not of one shape in all splits, or has no numbers."""
-        shapes = {split: self._places[split, layer].shape[1:] for split in self.splits}
+        shapes = {split: self._places[split, layer].shape[1:] for split in self._groups}
         if len(set(shapes.values())) > 1:
             listed = ", ".join(f"{shape} in {split!r}" for split, shape in shapes.items())
             raise FeatureFileError(
                 f"{self.path}: rows of layer {layer!r} differ in shape: {listed}", hint=_HINT
             )
-        if 0 in shapes[self.splits[0]]:
+        if 0 in next(iter(shapes.values())):
             raise FeatureFileError(f"{self.path}: layer {layer!r} has no features", hint=_HINT)
 
     def _check_counts(self, split: str) -> None:
@@ -175,10 +191,8 @@ class FeatureFile:
             raise FeatureFileError(
                 f"{self.path}: split {split!r} has unequal numbers of rows: {listed}", hint=_HINT
             )
-        if not self.n_rows(split):
-            raise FeatureFileError(f"{self.path}: split {split!r} has no rows", hint=_HINT)
 
-    def __enter__(self) -> FeatureFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -237,7 +251,7 @@ class FeatureFile:
             size_bytes=place.size_bytes,
         )
 
-    def _find(self, split: str, column: str) -> _Place:
+    def _find(self, split: str, column: str) -> Place:
         self.sums(split)
         if (split, column) not in self._places:
             raise self._unknown_layer(column)
@@ -435,6 +449,20 @@ class FeatureFile:
             hint=_HINT,
         )
 
+    def content_checksum(self) -> str:
+        """Digest what it holds, by the checksums of its blocks: 16 hexadecimal digits.
+
+        When and by what path it was made doesn't count.
+        """
+        running = RunningChecksum()
+        for split, sums in self._sums.items():
+            left_out = [[one.row, one.id, one.reason] for one in self.skipped(split)]
+            said = json_text([split, sums.columns, self.classes, left_out])
+            running.update(np.frombuffer(said.encode("utf-8"), np.uint8))
+            running.update(sums.stops.astype("<i8"))
+            running.update(sums.values.astype("<u8"))
+        return f"{running.take():016x}"
+
     def labels(self, split: str) -> Labels | None:
         """Labels of a split, (n_rows,) int64, checked; None where there are none."""
         found = self._whole(split, fmt.LABEL)
@@ -460,7 +488,8 @@ class FeatureFile:
         self.sums(split)
         if (split, column) not in self._beside:
             return None
-        return np.concatenate([array for _, array in self.blocks(split, column)])
+        none = self.read(split, column, stop=0)  # of a shard there may be no rows
+        return np.concatenate([none, *(rows for _, rows in self.blocks(split, column))])
 
     def ids(self, split: str, *, start: int = 0, stop: int | None = None) -> list[str]:
         """Names of the samples, a row each."""
@@ -487,18 +516,23 @@ class FeatureFile:
             safety.texts(safety.child_array(group, name, self.path), self.path, heap=self._heap)
             for name in (fmt.ID, "reason")
         )
-        last = self.n_rows(split) + len(ids) - 1
+        start = self._first_sample(split)
+        last = start + self.n_rows(split) + len(ids) - 1
         sound = rows.shape == (len(ids),) == (len(reasons),) and bool(np.all(np.diff(rows) > 0))
-        if not sound or (len(rows) and not 0 <= rows[0] <= rows[-1] <= last):
+        if not sound or (len(rows) and not start <= rows[0] <= rows[-1] <= last):
             raise FeatureFileError(
-                f"{self.path}: {group.name} doesn't list rows from 0 to {last}, each with its id "
-                "and reason",
+                f"{self.path}: {group.name} doesn't list rows from {start} to {last}, each with "
+                "its id and reason",
                 hint=_HINT,
             )
         return tuple(
             SkippedSample(row, name, why)
             for row, name, why in zip(rows.tolist(), ids, reasons, strict=True)
         )
+
+    def _first_sample(self, split: str) -> int:
+        shard = self.provenance.shard
+        return 0 if shard is None else shard.samples.get(split, (0, 0))[0]
 
 
 def read_provenance(file: h5py.File, path: Path) -> tuple[dict[str, str | int | float], Provenance]:
@@ -514,76 +548,3 @@ def read_provenance(file: h5py.File, path: Path) -> tuple[dict[str, str | int | 
         return found, Provenance.from_attributes(found)
     except ValueError as error:
         raise FeatureFileError(f"{path}: attribute {error}", hint=_HINT) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where an array's rows lie."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
-
-    @property
-    def rows_at_once(self) -> int:
-        """Rows that are read together where nobody says how many."""
-        return max(1, _PIECE_BYTES // self.row_bytes)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all rows."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-class _RowReader:
-    """A file of rows, open for reading; threads may share it.
-
-    Parameters
-    ----------
-    handle : int
-        An open file, duplicated here: opening it a second time by its name could open another.
-    path : Path
-        For messages.
-    """
-
-    def __init__(self, handle: int, path: Path) -> None:
-        self._path = path
-        self._handle = os.dup(handle)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-
-    def read(self, place: _Place, start: int, stop: int) -> Array:
-        """Read consecutive rows."""
-        rows = np.empty((max(0, stop - start), *place.shape[1:]), place.dtype)
-        self._fill(rows, place.offset + start * place.row_bytes)
-        return rows
-
-    def take(self, place: _Place, wanted: NDArray[np.int64]) -> Array:
-        """Read some rows in the order given; neighbours are read together."""
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < place.shape[0]:
-            raise UsageError(f"rows must lie between 0 and {place.shape[0] - 1}")
-        taken = np.empty((len(wanted), *place.shape[1:]), place.dtype)
-        breaks = (np.flatnonzero(np.diff(wanted) != 1) + 1).tolist()
-        for begin, end in itertools.pairwise(sorted({0, *breaks, len(wanted)})):
-            self._fill(taken[begin:end], place.offset + int(wanted[begin]) * place.row_bytes)
-        return taken
-
-    def _fill(self, rows: Array, offset: int) -> None:
-        view = byte_view(rows)
-        while len(view):
-            try:
-                count = os.preadv(self._handle, [view], offset)
-            except OSError as error:
-                raise FeatureFileError(f"{self._path}: {error.strerror}") from error
-            if count == 0:
-                raise FeatureFileError(f"{self._path}: truncated at byte {offset:,}")
-            view, offset = view[count:], offset + count

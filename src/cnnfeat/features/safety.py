@@ -28,6 +28,7 @@ from cnnfeat.regular import regular_handle
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_RANK = 16
 _LONGEST_NAME = 4096
+_LARGEST_ROW = 1 << 30  # bytes, where there is none: of an array as the other shards have it
 _HINT = "make it again with cnnfeat extract, or name another file"
 
 
@@ -205,7 +206,8 @@ def _check_array(array: h5py.Dataset, path: Path) -> None:
     # An axis of no length leaves room for others beyond all bounds.
     size = math.prod(max(1, length) for length in shape) * array.id.get_type().get_size()
     begin, end = array.id.get_offset(), array.file.id.get_filesize()
-    if size > end or (0 not in shape and (begin is None or begin + size > end)):
+    most = max(end, _LARGEST_ROW) if shape[:1] == (0,) else end
+    if size > most or (0 not in shape and (begin is None or begin + size > end)):
         raise _refused(array, path, f"has shape {shape}, more than the file's {end:,} bytes hold")
 
 

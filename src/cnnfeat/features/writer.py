@@ -27,21 +27,17 @@ from cnnfeat.features.format import (
     Column,
     FilePlan,
     SplitPlan,
-    beside_rows,
-    plan_columns,
 )
 from cnnfeat.features.journal import Header, Journal, read_header
 from cnnfeat.features.layout import SplitState, complete_file, create_arrays
-from cnnfeat.features.reader import read_provenance
 from cnnfeat.features.safety import open_checked
 from cnnfeat.features.seal import byte_view, checksum
 from cnnfeat.files import check_output, check_space, locked
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.records import Array, Batch, Groups, Labels, Parts, ProbeOutput, SkippedSample
+from cnnfeat.records import Array, Batch, SkippedSample
 
 SYNC_BYTES = 16 << 20  # written between two syncs
 CACHED_BYTES = 2 << 30  # a larger file is not kept in the system's cache: it would take all of it
-BLOCK_ROWS = 512  # of arrays that are in memory
 _COPY_BYTES = 8 << 20
 _TEXT_BYTES_PER_ROW = 96  # an id in the file and in the journal, with what HDF5 adds
 _SLACK_BYTES = 1 << 20
@@ -176,6 +172,8 @@ class FeatureWriter:
         FeatureFileError
             If a file of that name can't be read.
         """
+        from cnnfeat.features.reader import read_provenance
+
         paths = OutputPaths.of(path)
         header = read_header(paths.journal)
         if not paths.final.exists():
@@ -190,7 +188,8 @@ class FeatureWriter:
                 "settings: whether they are the same can't be said",
                 hint="--overwrite makes it again",
             )
-        if said.settings != plan.settings or not same_run:
+        same_rows = said.to_attributes().get("shard") == plan.attributes.get("shard")
+        if said.settings != plan.settings or not same_rows or not same_run:
             return False
         with locked(paths.final):  # also removes the lock of a process that died at the very end
             for leftover in leftovers:
@@ -311,13 +310,17 @@ class FeatureWriter:
         return self._offsets[state.plan.name, column.name] + state.n_rows * column.row_bytes
 
     def position(self, split: str) -> int:
-        """How many samples of the source's split are done."""
+        """The place in the source's split before which all samples of the plan are done."""
         return self._states[split].position
+
+    def n_blocks(self, split: str) -> int:
+        """How many blocks are done."""
+        return len(self._states[split].stops)
 
     @property
     def n_done(self) -> int:
         """Samples done in all splits."""
-        return sum(state.position for state in self._states.values())
+        return sum(state.n_done for state in self._states.values())
 
     def overflows(self, split: str) -> dict[str, int]:
         """Values beyond the stored type's range, by column."""
@@ -342,13 +345,31 @@ class FeatureWriter:
         StorageError
             If the disk refuses. Blocks written before are kept.
         """
+        plan = self._states[split].plan
+        self.append_columns(split, batch, _with_facts(plan, batch, arrays))
+
+    def append_columns(self, split: str, batch: Batch, arrays: Sequence[Array]) -> None:
+        """Write one block of which every column is at hand.
+
+        Parameters
+        ----------
+        split : str
+            One of the plan's.
+        batch : Batch
+            The samples; its images and labels aren't looked at.
+        arrays : sequence of ndarray
+            In the order of all of the plan's columns.
+
+        Raises
+        ------
+        StorageError
+            As `append` does.
+        """
         state = self._states[split]
         if batch.start != state.position:
             raise ValueError(f"batch starts at {batch.start}, {state.position} expected")
         sums, overflows = [], []
-        for column, values in zip(
-            state.plan.columns, _with_facts(state.plan, batch, arrays), strict=True
-        ):
+        for column, values in zip(state.plan.columns, arrays, strict=True):
             rows, overflow = _fit(values, column)
             if len(rows):
                 with storage_errors(self.paths.final):
@@ -406,12 +427,11 @@ class FeatureWriter:
 
     def _check_complete(self) -> None:
         for name, state in self._states.items():
-            if state.position != state.plan.n_rows:
+            if state.position != state.plan.stop:
                 raise DataError(
-                    f"split {name!r} ended after {state.position:,} of "
-                    f"{state.plan.n_rows:,} samples"
+                    f"split {name!r} ended after {state.n_done:,} of {state.plan.n_rows:,} samples"
                 )
-            if state.n_rows == 0:
+            if state.n_rows == 0 and not self.plan.is_shard:
                 raise DataError(
                     f"all {state.plan.n_rows:,} samples of split {name!r} were left out"
                 )
@@ -507,90 +527,3 @@ def _stored_text(text: str) -> str:
     except UnicodeEncodeError:
         raw = text.encode("utf-8", "backslashreplace")
     return raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
-
-
-def write_arrays(
-    path: Path,
-    splits: Mapping[str, Mapping[str, Array]],
-    *,
-    labels: Mapping[str, Labels] | None = None,
-    parts: Mapping[str, Parts] | None = None,
-    groups: Mapping[str, Groups] | None = None,
-    ids: Mapping[str, Sequence[str]] | None = None,
-    classes: Sequence[str] = (),
-    attributes: Mapping[str, str | int | float] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write features computed elsewhere as a feature file.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    splits : mapping of str to mapping of str to ndarray
-        By split and layer, (n_rows, ...) each.
-    labels : mapping of str to ndarray of int64, optional
-        By split, (n_rows,).
-    parts : mapping of str to ndarray of uint8, optional
-        By split, (n_rows,): what the network has seen of each row, `cnnfeat.parts.Part`.
-    groups : mapping of str to ndarray of int64, optional
-        By split, (n_rows,): rows of one number belong together.
-    ids : mapping of str to sequence of str, optional
-        By split; by default "train/00042".
-    classes : sequence of str
-        Label k means `classes[k]`.
-    attributes : mapping
-        Provenance, for the root.
-    overwrite : bool
-        Whether an existing file may be replaced.
-
-    Raises
-    ------
-    OutputExistsError
-        If it exists and `overwrite` is false.
-    StorageError
-        If the disk refuses.
-    """
-    plans = tuple(
-        _split_plan(
-            split,
-            layers,
-            has_labels=split in (labels or {}),
-            beside=beside_rows(parts=(parts or {}).get(split), groups=(groups or {}).get(split)),
-        )
-        for split, layers in splits.items()
-    )
-    plan = FilePlan(plans, tuple(classes), dict(attributes or {}), {})
-    with FeatureWriter(path, plan, overwrite=overwrite) as writer:
-        for split, layers in splits.items():
-            n_rows = len(next(iter(layers.values())))
-            names = (ids or {}).get(split) or [f"{split}/{row:05d}" for row in range(n_rows)]
-            for start in range(0, n_rows, BLOCK_ROWS):
-                rows = slice(start, min(start + BLOCK_ROWS, n_rows))
-                found = labels[split][rows] if labels and split in labels else None
-                images = next(iter(layers.values()))[rows]
-                batch = Batch(images, found, tuple(names[rows]), start, rows.stop)
-                writer.append(split, batch, [array[rows] for array in layers.values()])
-        writer.finish()
-
-
-def _split_plan(
-    split: str, layers: Mapping[str, Array], *, has_labels: bool, beside: Mapping[str, Array]
-) -> SplitPlan:
-    outputs = [
-        ProbeOutput(
-            layer=name,
-            tensor=f"{name}:0",
-            op="",
-            row_shape=array.shape[1:],
-            dtype=array.dtype.name,
-            original_shape=array.shape[1:],
-            original_dtype=array.dtype.name,
-            pooling="none",
-        )
-        for name, array in layers.items()
-    ]
-    dtype = next((array.dtype.name for array in layers.values() if array.dtype.kind == "f"), "")
-    dtype = dtype or "float32"
-    columns = plan_columns(outputs, dtype=dtype, has_labels=has_labels, beside=beside)
-    return SplitPlan(split, len(next(iter(layers.values()))), columns, beside)
