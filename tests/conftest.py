@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -169,6 +169,52 @@ def work() -> ModuleType:
 def disks() -> ModuleType:
     """Disks that fail or write down what is done: features/disks.py."""
     return _load("features/disks")
+
+
+@pytest.fixture(scope="session")
+def objectstore() -> ModuleType:
+    """What makes stores for tests: objectstore.py."""
+    return _load("objectstore")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(objectstore: ModuleType) -> Iterator[str]:
+    """A store that speaks S3, in a process of its own."""
+    with objectstore.served() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def proxy(
+    objectstore: ModuleType, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[object]:
+    """What stands between the store and this process, and counts requests or makes them fail."""
+    from cnnfeat import store
+
+    with objectstore.proxied(s3_endpoint) as proxy:
+        for name, value in objectstore.KEYS.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store.forget_clients()
+        yield proxy
+        store.forget_clients()
+
+
+@pytest.fixture
+def bucket(objectstore: ModuleType, s3_endpoint: str, proxy: object) -> object:
+    """An empty bucket in it, as another client sees it: `name`, `put`, `get`, `keys`."""
+    return objectstore.Bucket(s3_endpoint, f"tests-{next(_numbers)}")
+
+
+@pytest.fixture
+def memory() -> Iterator[Callable[[str, bytes], None]]:
+    """Put objects into `memory://`, where nothing is before and after."""
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    yield files.pipe_file
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture

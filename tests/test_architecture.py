@@ -14,9 +14,9 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 # A room may import rooms of a lower level, and itself.
 LEVELS = [
     {"errors", "memory", "regular", "temporary", "watch"},
-    {"records", "progress", "documents", "archives", "npyheader"},
-    {"files", "knobs", "parts", "shards", "brightness", "pixels"},
-    {"options", "card", "result", "stages", "divided", "provenance"},
+    {"records", "progress", "documents", "archives", "npyheader", "address"},
+    {"files", "knobs", "store", "parts", "shards", "brightness", "pixels"},
+    {"options", "card", "result", "stages", "divided", "provenance", "transfer"},
     {"data", "network", "features"},
     {"pictures", "origin"},
     {"export"},
@@ -43,6 +43,7 @@ OWNERS = {
     "pooch": {"data"},
     "skops": {"svm"},
     "filelock": {"files"},
+    "fsspec": {"store"},
     # archives reads them, for all; the others write
     "zipfile": {"archives", "export", "network"},
     "pyarrow": {"export", "data"},

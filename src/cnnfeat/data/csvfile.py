@@ -6,10 +6,13 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cnnfeat.data.source import open_file
 from cnnfeat.errors import DataError, UsageError, near_names
+
+if TYPE_CHECKING:
+    from cnnfeat.data.remote import AnyPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ def cells_of(line: str) -> list[str]:
     return next(csv.reader([line], delimiter=separator(line)), [])
 
 
-def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: AnyPath) -> Iterator[tuple[int, list[str]]]:
     """Read the rows of a file that aren't empty, each with its line's number, counted from 1.
 
     Raises
@@ -53,7 +56,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from error
 
 
-def find_column(name: str, columns: Sequence[str], *, path: Path) -> str:
+def find_column(name: str, columns: Sequence[str], *, path: AnyPath) -> str:
     """Find a column that is meant, in any case.
 
     Raises
@@ -72,7 +75,9 @@ def find_column(name: str, columns: Sequence[str], *, path: Path) -> str:
     return folded[name.lower()]
 
 
-def find_group(group_by: str, columns: Sequence[str], *, path: Path, otherwise: str) -> str | None:
+def find_group(
+    group_by: str, columns: Sequence[str], *, path: AnyPath, otherwise: str
+) -> str | None:
     """Find the column that says which pictures belong together.
 
     Returns

@@ -6,15 +6,19 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cnnfeat.data.decode import is_image
 from cnnfeat.data.source import ImageFile, is_utf8, packed_by, unreadable
 from cnnfeat.documents import printable
 from cnnfeat.errors import DataError
 from cnnfeat.records import SPLIT_WORDS, some_of
+
+if TYPE_CHECKING:
+    from cnnfeat.data.remote import AnyPath
 
 # A file with one of these endings claims to be a picture, and is an error if it isn't one.
 _ENDINGS = frozenset(
@@ -66,7 +70,7 @@ def _number(digits: str) -> tuple[int, str]:
     return len(significant), significant
 
 
-def list_folder(root: Path, *, grouped: bool = False) -> Listing:
+def list_folder(root: AnyPath, *, grouped: bool = False) -> Listing:
     """List the pictures below a folder.
 
     Sub-folders are classes; where they have names like `train`, `val` and `test`, they are splits,
@@ -80,7 +84,8 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     DataError
         If there are no pictures, a class has none, or pictures lie beside class folders.
     """
-    splits, others = _find_splits(root), set[Path]()
+    splits = _find_splits(root)
+    others: set[AnyPath] = set()
     found = {
         split: _list_split(folder, root, others)
         for split, folder in (splits or {"all": root}).items()
@@ -121,9 +126,10 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     )
 
 
-def list_pictures(root: Path, *, labels: Path) -> Listing:
+def list_pictures(root: AnyPath, *, labels: AnyPath) -> Listing:
     """List all pictures below a folder whose labels a file has: folders say the split at most."""
-    splits, others = _find_splits(root), set[Path]()
+    splits = _find_splits(root)
+    others: set[AnyPath] = set()
     found = {
         split: tuple(ImageFile(_id(path, root), path, None) for path in _walk(folder, (), others))
         for split, folder in (splits or {"all": root}).items()
@@ -134,7 +140,7 @@ def list_pictures(root: Path, *, labels: Path) -> Listing:
     return Listing(found, ())
 
 
-def _find_splits(root: Path, *, deep: int = 3) -> dict[str, Path]:
+def _find_splits(root: AnyPath, *, deep: int = 3) -> dict[str, AnyPath]:
     """Folders that are splits, `train` first; none if those there are classes.
 
     They are called `train`, `val` and `test`, or so with the same words around them (`seg_train`,
@@ -146,8 +152,8 @@ def _find_splits(root: Path, *, deep: int = 3) -> dict[str, Path]:
     DataError
         If several folders are called the same split.
     """
-    folders = [folder for folder in _scan(root)[0] if not folder.samefile(root)]
-    named: dict[tuple[str, ...], list[tuple[str, Path]]] = {}
+    folders = [folder for folder in _scan(root)[0] if not _leads_to(folder, root)]
+    named: dict[tuple[str, ...], list[tuple[str, AnyPath]]] = {}
     for folder in folders:
         for split, others in _splits_named(folder.name):
             named.setdefault(others, []).append((split, folder))
@@ -179,7 +185,7 @@ def _splits_named(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield SPLIT_WORDS[word], (*words[:place], *words[place + 1 :])
 
 
-def _are_splits(found: Mapping[str, Path], beside: Sequence[Path], *, named_so: bool) -> bool:
+def _are_splits(found: Mapping[str, AnyPath], beside: Sequence[AnyPath], *, named_so: bool) -> bool:
     """Whether folders that are called splits are no classes: there are some called train."""
     if len(found) > 1:
         return named_so or "train" in found
@@ -191,14 +197,16 @@ def _are_splits(found: Mapping[str, Path], beside: Sequence[Path], *, named_so: 
     return not beside or (inside and not any(_scan(other)[0] for other in beside))
 
 
-def _inner(split: Path) -> Path:
+def _inner(split: AnyPath) -> AnyPath:
     """Go into the folder of a split's own name that is all that it holds."""
     folders, files = _scan(split)
-    same = len(folders) == 1 and folders[0].name == split.name and not folders[0].samefile(split)
+    same = len(folders) == 1 and folders[0].name == split.name and not _leads_to(folders[0], split)
     return folders[0] if same and not any(map(_is_candidate, files)) else split
 
 
-def _list_split(folder: Path, root: Path, others: set[Path]) -> dict[str, list[Path]] | None:
+def _list_split(
+    folder: AnyPath, root: AnyPath, others: set[AnyPath]
+) -> dict[str, list[AnyPath]] | None:
     """Pictures by class; None where there are no class folders."""
     found, files = _scan(folder)
     above = (_identity(root), _identity(folder))
@@ -228,7 +236,7 @@ def _list_split(folder: Path, root: Path, others: set[Path]) -> dict[str, list[P
     return classes
 
 
-def _say_splits_inside(folder: Path, pictures: Sequence[Path]) -> None:
+def _say_splits_inside(folder: AnyPath, pictures: Sequence[AnyPath]) -> None:
     """Warn of a folder that is taken for a class, and has split folders in it."""
     depth = len(folder.parts)
     inside = {parent.parts[depth] for parent in {path.parent for path in pictures} - {folder}}
@@ -240,7 +248,9 @@ def _say_splits_inside(folder: Path, pictures: Sequence[Path]) -> None:
         )
 
 
-def _flat(folder: Path, root: Path, others: set[Path], *, grouped: bool) -> tuple[ImageFile, ...]:
+def _flat(
+    folder: AnyPath, root: AnyPath, others: set[AnyPath], *, grouped: bool
+) -> tuple[ImageFile, ...]:
     _, files = _scan(folder)
     images = tuple(
         ImageFile(_id(path, root), path, None, _group(path, folder) if grouped else None)
@@ -251,12 +261,15 @@ def _flat(folder: Path, root: Path, others: set[Path], *, grouped: bool) -> tupl
     return images
 
 
-def _empty(folder: Path) -> DataError:
+def _empty(folder: AnyPath) -> DataError:
     """Say what there is instead, and what could be meant."""
     folders, files = _scan(folder)
     named = [f"{sub.name}/" for sub in folders] + [file.name for file in files]
-    packed = next(((file, by) for file in files[:5] if (by := packed_by(file))), None)
-    if packed:
+    near = [file for file in files[:5] if isinstance(file, Path)]
+    packed = next(((file, by) for file in near if (by := packed_by(file))), None)
+    if files and not near:
+        hint = "pictures are known by their endings there; other kinds of data: download them first"
+    elif packed:
         hint = f"{packed[0].name} is packed with {packed[1][0]}; unpack it first: {packed[1][1]}"
     elif folders:
         hint = f"give the folder in it that holds them, such as {folders[0]}"
@@ -267,7 +280,7 @@ def _empty(folder: Path) -> DataError:
     )
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...], others: set[Path]) -> Iterator[Path]:
+def _walk(folder: AnyPath, above: tuple[Hashable, ...], others: set[AnyPath]) -> Iterator[AnyPath]:
     """Pictures in a folder and all folders in it; what else there is goes to `others`."""
     if _leads_back(folder, above):
         return
@@ -277,7 +290,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], others: set[Path]) -
         yield from _walk(sub, (*above, _identity(folder)), others)
 
 
-def _pictures(files: Sequence[Path], others: set[Path]) -> Iterator[Path]:
+def _pictures(files: Sequence[AnyPath], others: set[AnyPath]) -> Iterator[AnyPath]:
     for path in files:
         if _is_candidate(path):
             yield path
@@ -285,7 +298,7 @@ def _pictures(files: Sequence[Path], others: set[Path]) -> Iterator[Path]:
             others.add(path)
 
 
-def _say_unread(root: Path, others: Collection[Path]) -> None:
+def _say_unread(root: AnyPath, others: Collection[AnyPath]) -> None:
     """Say which files beside the pictures aren't read; warn where these are pictures, too."""
     counts = Counter(path.suffix.lower() for path in others)
     photos = {ending: n for ending, n in counts.items() if ending in _UNREAD}
@@ -304,7 +317,7 @@ def _counted(endings: Mapping[str, int]) -> str:
     return some_of([f"{n:,} {printable(ending) or 'without an ending'}" for ending, n in most])
 
 
-def _leads_back(folder: Path, above: tuple[tuple[int, int], ...]) -> bool:
+def _leads_back(folder: AnyPath, above: tuple[Hashable, ...]) -> bool:
     """Whether a folder is a link to one it lies in, which is said."""
     if _identity(folder) not in above:
         return False
@@ -312,24 +325,36 @@ def _leads_back(folder: Path, above: tuple[tuple[int, int], ...]) -> bool:
     return True
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _leads_to(folder: AnyPath, other: AnyPath) -> bool:
+    return _identity(folder) == _identity(other)
+
+
+def _identity(folder: AnyPath) -> Hashable:
+    if not isinstance(folder, Path):  # in a store there are no links
+        return folder
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
-def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
+def _scan(folder: AnyPath) -> tuple[list[AnyPath], list[AnyPath]]:
     """Folders and files in a folder, in natural order, without the hidden ones."""
-    folders: list[Path] = []
-    files: list[Path] = []
+    folders: list[AnyPath] = []
+    files: list[AnyPath] = []
+    for name, is_folder in sorted(_names(folder), key=lambda item: natural_key(item[0])):
+        if not name.startswith(".") and name not in _NOT_OURS:
+            (folders if is_folder else files).append(folder / name)
+    return folders, files
+
+
+def _names(folder: AnyPath) -> list[tuple[str, bool]]:
+    """Names in a folder, and whether each is a folder."""
+    if not isinstance(folder, Path):
+        return list(folder.names())
     try:
         with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: natural_key(entry.name)):
-                if entry.name.startswith(".") or entry.name in _NOT_OURS:
-                    continue
-                (folders if _is_folder(entry) else files).append(folder / entry.name)
+            return [(entry.name, _is_folder(entry)) for entry in entries]
     except OSError as error:
         raise unreadable(folder, error) from error
-    return folders, files
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -339,12 +364,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_candidate(path: Path) -> bool:
-    return path.suffix.lower() in _ENDINGS or is_image(path)
+def _is_candidate(path: AnyPath) -> bool:
+    """Whether a file is one of pictures: by its ending; if it is no request away, by what it is."""
+    if path.suffix.lower() in _ENDINGS:
+        return True
+    return isinstance(path, Path) and is_image(path)
 
 
-def _group(path: Path, folder: Path) -> str:
-    return path.parent.relative_to(folder).as_posix()
+def _group(path: AnyPath, folder: AnyPath) -> str:
+    return _id(path.parent, folder) or "."
 
 
 def without_ending(name: str) -> str:
@@ -353,13 +381,14 @@ def without_ending(name: str) -> str:
     return stem if stem and f"{dot}{ending}".lower() in _ENDINGS else name
 
 
-def _id(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+def _id(path: AnyPath, root: AnyPath) -> str:
+    return "/".join(path.parts[len(root.parts) :])
 
 
-def _utf8_name(folder: Path) -> str:
+def _utf8_name(folder: AnyPath) -> str:
     if not is_utf8(folder.name):
         raise DataError(
-            f"{os.fsencode(folder)!r}: the name of a class must be UTF-8", hint="rename the folder"
+            f"{os.fsencode(str(folder))!r}: the name of a class must be UTF-8",
+            hint="rename the folder",
         )
     return folder.name

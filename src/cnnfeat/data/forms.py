@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from cnnfeat.data.decode import is_image
 from cnnfeat.data.folders import natural_key
+from cnnfeat.data.remote import RemotePath
 from cnnfeat.data.source import OpenedSource, unreadable
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.records import SPLIT_WORDS, some_of
@@ -29,6 +31,7 @@ _NOT_OURS = ("__MACOSX", "__pycache__")
 _MAX_ENTRIES = 20_000
 _log = logging.getLogger("cnnfeat")
 
+P = TypeVar("P", Path, RemotePath)
 Files = Mapping[str, Sequence[Path]]
 
 
@@ -107,12 +110,42 @@ def open_files(
     form = next((form for form in _forms() if form.known(paths[0])), None)
     if form is None:
         return None
-    splits: dict[str, list[Path]] = {}
+    splits = _by_split(paths)
+    return _told(form.open(FormRequest(pattern, splits, _inside(labels, pattern), max_pixels)))
+
+
+def open_stored_tapes(
+    name: str, paths: Sequence[RemotePath], *, labels: str | None, max_pixels: int
+) -> OpenedSource:
+    """Open tar files in a store, in their order; they are divided as those of a pattern.
+
+    Raises
+    ------
+    DataError
+        If some aren't there, or are no tar files.
+    """
+    from cnnfeat.data.tape import is_tape_start
+    from cnnfeat.data.webdataset import open_webdataset
+
+    missing = [path.name for path in paths if path.entry is None]
+    if missing:
+        raise DataError(
+            f"{name}: {len(missing):,} of {len(paths):,} files are missing: {some_of(missing)}"
+        )
+    if not is_tape_start(paths[0].start()):
+        raise DataError(
+            f"{paths[0]}: is no tar file; several files in a store are one source where they are"
+        )
+    labels = _inside(labels, name)
+    return _told(open_webdataset(name, _by_split(paths), labels=labels, max_pixels=max_pixels))
+
+
+def _by_split(paths: Sequence[P]) -> dict[str, list[P]]:
+    """Divide files by the splits that all of their names begin with; else they are one."""
+    splits: dict[str, list[P]] = {}
     for path in paths:
         splits.setdefault(_split_of(path.name) or "all", []).append(path)
-    if "all" in splits or len(splits) == 1:
-        splits = {"all": list(paths)}
-    return _told(form.open(FormRequest(pattern, splits, _inside(labels, pattern), max_pixels)))
+    return {"all": list(paths)} if "all" in splits or len(splits) == 1 else splits
 
 
 def _forms() -> tuple[Form, ...]:
@@ -239,7 +272,7 @@ def _split_of(name: str) -> str:
     return "" if word is None else SPLIT_WORDS[word[1].lower()]
 
 
-def _inside(labels: str | None, path: Path) -> str | None:
+def _inside(labels: str | None, path: Path | str) -> str | None:
     """Check that labels are named as something in the files themselves."""
     if labels is not None and not labels.startswith(":"):
         raise UsageError(

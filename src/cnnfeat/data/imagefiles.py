@@ -10,15 +10,15 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnfeat.data.decode import decode_stream, has_colour, is_deep, prepare_pillow
+from cnnfeat.data.fetching import EncodedImage, fetched
 from cnnfeat.data.fitting import fit_depth, fit_to_target, scale_to_target
 from cnnfeat.data.source import FileStates, ImageFile, OpenedSource, RowRequest, file_states
 from cnnfeat.documents import printable
@@ -28,32 +28,19 @@ from cnnfeat.records import Batch, ImageTarget, SkippedSample, SplitInfo
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cnnfeat.data.remote import AnyPath
     from cnnfeat.records import Array, Groups, Labels, RowNumbers
 
 _MAX_WORKERS = 16
 _READ_AHEAD_BYTES = 128 * 2**20  # of decoded images, if all are like the first
 _SMALL_PIXELS = 4096  # below, decoding is mostly Python, and threads get in each other's way
 _MAX_CHUNK = 16  # images a thread decodes before it is asked again
+_CHUNK_BYTES = 8 * 2**20  # of pictures that were fetched
 _LARGE_BATCH_BYTES = 16 * 2**20  # a batch may have in any case
 _log = logging.getLogger("cnnfeat")
 
 
-class EncodedImage(Protocol):
-    """One picture of a source, not decoded yet."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def label(self) -> int | None: ...
-
-    @property
-    def name(self) -> str: ...  # for messages
-
-    def open(self) -> BinaryIO: ...
-
-
-def open_image(path: Path, *, max_pixels: int) -> ImageFileSource:
+def open_image(path: AnyPath, *, max_pixels: int) -> ImageFileSource:
     """Open a single picture as a source of one."""
     return ImageFileSource(
         printable(str(path)),
@@ -127,7 +114,7 @@ class ImageFileSource(OpenedSource):
 
     def _channels(self, info: SplitInfo) -> int:
         prepare_pillow(self._max_pixels)
-        return 3 if any(map(self._has_colour, self._files[info.name])) else 1
+        return 3 if any(map(self._has_colour, fetched(self._files[info.name]))) else 1
 
     def _has_colour(self, file: EncodedImage) -> bool:
         try:
@@ -141,8 +128,8 @@ class ImageFileSource(OpenedSource):
         found = {info.dtype for info in splits.values()}
         if "uint16" not in found:
             return dict(splits)
-        files = (one for files in self._files.values() for one in files)
-        if "uint8" not in found and all(map(self._is_deep, files)):
+        files = [one for files in self._files.values() for one in files]
+        if "uint8" not in found and all(map(self._is_deep, fetched(files))):
             return dict(splits)
         _log.info("pictures of 16 bits are brought to 8, as others have them")
         return {
@@ -332,14 +319,26 @@ def _decoded(
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix="cnnfeat-decode")
     waiting: deque[Future[list[tuple[EncodedImage, Array | ImageError | None]]]] = deque()
     try:
-        for begin in range(0, len(files), chunk_size):
-            waiting.append(pool.submit(read_chunk, list(files[begin : begin + chunk_size])))
+        for chunk in _chunks(fetched(files), chunk_size):
+            waiting.append(pool.submit(read_chunk, chunk))
             if len(waiting) > ahead:
                 yield from in_turn()
         while waiting:
             yield from in_turn()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _chunks(files: Iterable[EncodedImage], most: int) -> Iterator[list[EncodedImage]]:
+    """Divide pictures into runs of some, of fewer where what was fetched of them is large."""
+    chunk: list[EncodedImage] = []
+    for file in files:
+        chunk.append(file)
+        if len(chunk) == most or sum(one.bytes_afar for one in chunk) > _CHUNK_BYTES:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _read_or_error(file: EncodedImage, read: Callable[[EncodedImage], Array]) -> Array | ImageError:

@@ -6,7 +6,8 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from cnnfeat.data.csvfile import LabelColumns, csv_rows, find_column, find_group
 from cnnfeat.data.folders import FOLDER, Listing, list_pictures, natural_key, without_ending
@@ -15,6 +16,9 @@ from cnnfeat.data.labels import check_texts, first_few, one_of
 from cnnfeat.data.source import file_states
 from cnnfeat.documents import printable
 from cnnfeat.errors import DataError
+
+if TYPE_CHECKING:
+    from cnnfeat.data.remote import AnyPath
 
 # Columns as people name them; the one that is meant may be said.
 _IDS = {
@@ -33,14 +37,14 @@ _log = logging.getLogger("cnnfeat")
 class _Table:
     """A CSV: its columns by name, and the number of each row's line."""
 
-    path: Path
+    path: AnyPath
     columns: Mapping[str, tuple[str, ...]]
     lines: tuple[int, ...]
 
 
 def open_labelled_folder(
-    folder: Path,
-    labels: Path,
+    folder: AnyPath,
+    labels: AnyPath,
     named: LabelColumns,
     *,
     max_pixels: int,
@@ -65,7 +69,7 @@ def open_labelled_folder(
 
 
 def attach_labels(
-    listing: Listing, path: Path, named: LabelColumns, *, group_by: str | None = None
+    listing: Listing, path: AnyPath, named: LabelColumns, *, group_by: str | None = None
 ) -> Listing:
     """Give pictures the labels that a CSV has for their names.
 
@@ -76,7 +80,7 @@ def attach_labels(
     ----------
     listing : Listing
         Pictures; the labels they have don't count.
-    path : Path
+    path : Path or RemotePath
         A CSV or TSV file whose first line names the columns.
     named : LabelColumns
         The columns that are meant.
@@ -124,7 +128,7 @@ def attach_labels(
     )
 
 
-def _read(path: Path) -> _Table:
+def _read(path: AnyPath) -> _Table:
     rows = list(csv_rows(path))
     if len(rows) < 2:
         raise DataError(

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from cnnfeat.address import Address, is_address, store_address
 from cnnfeat.data.csvfile import LabelColumns, cells_of, csv_rows, find_column, find_group
 from cnnfeat.data.folders import FOLDER, natural_key, without_ending
 from cnnfeat.data.imagefiles import ImageFileSource
 from cnnfeat.data.labels import check_texts, first_few, one_of
+from cnnfeat.data.remote import AnyPath, RemotePath, remote_paths
 from cnnfeat.data.source import ImageFile, file_states, open_file
-from cnnfeat.errors import DataError
+from cnnfeat.errors import DataError, UsageError
 from cnnfeat.records import SPLIT_WORDS
 
 # Columns as people name them; of several the first here is taken.
@@ -48,16 +50,20 @@ class _Line:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file looks like lines of `path,label`: UTF-8 text with a separator in line one."""
+    """Whether a file looks like lines of `path,label` or `path`; see `is_manifest_start`."""
     with open_file(path) as file:
-        start = file.read(_START_BYTES)
+        return is_manifest_start(file.read(_START_BYTES))
+
+
+def is_manifest_start(start: bytes) -> bool:
+    """Whether bytes are UTF-8 text, of whose first line the cells can be those of a manifest."""
     text = start.decode("utf-8-sig", "replace")
     first = text.splitlines()[0] if text.strip() else ""
     return "\0" not in text and _columns(cells_of(first)) is not None
 
 
 def open_manifest(
-    path: Path, named: LabelColumns = _ANY, *, max_pixels: int, group_by: str | None = None
+    path: AnyPath, named: LabelColumns = _ANY, *, max_pixels: int, group_by: str | None = None
 ) -> ImageFileSource:
     """Open the pictures a manifest lists, in its order.
 
@@ -75,13 +81,13 @@ def open_manifest(
     """
     lines = _read(path, named, group_by)
     classes = _classes(path, lines)
+    files = _places(path, lines)
     index = {name: label for label, name in enumerate(classes)}
     splits: dict[str, list[ImageFile]] = {}
     for line in lines:
         label = None if line.label is None else index[line.label]
-        file = ImageFile(line.path, path.parent / line.path, label, line.group)
+        file = ImageFile(line.path, files[line.path], label, line.group)
         splits.setdefault(line.split, []).append(file)
-    files = {line.path: path.parent / line.path for line in lines}
     return ImageFileSource(
         str(path),
         "manifest",
@@ -92,7 +98,32 @@ def open_manifest(
     )
 
 
-def _read(path: Path, named: LabelColumns, group_by: str | None) -> list[_Line]:
+def _places(path: AnyPath, lines: Sequence[_Line]) -> dict[str, AnyPath]:
+    """Find the file of each line: beside the list, or at an address that stands there.
+
+    What a list at an address names lies in such a store, and never on this machine.
+    """
+    places: dict[str, AnyPath] = {}
+    addresses: dict[str, Address] = {}
+    for line in lines:
+        if isinstance(path, Path) and not is_address(line.path):
+            places[line.path] = path.parent / line.path
+            continue
+        try:
+            addresses[line.path] = _address(path, line.path)
+        except UsageError as error:
+            raise DataError(f"{path}, line {line.number}: {error}", hint=error.hint) from error
+    found = remote_paths(addresses.values())
+    return places | {name: found[address] for name, address in addresses.items()}
+
+
+def _address(path: AnyPath, name: str) -> Address:
+    if isinstance(path, RemotePath) and not is_address(name):
+        return path.address.parent.join(name)
+    return store_address(name)
+
+
+def _read(path: AnyPath, named: LabelColumns, group_by: str | None) -> list[_Line]:
     rows = list(csv_rows(path))
     first = rows[0][1] if rows else []
     columns = _columns(first) or {} if named == _ANY else _named_columns(first, named, path=path)
@@ -116,11 +147,11 @@ def _read(path: Path, named: LabelColumns, group_by: str | None) -> list[_Line]:
     return lines if "label" in columns else _with_one_of(path, header, lines, columns)
 
 
-def _check_first(path: Path, first: Sequence[str], lines: Sequence[_Line]) -> None:
+def _check_first(path: AnyPath, first: Sequence[str], lines: Sequence[_Line]) -> None:
     """Refuse a first line that is no picture where all others are: its words name the columns."""
     one, *others = (line.path for line in lines)
     if others and not _has_ending(one) and all(map(_has_ending, others)):
-        if (path.parent / one).exists():
+        if isinstance(path, Path) and (path.parent / one).exists():
             return
         columns = zip(("--id-column", "--label-column"), first, strict=False)
         raise DataError(
@@ -134,8 +165,12 @@ def _has_ending(name: str) -> bool:
     return without_ending(name) != name
 
 
+def _names_picture(cell: str) -> bool:
+    return _has_ending(cell.strip()) or is_address(cell.strip())
+
+
 def _line(
-    path: Path,
+    path: AnyPath,
     row: Sequence[str],
     *,
     number: int,
@@ -169,7 +204,7 @@ def _line(
 
 
 def _with_one_of(
-    path: Path, header: Sequence[str], lines: list[_Line], columns: Mapping[str, int]
+    path: AnyPath, header: Sequence[str], lines: list[_Line], columns: Mapping[str, int]
 ) -> list[_Line]:
     """Take columns of 0 and 1, one a class, for the labels; without them there are none."""
     names = [cell.strip() for place, cell in enumerate(header) if place not in columns.values()]
@@ -185,7 +220,7 @@ def _with_one_of(
     return [replace(line, label=label) for line, label in zip(lines, labels, strict=True)]
 
 
-def _classes(path: Path, lines: Sequence[_Line]) -> tuple[str, ...]:
+def _classes(path: AnyPath, lines: Sequence[_Line]) -> tuple[str, ...]:
     empty = [line.number for line in lines if line.label == ""]
     if len(empty) == len(lines):
         raise DataError(f"{path}: the column of labels is empty", hint="leave the column out")
@@ -210,7 +245,7 @@ def _columns(cells: Sequence[str]) -> dict[str, int] | None:
     """Which column holds what; None if the line can't be one of a manifest."""
     if _is_header(cells):
         return _usual_columns(cells)
-    if 2 <= len(cells) <= 3:
+    if 2 <= len(cells) <= 3 or (len(cells) == 1 and _names_picture(cells[0])):
         return {column: place for place, column in enumerate(_COLUMNS) if place < len(cells)}
     return None
 
@@ -225,7 +260,7 @@ def _usual_columns(cells: Sequence[str]) -> dict[str, int]:
     }
 
 
-def _named_columns(cells: Sequence[str], named: LabelColumns, *, path: Path) -> dict[str, int]:
+def _named_columns(cells: Sequence[str], named: LabelColumns, *, path: AnyPath) -> dict[str, int]:
     """Which column holds what, where that is said of one of them at least."""
     names = [cell.strip() for cell in cells]
     said = {"path": named.ids, "label": named.labels}

@@ -9,19 +9,22 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from cnnfeat.address import COPIED_BY, is_stored, local_name, place_of, store_address
 from cnnfeat.data.arrayfile import is_array_file, open_array_source, split_member
 from cnnfeat.data.braces import expand
 from cnnfeat.data.csvfile import LabelColumns
-from cnnfeat.data.decode import MAX_PIXELS, MAX_PIXELS_LIMIT, is_image
-from cnnfeat.data.folders import FOLDER, list_folder
-from cnnfeat.data.forms import open_files, open_form
+from cnnfeat.data.decode import MAX_PIXELS, MAX_PIXELS_LIMIT, format_of, is_image
+from cnnfeat.data.folders import FOLDER, list_folder, natural_key
+from cnnfeat.data.forms import open_files, open_form, open_stored_tapes
 from cnnfeat.data.idx import find_idx_files, open_idx_folder
 from cnnfeat.data.imagefiles import ImageFileSource, open_image
 from cnnfeat.data.labelfile import open_labelled_folder
-from cnnfeat.data.manifest import is_manifest, open_manifest
+from cnnfeat.data.manifest import is_manifest, is_manifest_start, open_manifest
 from cnnfeat.data.named import open_auto, open_named
 from cnnfeat.data.registry import DATASETS
+from cnnfeat.data.remote import AnyPath, RemotePath, Tree, remote_paths
 from cnnfeat.data.source import OpenedSource, file_states, open_file, packed_by, unreadable
+from cnnfeat.data.tape import is_tape_start
 from cnnfeat.divided import leave_out_rare
 from cnnfeat.documents import printable
 from cnnfeat.errors import DataError, UsageError, near_names
@@ -132,6 +135,9 @@ def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Opene
         if spec == AUTO:
             return open_auto(data_dir=data_dir, progress=progress)
         return open_named(spec, data_dir=data_dir, progress=progress)
+    if is_stored(spec):
+        return _open_address(spec, options, max_pixels=max_pixels)
+    spec = local_name(spec)
     path, member = split_member(spec)
     mode = _mode(path) if spec else None
     if mode is None and (names := expand(spec)) != [spec]:
@@ -156,6 +162,40 @@ def _mode(path: Path) -> int | None:
         raise unreadable(path, error) from error
 
 
+def _open_address(spec: str, options: DataOptions, *, max_pixels: int) -> OpenedSource:
+    """Open what lies in a store: a folder of pictures, a list of them, one, or tar files."""
+    address, *others = (store_address(name) for name in expand(spec))
+    if others:
+        paths = list(remote_paths([address, *others]).values())
+        return _open_stored_tapes(spec, paths, options, max_pixels=max_pixels)
+    place = RemotePath(Tree.at(address), "")
+    if place.entry is None:
+        below = [place / name for name, _ in place.names()]
+        if below and all(path.suffix.lower() == ".tar" for path in below):
+            below.sort(key=lambda path: natural_key(path.name))
+            return _open_stored_tapes(str(address), below, options, max_pixels=max_pixels)
+        return _open_files(place, options, max_pixels=max_pixels)
+    start = place.start()
+    if is_tape_start(start):
+        return _open_stored_tapes(str(address), [place], options, max_pixels=max_pixels)
+    if format_of(start):
+        _refuse_labels(options, str(address))
+        return open_image(place, max_pixels=max_pixels)
+    if is_manifest_start(start):
+        return _open_list(place, options, max_pixels=max_pixels)
+    raise DataError(
+        f"{address}: pictures, lists of pictures and tar files are read from a store alone",
+        hint=f"download it first: {COPIED_BY[address.protocol]} {address} .",
+    )
+
+
+def _open_stored_tapes(
+    name: str, paths: Sequence[RemotePath], options: DataOptions, *, max_pixels: int
+) -> OpenedSource:
+    _refuse_columns(options, name)
+    return open_stored_tapes(name, paths, labels=options.labels, max_pixels=max_pixels)
+
+
 def _open_folder(folder: Path, options: DataOptions, *, max_pixels: int) -> OpenedSource:
     if source := open_form(folder, labels=options.labels, max_pixels=max_pixels):
         _refuse_columns(options, str(folder))
@@ -163,21 +203,38 @@ def _open_folder(folder: Path, options: DataOptions, *, max_pixels: int) -> Open
     if files := find_idx_files(folder):
         _refuse_labels(options, str(folder))
         return open_idx_folder(folder, files)
+    return _open_files(folder, options, max_pixels=max_pixels)
+
+
+def _open_files(folder: AnyPath, options: DataOptions, *, max_pixels: int) -> ImageFileSource:
+    """Open a folder of pictures, whose labels its folders are, or stand in a CSV."""
     if options.labels is None:
         _refuse_columns(options, str(folder))
         return _open_pictures(folder, max_pixels=max_pixels, group_by=options.group_by)
-    labels = Path(options.labels).absolute()
-    if options.labels.startswith(":") or is_array_file(split_member(options.labels)[0]):
+    if options.labels.startswith(":") or _names_arrays(options.labels):
         raise DataError(
             f"{options.labels}: an array of labels doesn't say which picture each is for",
             hint="a CSV with a column of the pictures' names and one of labels does",
         )
     return open_labelled_folder(
-        folder, labels, _columns(options), max_pixels=max_pixels, group_by=options.group_by
+        folder,
+        _place(options.labels),
+        _columns(options),
+        max_pixels=max_pixels,
+        group_by=options.group_by,
     )
 
 
-def _open_pictures(folder: Path, *, max_pixels: int, group_by: str | None) -> ImageFileSource:
+def _names_arrays(labels: str) -> bool:
+    return not is_stored(labels) and is_array_file(split_member(labels)[0])
+
+
+def _place(text: str) -> AnyPath:
+    place = place_of(text)
+    return place.absolute() if isinstance(place, Path) else remote_paths([place])[place]
+
+
+def _open_pictures(folder: AnyPath, *, max_pixels: int, group_by: str | None) -> ImageFileSource:
     """Open a folder of pictures; see `list_folder` for its layout."""
     if group_by not in (None, FOLDER):
         raise UsageError(
@@ -209,10 +266,7 @@ def _open_file(
         _refuse_labels(options, str(path))
         return open_image(path, max_pixels=max_pixels)
     if is_manifest(path) or _columns(options) != LabelColumns():
-        _refuse_labels(options, str(path), columns=False)
-        return open_manifest(
-            path, _columns(options), max_pixels=max_pixels, group_by=options.group_by
-        )
+        return _open_list(path, options, max_pixels=max_pixels)
     raise _unknown(path)
 
 
@@ -228,6 +282,11 @@ def _open_many(
         f"{pattern}: several files are one source where they are tar, parquet, TFRecord or .mat "
         f"files or CSV files of pixels; {paths[0].name} is none of them"
     )
+
+
+def _open_list(path: AnyPath, options: DataOptions, *, max_pixels: int) -> ImageFileSource:
+    _refuse_labels(options, str(path), columns=False)
+    return open_manifest(path, _columns(options), max_pixels=max_pixels, group_by=options.group_by)
 
 
 def _unknown(path: Path) -> DataError:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar, overload
 
 import numpy as np
 
-from cnnfeat.data.imagefiles import EncodedImage, ImageFileSource
+from cnnfeat.data.fetching import EncodedImage
+from cnnfeat.data.imagefiles import ImageFileSource
 from cnnfeat.data.source import RowRequest, file_states
 from cnnfeat.errors import DataError, ImageError
 
@@ -69,6 +70,7 @@ class PackedImage:
     label: int | None
     name: str  # for messages: "train.parquet, row 17"
     data: bytes | None
+    bytes_afar: int = 0
 
     def open(self) -> BinaryIO:
         """Give its bytes as a file.

@@ -37,9 +37,11 @@ from cnnfeat.records import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from cnnfeat.data.remote import AnyPath
     from cnnfeat.records import Array, Groups, Json, Labels, Parts, RowNumbers
 
 CONTENTS = "file contents"
+LISTED = "names, sizes and tags as a store lists them"
 SIZES_AND_TIMES = "names, sizes and times"
 CONTENTS_MAX_BYTES = 64 * 2**20  # larger sources go by names, sizes and times
 CONTENTS_MAX_FILES = 10_000
@@ -342,28 +344,30 @@ class FileStates:
         return None if packed == self.pack() else "the order of files has changed"
 
 
-def file_states(files: Mapping[str, Path], *, always_contents: Iterable[str] = ()) -> FileStates:
+def file_states(files: Mapping[str, AnyPath], *, always_contents: Iterable[str] = ()) -> FileStates:
     """Digest files, by their contents if they are small together, else by size and time.
 
-    A file that can't be read has a state too, the same for all of them.
+    Those in a store go by what its listing says. A file that can't be read has a state too, the
+    same for all of them.
 
     Parameters
     ----------
-    files : mapping of str to Path
+    files : mapping of str to Path or RemotePath
         By the name that stands for each.
     always_contents : iterable of str
         Names of files that go by their contents in any case (a manifest).
     """
     sizes_and_times = {name: _size_and_time(path) for name, path in files.items()}
     size_bytes = sum(size for size, _ in sizes_and_times.values())
-    if len(files) <= CONTENTS_MAX_FILES and size_bytes <= CONTENTS_MAX_BYTES:
+    afar = not all(isinstance(path, Path) for path in files.values())
+    if not afar and len(files) <= CONTENTS_MAX_FILES and size_bytes <= CONTENTS_MAX_BYTES:
         return FileStates({name: _contents(path) for name, path in files.items()}, CONTENTS)
     digests = {
-        name: hashlib.sha256(f"{size} {time_ns}".encode()).digest()
-        for name, (size, time_ns) in sizes_and_times.items()
+        name: hashlib.sha256(f"{size} {time}".encode()).digest()
+        for name, (size, time) in sizes_and_times.items()
     }
     exceptions = {name: _contents(files[name]) for name in always_contents}
-    return FileStates(digests | exceptions, SIZES_AND_TIMES)
+    return FileStates(digests | exceptions, LISTED if afar else SIZES_AND_TIMES)
 
 
 def array_states(arrays: Mapping[str, Array]) -> FileStates:
@@ -376,7 +380,9 @@ def array_states(arrays: Mapping[str, Array]) -> FileStates:
     return FileStates(digests, CONTENTS)
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def _size_and_time(path: AnyPath) -> tuple[int, int | str]:
+    if not isinstance(path, Path):
+        return (0, 0) if path.entry is None else (path.entry.size_bytes, path.entry.tag)
     try:
         status = path.stat()
     except OSError:
@@ -384,14 +390,14 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _contents(path: Path) -> bytes:
+def _contents(path: AnyPath) -> bytes:
     try:
         return sha256_of(path)
     except DataError:
         return _UNREADABLE
 
 
-def sha256_of(path: Path) -> bytes:
+def sha256_of(path: AnyPath) -> bytes:
     """SHA-256 of a regular file's contents.
 
     Raises
@@ -411,15 +417,19 @@ def _encode(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def open_file(path: Path, *, error: type[DataError] = DataError) -> io.BufferedReader:
-    """Open a regular file for reading.
+def open_file(path: AnyPath, *, error: type[DataError] = DataError) -> io.BufferedReader:
+    """Open a regular file, or one in a store, for reading.
 
     Raises
     ------
     DataError
         Or its subclass `error`, if there is no such file, it isn't a regular one, or it can't be
         read.
+    StorageError
+        If a store refuses.
     """
+    if not isinstance(path, Path):
+        return io.BufferedReader(io.BytesIO(path.read(error=error)))
     try:
         handle = regular.regular_handle(path)
     except regular.IrregularError as problem:
@@ -485,7 +495,7 @@ class ImageFile:
     """A picture that is a file."""
 
     id: str  # relative to the source, with `/` between folders
-    path: Path
+    path: AnyPath
     label: int | None
     group: str | None = None  # pictures of one group belong together
 
@@ -507,3 +517,9 @@ class ImageFile:
                 f"{printable(self.name)}: the name is not UTF-8", hint="rename the file"
             )
         return open_file(self.path, error=ImageError)
+
+    @property
+    def bytes_afar(self) -> int:
+        """How many bytes a request fetches; 0: it is on this machine."""
+        entry = None if isinstance(self.path, Path) else self.path.entry
+        return 0 if entry is None else entry.size_bytes

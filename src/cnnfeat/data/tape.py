@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from cnnfeat.data.remote import RemotePath
 from cnnfeat.data.source import open_file
 from cnnfeat.documents import printable
 from cnnfeat.errors import DataError, ImageError
+from cnnfeat.store import read_object
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
+TAPE_START_BYTES = 2 * _BLOCK
 _MARK, _MARK_PLACE = b"ustar", 257
 _MOST_WORDS = 1 << 20  # bytes of an extended header
 _NAMES, _LINKS = b"L", b"K"  # GNU: the next member's long name, or where it leads
@@ -45,6 +48,9 @@ class Tape(Protocol):
 
     @property
     def stem(self) -> str: ...  # what ids of its pictures begin with
+
+    @property
+    def afar(self) -> bool: ...  # reading takes a request
 
     def open(self) -> BinaryIO:
         """Open it to be gone through from its beginning, over bytes that nobody needs."""
@@ -72,6 +78,7 @@ class LocalTape:
 
     path: Path
     stem: str
+    afar: bool = False
 
     @property
     def name(self) -> str:
@@ -93,6 +100,35 @@ class LocalTape:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteTape:
+    """A tar file in a store. To go through it takes all of its bytes once.
+
+    Parameters
+    ----------
+    path : RemotePath
+    stem : str
+        As in `Tape`.
+    """
+
+    path: RemotePath
+    stem: str
+    afar: bool = True
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.path)
+
+    def open(self) -> BinaryIO:
+        """See `Tape`."""
+        return self.path.stream()
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """See `Tape`."""
+        return read_object(self.path.address, offset, offset + n_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A regular file in a tar file."""
 
@@ -106,9 +142,14 @@ class TornError(ValueError):
 
 
 def is_tape(path: Path) -> bool:
-    """Whether a file begins with a tar header, or is an empty tar file."""
+    """Whether a file is a tar file; see `is_tape_start`."""
     with open_file(path) as file:
-        start = file.read(2 * _BLOCK)
+        return is_tape_start(file.read(TAPE_START_BYTES))
+
+
+def is_tape_start(start: bytes) -> bool:
+    """Whether bytes are the header of a tar file, or an empty one."""
+    start = start[:TAPE_START_BYTES]
     if len(start) < _BLOCK:
         return False
     if start[_MARK_PLACE:].startswith(_MARK) or start == _ZEROS * 2:

@@ -9,8 +9,8 @@ where they lie.
 from __future__ import annotations
 
 import io
+import itertools
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +23,9 @@ import numpy as np
 from cnnfeat.data.arrays import index_labels
 from cnnfeat.data.folders import without_ending
 from cnnfeat.data.imagefiles import ImageFileSource
+from cnnfeat.data.remote import AnyPath, RemotePath
 from cnnfeat.data.source import FileStates, file_states, is_utf8
-from cnnfeat.data.tape import LocalTape, Member, Tape, TornError, members
+from cnnfeat.data.tape import LocalTape, Member, RemoteTape, Tape, TornError, members
 from cnnfeat.documents import parse_document, printable
 from cnnfeat.errors import DataError, ImageError
 from cnnfeat.records import some_of
@@ -53,6 +54,11 @@ class TapeImage:
     tape: Tape
     member: Member
     problem: str
+
+    @property
+    def bytes_afar(self) -> int:
+        """How many bytes a request fetches; 0: they are on this machine."""
+        return self.member.size if self.tape.afar and not self.problem else 0
 
     @property
     def name(self) -> str:
@@ -105,29 +111,38 @@ class _Sample:
 
 
 def open_webdataset(
-    path: Path, files: Mapping[str, Sequence[Path]], *, labels: str | None, max_pixels: int
+    path: Path | str,
+    files: Mapping[str, Sequence[AnyPath]],
+    *,
+    labels: str | None,
+    max_pixels: int,
 ) -> ImageFileSource:
-    """Open tar files of this machine as a source; see `open_tapes`.
+    """Open tar files of this machine, or in a store, as a source; see `open_tapes`.
 
     Parameters
     ----------
-    path : Path
+    path : Path or str
         The file, their folder, or the pattern of their names.
-    files : mapping of str to sequence of Path
+    files : mapping of str to sequence of Path or RemotePath
         The files of each split, in order.
     labels, max_pixels
         As in `open_tapes`.
     """
     together = [file for of_split in files.values() for file in of_split]
-    above = os.path.commonpath([file.parent for file in together])
-    stems = {file: file.relative_to(above).as_posix() for file in together}
+    columns = zip(*(file.parent.parts for file in together), strict=False)
+    n_above = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, columns))
+    stems = {file: "/".join(file.parts[n_above:]) for file in together}
     return open_tapes(
         str(path),
-        {split: [LocalTape(file, stems[file]) for file in of] for split, of in files.items()},
+        {split: [_tape(file, stems[file]) for file in of] for split, of in files.items()},
         states=lambda: file_states({stem: file for file, stem in stems.items()}),
         labels=labels,
         max_pixels=max_pixels,
     )
+
+
+def _tape(file: AnyPath, stem: str) -> Tape:
+    return RemoteTape(file, stem) if isinstance(file, RemotePath) else LocalTape(file, stem)
 
 
 def open_tapes(
