@@ -324,6 +324,32 @@ def test_folds_along_a_path_of_C_reach_their_minima(seed):
             assert objective(X, signs, w[:-1], w[-1], costs=costs) <= expected * (1 + 3e-6)
 
 
+def test_folds_of_fewer_rows_than_weights_end_within_the_tolerance():
+    """Each fold's Hessian lacks directions that its class's preconditioner has."""
+    random = np.random.default_rng(7)
+    n, d, n_folds, tol = 160, 200, 4, 1e-3
+    X = random.standard_normal((n, d))
+    y, folds = np.arange(n) % 2, random.permutation(np.arange(n) % n_folds)
+    columns = Columns(
+        positive=np.ones(n_folds, np.intp),
+        C_positive=np.ones(n_folds),
+        C_negative=np.ones(n_folds),
+        held_out=np.arange(n_folds),
+    )
+    state, signs = None, 2.0 * y - 1
+    for C in (1e-4, 1e-3, 0.1):
+        state = solve(
+            Design(ArrayRows(X)), Targets(y, folds=folds), columns.scaled(C),
+            tol=tol, max_iter=100, memory_bytes=2**26, start=state,
+        )  # fmt: skip
+        assert state.converged
+        for j in range(n_folds):
+            costs = C * (folds != j)
+            expected, _ = minimum(X, signs, costs=costs)
+            w = state.weights[:, j]
+            assert objective(X, signs, w[:-1], w[-1], costs=costs) <= expected * (1 + tol)
+
+
 def test_warm_start_reaches_the_same_minimum_in_fewer_steps(digits):
     X, y = digits
     cold = LinearSVM(C=0.3, tol=1e-9).fit(X, y)

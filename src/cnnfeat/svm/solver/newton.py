@@ -124,6 +124,8 @@ def solve(
     )
     stages = [1.0] if start else _stages(design, columns)
     state.steps = 0
+    for curvature in state.curvatures.values():
+        curvature.promise = 1.0  # what was left of other costs says nothing
     small = design.n_samples * design.n_weights * len(columns) < THREADS_PAY
     newton = _Newton(
         state,

@@ -29,7 +29,10 @@ SAMPLED = 8  # rows a weight, for a Hessian that is near enough that of all rows
 SAMPLED_TOLERANCE = 0.1  # of conjugate gradients with it
 ITERATIONS = 4  # that they take, about
 FAR = 0.15  # part of the objective that a step takes away, above which rough directions will do
-TOLERANCES = (1e-2, 0.3)  # of conjugate gradients: near the end, and far from it
+FAR_TOLERANCE = 0.3  # of conjugate gradients there
+SURE = 0.1  # near the end
+EXACT = 1e-2  # where the last step must bring much
+SAFE = 0.25  # of the promise wanted at the end, where a direction is rougher than that
 DIAGONAL_TOLERANCE = 1e-3  # near the end, with a preconditioner that says less
 SEARCHES = 50  # of the line's minimum
 REACH = 2.0  # step lengths looked at first
@@ -136,6 +139,25 @@ class Descent:
     steps: int
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How exactly directions are solved for, to end within `tol`."""
+
+    tol: float
+    exact: float  # the least tolerance of conjugate gradients
+    sure: float  # from which on they promise at least `SAFE` of what there is
+
+    def tolerance(self, promise: float) -> float:
+        """The one for the next step, after one that promised so large a part of the objective.
+
+        The nearer the end, the more exact, else many last steps gain little; but no more exact
+        than it takes to end with this step.
+        """
+        needed = np.sqrt(SAFE * self.tol / max(promise, SAFE * self.tol))
+        least = np.clip(needed, self.exact, self.sure)
+        return float(np.clip(np.sqrt(promise), least, FAR_TOLERANCE))
+
+
 def descend(
     problem: Subproblem, weights: Doubles, decision: Floats, *, tol: float, max_steps: int
 ) -> Descent:
@@ -156,6 +178,9 @@ def descend(
     """
     weights, decision = weights.copy(), decision.copy()
     costs, curvature = problem.scale * problem.costs, problem.curvature
+    dense = len(weights) <= DENSE_LIMIT
+    exact, sure = (EXACT, SURE) if dense else (DIAGONAL_TOLERANCE, DIAGONAL_TOLERANCE)
+    effort = Effort(tol, exact=exact, sure=sure)
     rest, _ = _losses(problem, costs, weights, decision)
     room = np.empty_like(problem.matrix)  # taken once: fresh memory is slow
     converged = np.zeros(weights.shape[1], np.bool_)
@@ -163,12 +188,11 @@ def descend(
     while steps < max_steps and not converged.all():
         problem.check()
         live = np.flatnonzero(~converged)
-        # The nearer the end, the more exact: else many last steps gain little.
-        exact = TOLERANCES[0] if len(weights) <= DENSE_LIMIT else DIAGONAL_TOLERANCE
-        tolerance = float(np.clip(np.sqrt(curvature.promise), exact, TOLERANCES[1]))
+        tolerance = effort.tolerance(curvature.promise)
         direction, along, decrement, met = _newton(
-            problem, costs[:, live], weights[:, live], rest[live], tolerance=tolerance, room=room
-        )
+            problem, costs[:, live], weights[:, live], rest[live],
+            factor=_preconditioner(problem, rest), tolerance=tolerance, room=room,
+        )  # fmt: skip
         for place, j in enumerate(live):
             length = step_length(
                 slack=1 - problem.signs * decision[j],
@@ -183,9 +207,9 @@ def descend(
         rest, objective = _losses(problem, costs, weights, decision)
         tiny = np.finfo(np.float64).tiny
         promise = decrement / np.maximum(objective[live], tiny)
-        enough = promise <= tol
         curvature.promise = float(promise.max())
-        if tolerance <= exact:
+        enough = promise <= (tol if tolerance <= effort.exact else SAFE * tol)
+        if tolerance <= effort.sure:
             converged[live] |= enough & met
         elif enough.all():  # a rough direction promises too little: look once more
             curvature.promise = 0.0
@@ -213,6 +237,7 @@ def _newton(
     weights: Doubles,
     rest: Floats,
     *,
+    factor: Factor,
     tolerance: float,
     room: Floats,
 ) -> tuple[Doubles, Floats, Doubles, NDArray[np.bool_]]:
@@ -229,7 +254,7 @@ def _newton(
     direction, met = conjugate_gradients(
         loss_image(compact, costs),
         -gradient.astype(matrix.dtype),
-        factor=_preconditioner(problem, rest),
+        factor=factor,
         tolerance=tolerance,
         check=problem.check,
     )
@@ -239,8 +264,8 @@ def _newton(
 
 def _preconditioner(problem: Subproblem, rest: Floats) -> Factor:
     """The common factor far from the end; then the class's own, on which others are built."""
-    # Of all folds: each column's own Hessian lacks a fold of it.
-    costs = 2 * problem.costs.max(axis=1) * (rest > 0).any(axis=0)
+    # Of all columns, done or not: each one's own lacks a fold of it, and a few rows more.
+    costs = 2 * np.where(rest.T > 0, problem.costs, 0).max(axis=1)
     if problem.matrix.shape[1] > DENSE_LIMIT:
         return diagonal_factor(problem.matrix, problem.scale * costs)
     if problem.common is not None and starts_far(problem.curvature):
