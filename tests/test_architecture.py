@@ -23,6 +23,7 @@ LEVELS = [
     {"extraction", "svm"},
     {"report", "transformer", "prediction", "artifact"},
     {"pipeline"},
+    {"cluster"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -49,6 +50,8 @@ OWNERS = {
     "pyarrow": {"export", "data"},
     "pillow_heif": {"data"},
     "pydicom": {"data"},
+    "dask": {"cluster"},
+    "distributed": {"cluster"},
 }
 LONGEST_MODULE = 600
 LONGEST_FUNCTION = 60

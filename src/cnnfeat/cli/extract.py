@@ -22,11 +22,12 @@ from cnnfeat.cli.session import (
     start_tensorflow,
     stop_on_signals,
 )
-from cnnfeat.errors import SKIPPED_EXIT_CODE, Interrupted
+from cnnfeat.errors import SKIPPED_EXIT_CODE, Interrupted, UsageError
 from cnnfeat.knobs import fields_of
 from cnnfeat.options import DataOptions, ExtractOptions, RunOptions
 
 if TYPE_CHECKING:
+    from cnnfeat.cluster import ClusterOptions
     from cnnfeat.records import ExtractResult
 
 _log = logging.getLogger("cnnfeat")
@@ -46,6 +47,19 @@ _log = logging.getLogger("cnnfeat")
     metavar="NUMBER/OF",
     help="Only the rows of one of several shards, such as 3/20; -o then names their folder.",
 )
+@click.option(
+    "--dask",
+    "where",
+    metavar="ADDRESS",
+    help="Have all shards computed by a Dask cluster, and leave a set in the folder -o: the "
+    "scheduler's address, or local[:N] for N processes of this machine.",
+)
+@click.option("--shards", type=int, help="With --dask: how many shards.")
+@click.option(
+    "--shard-rows",
+    type=int,
+    help="With --dask: shards of so many images, about; 50,000 by default.",
+)
 @flags.output("features.h5", help="The feature file; of shards, the folder.")
 @flags.overwrite
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
@@ -58,6 +72,9 @@ def extract(
     options: RunOptions,
     trust_model: bool,
     shard: str | None,
+    where: str | None,
+    shards: int | None,
+    shard_rows: int | None,
     out: Path,
     overwrite: bool,
     resume: bool,
@@ -68,14 +85,23 @@ def extract(
     One pass over the images computes all layers asked for, and nothing behind them. `cnnfeat
     layers` lists what there is. An interrupted run goes on with --resume. With --shard, several
     runs on any number of machines each compute some of the rows; cnnfeat merge joins their files.
+    With --dask a cluster computes all of them; the same command goes on with what is there.
     """
     from cnnfeat.commands import extract as extract_features
     from cnnfeat.extraction import IN_FLIGHT
     from cnnfeat.features import FeatureWriter
     from cnnfeat.shards import ShardNumber
 
-    if shard is not None and not flags.is_said(click.get_current_context(), "out"):
+    if (shard is not None or where is not None) and not flags.is_said(
+        click.get_current_context(), "out"
+    ):
         out = out.with_suffix("")
+    if where is not None:
+        cluster = _cluster(where, shards, shard_rows, shard=shard, overwrite=overwrite)
+        _finish(_on_cluster(settings, options, cluster, out=out, trust=trust_model), as_json)
+        return
+    if shards is not None or shard_rows is not None:
+        raise UsageError("--shards and --shard-rows go with --dask; --shard 3/20 is one of twenty")
     path = out if shard is None else ShardNumber.parse(shard).path_in(out)
     FeatureWriter.check(path, overwrite=overwrite, resume=resume)  # before TensorFlow takes seconds
     model = options.model.path or own_model("--model names another")
@@ -94,9 +120,49 @@ def extract(
         stopping=_stopping,
         progress=console.progress(settings),
     )
+    _finish(result, as_json)
+
+
+def _finish(result: ExtractResult, as_json: bool) -> None:
     _show(result, as_json=as_json)
     if result.skipped:
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
+
+
+def _cluster(
+    where: str, shards: int | None, shard_rows: int | None, *, shard: str | None, overwrite: bool
+) -> ClusterOptions:
+    from cnnfeat.cluster import ClusterOptions
+
+    if shard is not None:
+        raise UsageError("--dask has all shards computed, and --shard one: give one of them")
+    if overwrite:
+        raise UsageError(
+            "--dask keeps the shards that are there, and --overwrite would not",
+            hint="delete the folder, or name another one with -o",
+        )
+    return ClusterOptions(where, shards=shards, shard_rows=shard_rows)
+
+
+def _on_cluster(
+    settings: Settings, options: RunOptions, cluster: ClusterOptions, *, out: Path, trust: bool
+) -> ExtractResult:
+    from cnnfeat.cluster import extract_on_cluster
+    from cnnfeat.extraction import IN_FLIGHT
+
+    return extract_on_cluster(
+        options.model.path or own_model("--model names another"),
+        options.data,
+        options.extract,
+        cluster=cluster,
+        out=out,
+        read=options.model,
+        trust=trust,
+        start=lambda: start_tensorflow(settings, n_calls=IN_FLIGHT, device=options.extract.device),
+        opened=lambda images: _log.info("data: %s", console.source_text(images)),
+        stopping=_stopping,
+        progress=console.progress(settings),
+    )
 
 
 @contextlib.contextmanager

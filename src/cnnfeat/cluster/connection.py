@@ -1,0 +1,145 @@
+"""Reaching a Dask cluster, or making one of processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cnnfeat.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+LOCAL = "local"
+_LOCAL = re.compile(r"local(?::([0-9]{1,4}))?")
+_ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx|ucxx)://\S+")
+_PATIENCE_S = 8  # for a scheduler; with what is asked before and after, within 15
+# How many workers may be lost over one shard; 3, as Dask has it, are few where workers come and go.
+_MOST_LOST = 30
+_GPU = "GPU"
+_SILENT = logging.CRITICAL + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that computes shards."""
+
+    address: str
+    has_gpu: bool  # as it was started: dask worker --resources GPU=1
+
+    @property
+    def resources(self) -> dict[str, int] | None:
+        """What a shard takes of it: a GPU isn't shared."""
+        return {_GPU: 1} if self.has_gpu else None
+
+
+def check_place(where: str) -> None:
+    """Make sure that a text can be the place of a cluster.
+
+    Raises
+    ------
+    UsageError
+        If it can't.
+    """
+    local = _LOCAL.fullmatch(where)
+    if not (_ADDRESS.fullmatch(where) if local is None else local[1] is None or int(local[1])):
+        raise UsageError(
+            f"--dask {where}: allowed are {LOCAL}, {LOCAL}:N with N processes, and the address of "
+            "a scheduler, such as tcp://host:8786"
+        )
+
+
+@contextlib.contextmanager
+def connected(where: str) -> Iterator[Client]:
+    """Connect to the scheduler at an address, or to one of this machine's own (`local`).
+
+    Raises
+    ------
+    UsageError
+        If it can be no address, or Dask isn't installed.
+    StorageError
+        If no scheduler answers.
+    """
+    check_place(where)
+    try:
+        from distributed import Client
+        from distributed.versions import VersionMismatchWarning
+    except ImportError as error:
+        raise UsageError(
+            "--dask needs Dask, which isn't installed", hint="pip install 'cnnfeat[dask]'"
+        ) from error
+    with contextlib.ExitStack() as stack:
+        _silence()
+        address: object = where
+        if local := _LOCAL.fullmatch(where):
+            address = stack.enter_context(_local_cluster(int(local[1] or 0)))
+        with warnings.catch_warnings():  # versions are compared below, in words
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            try:
+                client = stack.enter_context(Client(address, timeout=_PATIENCE_S))
+            except (OSError, ValueError, RuntimeError) as error:
+                raise StorageError(
+                    f"no Dask scheduler answers at {where}: {error}",
+                    hint="dask scheduler starts one, and says its address",
+                ) from error
+        client.run_on_scheduler(_limit_of_losses())
+        yield client
+
+
+def _silence() -> None:
+    """Keep Dask's own words off the terminal; what they come to is said in ours."""
+    for name in ("distributed", *_children("distributed")):
+        logging.getLogger(name).setLevel(_SILENT)
+
+
+def _children(name: str) -> list[str]:
+    return [one for one in logging.root.manager.loggerDict if one.startswith(f"{name}.")]
+
+
+@contextlib.contextmanager
+def _local_cluster(n_processes: int) -> Iterator[object]:
+    """Processes of this machine that nobody else can reach: they hold a key made for them."""
+    import dask
+    from distributed import LocalCluster
+    from distributed.deploy.utils import nprocesses_nthreads
+
+    # Else each would compute with other numbers of threads than one process alone.
+    settings: dict[str, object] = {"distributed.nanny.pre-spawn-environ": {}}
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=n_processes or nprocesses_nthreads()[0],
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=None,
+            silence_logs=_SILENT,
+            security=True,
+            preload="cnnfeat.cluster.quiet",
+        ) as cluster,
+    ):
+        yield cluster
+
+
+def _limit_of_losses() -> object:
+    """Make what raises the scheduler's limit; sent as code, as cnnfeat may not be there."""
+
+    def raise_limit(most: int = _MOST_LOST, dask_scheduler: object = None) -> None:
+        dask_scheduler.allowed_failures = max(most, dask_scheduler.allowed_failures)  # type: ignore[attr-defined]
+
+    return raise_limit
+
+
+def workers_of(client: Client) -> tuple[Worker, ...]:
+    """List the workers that there are now."""
+    found: Mapping[str, Mapping[str, object]] = client.scheduler_info()["workers"]
+    return tuple(
+        Worker(address, _GPU in (info.get("resources") or {}))  # type: ignore[operator]
+        for address, info in found.items()
+    )

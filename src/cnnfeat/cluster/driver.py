@@ -1,0 +1,318 @@
+"""Runs an extraction on a cluster: settles it here, has its shards computed, and seals the set."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnnfeat.cluster.checking import ALIKE, check_workers, differing
+from cnnfeat.cluster.connection import check_place, connected
+from cnnfeat.cluster.handing import Handing
+from cnnfeat.cluster.worker import Done, Work, compute
+from cnnfeat.errors import DataError, Interrupted, OutputExistsError, UsageError
+from cnnfeat.features import ShardEntry, ShardFile
+from cnnfeat.features.inventory import write_inventory
+from cnnfeat.files import locked
+from cnnfeat.knobs import checked
+from cnnfeat.options import DataOptions, EngineName, ExtractOptions, ReadOptions
+from cnnfeat.progress import SILENT, Progress
+from cnnfeat.records import ExtractResult, Probe, ProbeOutput, SkippedSample, Source
+from cnnfeat.shards import ShardNumber, shard_files
+from cnnfeat.temporary import remove_abandoned_folders
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+    from cnnfeat.cluster.connection import Worker
+    from cnnfeat.extraction import Job
+
+_SHARD_ROWS = 50_000  # where nothing is said: minutes of work, and files that can be handled
+_log = logging.getLogger("cnnfeat")
+
+
+def _no_start() -> None:
+    """Leave it to what opens the network."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Who computes an extraction, and in how many pieces.
+
+    Raises
+    ------
+    UsageError
+        If that can't be.
+    """
+
+    where: str  # a scheduler's address, "local", or "local:N"
+    shards: int | None = None
+    shard_rows: int | None = None  # how many images one has at most, about
+
+    def __post_init__(self) -> None:
+        check_place(self.where)
+        if self.shards is not None and self.shard_rows is not None:
+            raise UsageError("--shards and --shard-rows say the same: give one of them")
+        for flag, number in (("--shards", self.shards), ("--shard-rows", self.shard_rows)):
+            if number is not None and number < 1:
+                raise UsageError(f"{flag} must be at least 1, not {number}")
+
+    def n_shards(self, n_samples: Mapping[str, int], *, batch_size: int) -> int:
+        """Say how many there are of so many samples of each split."""
+        if self.shards is not None:
+            return self.shards
+        rows = _SHARD_ROWS if self.shard_rows is None else self.shard_rows
+        most = -(-max(n_samples.values()) // batch_size)  # none without a batch
+        return min(most, -(-sum(n_samples.values()) // rows))
+
+
+def extract_on_cluster(
+    network: str | os.PathLike[str],
+    data: DataOptions,
+    options: ExtractOptions,
+    *,
+    cluster: ClusterOptions,
+    out: Path,
+    read: ReadOptions,
+    trust: bool = False,
+    start: Callable[[], None] = _no_start,
+    opened: Callable[[Source], None],
+    stopping: Callable[[], AbstractContextManager[Callable[[], bool]]],
+    progress: Progress = SILENT,
+) -> ExtractResult:
+    """Write a feature set, its shards computed by the workers of a Dask cluster.
+
+    What is there of it already is kept. Workers need to see the network, the images and the folder
+    under the names that they have here.
+
+    Parameters
+    ----------
+    network : str or Path
+        A file or folder, or a name of Keras' own networks.
+    data : DataOptions
+        The images.
+    options : ExtractOptions
+        Which layers of them, how they are computed and stored.
+    cluster : ClusterOptions
+        Who computes it.
+    out : Path
+        The folder of the set.
+    read : ReadOptions
+        How the network is read.
+    trust : bool
+        Run a network that does more than compute.
+    start : callable
+        Starts TensorFlow in this process, once there is a cluster.
+    opened, stopping, progress
+        As in `cnnfeat.extract`.
+
+    Raises
+    ------
+    UsageError
+        If options can't be.
+    OutputExistsError
+        If the folder holds shards of something else.
+    LockedError
+        If another process hands out the same set.
+    StorageError
+        If no scheduler answers or it is lost, or a worker has other versions of packages.
+    DataError
+        If a worker finds another network or other images, or none.
+    Interrupted
+        If asked to stop: what is done is kept.
+    CnnfeatError
+        As `cnnfeat.extract` does, with the shard that it happened in.
+    """
+    began = time.monotonic()
+    with locked(out), connected(cluster.where) as client:
+        start()
+        with _settled(network, data, options, read=read, trust=trust, opened=opened) as settled:
+            job, found = settled
+            plan = job.plan()
+            n_samples = {split.name: split.n_rows for split in plan.splits}
+            n_shards = cluster.n_shards(n_samples, batch_size=job.batch_size)
+            work = Work(
+                run=uuid.uuid4().hex,
+                network=_absolute(os.fspath(network)),
+                read=read,
+                trust=trust,
+                data=found,
+                options=job.options,
+                folder=str(out.absolute()),
+                n_shards=n_shards,
+            )
+            division = _Division(n_samples, job.batch_size, n_shards)
+            division.size(1)  # refuses too many
+            _check_folder(out, n_shards)
+        settings = check_workers(client, work, plan.settings)
+        with stopping() as should_stop:
+            _compute(client, work, settings, division, should_stop=should_stop, progress=progress)
+        remove_abandoned_folders(out)  # of workers that were lost
+        return _seal(out, n_shards, settings, outputs=job.probe.outputs, began=began)
+
+
+@contextlib.contextmanager
+def _settled(
+    network: str | os.PathLike[str],
+    data: DataOptions,
+    options: ExtractOptions,
+    *,
+    read: ReadOptions,
+    trust: bool,
+    opened: Callable[[Source], None],
+) -> Iterator[tuple[Job, DataOptions]]:
+    """Find out here what all workers are told: batch size and engine, where that was left open."""
+    from cnnfeat.extraction import Extraction
+    from cnnfeat.network.starting import load_tensorflow
+    from cnnfeat.pipeline import open_images
+
+    load_tensorflow(device=checked(options).device)
+    from cnnfeat.network import open_network
+
+    prober = open_network(network, read, trust=trust)
+    extraction = Extraction.of(prober, options)
+    with open_images(checked(data), prober.card) as images:
+        opened(images)
+        job = extraction.settle(images)
+        options = dataclasses.replace(
+            job.options, batch_size=job.batch_size, engine=_engine(job.probe)
+        )
+        yield dataclasses.replace(job, options=options), _placed(data, images)
+
+
+def _engine(probe: Probe) -> EngineName:
+    """Give the option's value for what a probe computes with: "tensorflow 2.21.0"."""
+    return "openvino" if probe.engine.startswith("openvino") else "tensorflow"
+
+
+def _placed(data: DataOptions, images: Source) -> DataOptions:
+    """Say where images lie so that a process in another folder finds them."""
+    return dataclasses.replace(
+        data,
+        source=None if data.source is None else images.name,
+        dir=data.dir and str(Path(data.dir).absolute()),
+        labels=data.labels and _absolute(data.labels),
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def _check_folder(folder: Path, n_shards: int) -> None:
+    """Refuse a folder that holds shards of another division."""
+    there = shard_files(folder) if folder.is_dir() else ()
+    for _, of, path in there:
+        if of != n_shards:
+            raise OutputExistsError(
+                f"{path} is one of {of:,} shards, and {n_shards:,} are asked for",
+                hint=f"go on with --shards {of}, or name another folder with -o",
+            )
+    ShardNumber(1, n_shards).path_in(folder)  # refuses a file of that name
+
+
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """Which shards there are."""
+
+    n_samples: Mapping[str, int]  # by split
+    batch_size: int
+    n_shards: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.n_samples.values())
+
+    def size(self, number: int) -> int:
+        """Count the samples of a shard, of all splits."""
+        shard = ShardNumber(number, self.n_shards)
+        samples = shard.rows(self.n_samples, batch_size=self.batch_size).samples
+        return sum(stop - start for start, stop in samples.values())
+
+
+def _compute(
+    client: Client,
+    work: Work,
+    settings: Mapping[str, str],
+    division: _Division,
+    *,
+    should_stop: Callable[[], bool],
+    progress: Progress,
+) -> None:
+    """Have all shards computed, and tell how far that is."""
+    numbers = range(1, work.n_shards + 1)
+
+    def submit(number: int, workers: tuple[Worker, ...]) -> Future:
+        resources = workers[0].resources if workers else None
+        return client.submit(compute, work, number, settings, pure=False, resources=resources)
+
+    handing: Handing[Done] = Handing(client, submit, noun=lambda number: f"shard {number}")
+    n_done = 0
+    with progress.task("extracting", total=division.total, unit="images") as task:
+        for number, done in handing.results(numbers, should_stop=should_stop):
+            _tell(done, work, settings)
+            n_done += 1
+            task.advance(division.size(number), note=f"{n_done:,} of {work.n_shards:,} shards")
+    if n_done < work.n_shards:
+        raise Interrupted(
+            f"stopped after {n_done:,} of {work.n_shards:,} shards, kept in {work.folder}",
+            hint="the same command goes on from there",
+        )
+
+
+def _tell(done: Done, work: Work, settings: Mapping[str, str]) -> None:
+    """Log what was logged with a shard; raise what went wrong with it."""
+    shard = f"shard {ShardNumber(done.number, work.n_shards)}"
+    for level, words in done.words:
+        _log.log(level, "%s: %s", shard, words)
+    if done.settings is not None:
+        raise DataError(
+            f"{shard}: worker {done.worker}: {differing(done.settings, settings)}", hint=ALIKE
+        )
+    if done.failure is not None:
+        raise done.failure.error(where=shard)
+
+
+def _seal(
+    folder: Path,
+    n_shards: int,
+    settings: Mapping[str, str],
+    *,
+    outputs: tuple[ProbeOutput, ...],
+    began: float,
+) -> ExtractResult:
+    """Write the manifest of the shards as they lie there, one after the other."""
+    rows: Counter[str] = Counter()
+    skipped: dict[str, list[SkippedSample]] = {}
+    size_bytes = 0
+
+    def entries() -> Iterator[ShardEntry]:
+        nonlocal size_bytes
+        for number in range(1, n_shards + 1):
+            with ShardFile(ShardNumber(number, n_shards).path_in(folder)) as file:
+                file.check_settings(settings, "what was asked for")
+                entry = ShardEntry.of(file)
+                for split in file.held:
+                    skipped.setdefault(split, []).extend(file.skipped(split))
+            rows.update(entry.rows)
+            size_bytes += entry.size_bytes
+            yield entry
+
+    write_inventory(folder, settings, entries())
+    return ExtractResult(
+        path=str(folder),
+        rows=dict(rows),
+        layers=outputs,
+        size_bytes=size_bytes,
+        elapsed_s=time.monotonic() - began,
+        skipped={split: tuple(samples) for split, samples in skipped.items() if samples},
+    )

@@ -1,0 +1,148 @@
+"""What a worker does: it opens network and images once, and computes one shard after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnnfeat.errors import CnnfeatError
+from cnnfeat.options import DataOptions, ExtractOptions, ReadOptions
+from cnnfeat.shards import ShardNumber
+
+if TYPE_CHECKING:
+    from cnnfeat.extraction import Job
+    from cnnfeat.records import Source
+
+_MOST_WORDS = 20  # lines of a shard's log that are sent back
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An extraction, as it is sent to workers: paths are absolute, nothing is left to be found."""
+
+    run: str  # a name of its own: what a worker has open of another run may have changed since
+    network: str
+    read: ReadOptions
+    trust: bool
+    data: DataOptions
+    options: ExtractOptions
+    folder: str
+    n_shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error, as it is sent back: Dask's way with exceptions fails on those of two bases."""
+
+    kind: type[CnnfeatError]
+    message: str
+    hint: str
+
+    @classmethod
+    def of(cls, error: CnnfeatError) -> Failure:
+        """Take down an error."""
+        return cls(type(error), error.message, error.hint)
+
+    def error(self, *, where: str) -> CnnfeatError:
+        """Make the error again, with what it happened in."""
+        return self.kind(f"{where}: {self.message}", hint=self.hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a shard, or of opening what it needs."""
+
+    number: int = 0
+    worker: str = ""  # its address
+    failure: Failure | None = None
+    words: tuple[tuple[int, str], ...] = ()  # of the log: level and text
+    settings: Mapping[str, str] | None = None  # what all shards have in common
+
+
+@dataclass(slots=True)
+class _Opened:
+    """What this process has open."""
+
+    work: Work
+    job: Job
+    source: Source
+    settings: Mapping[str, str]
+
+
+_turn = threading.Lock()  # a worker of several threads computes one shard at a time, too
+_opened: list[_Opened] = []  # one, or none
+
+
+def look(work: Work) -> Done:
+    """Open network and images, and say what features will be made with."""
+    with _turn:
+        try:
+            return Done(settings=_open(work).settings)
+        except CnnfeatError as error:
+            return Done(failure=Failure.of(error))
+
+
+def compute(work: Work, number: int, settings: Mapping[str, str]) -> Done:
+    """Write one shard, unless it is there; all is refused that isn't to be made with `settings`."""
+    from cnnfeat.extraction.publishing import write_shard
+
+    with _turn, _listening() as words:
+        try:
+            opened = _open(work)
+            if opened.settings != settings:
+                return Done(number, _address(), settings=opened.settings)
+            write_shard(opened.job, ShardNumber(number, work.n_shards), Path(work.folder))
+        except CnnfeatError as error:
+            return Done(number, failure=Failure.of(error), words=tuple(words))
+        return Done(number, words=tuple(words))
+
+
+def _open(work: Work) -> _Opened:
+    if _opened and _opened[0].work == work:
+        return _opened[0]
+    while _opened:
+        _opened.pop().source.__exit__(None, None, None)
+    from cnnfeat.extraction import IN_FLIGHT, Extraction
+    from cnnfeat.network import starting
+    from cnnfeat.pipeline import open_images
+
+    if "tensorflow" not in sys.modules:
+        starting.start_tensorflow(n_calls=IN_FLIGHT, device=work.options.device)
+    from cnnfeat.network import open_network
+
+    network = open_network(work.network, work.read, trust=work.trust)
+    extraction = Extraction.of(network, work.options)
+    source = open_images(work.data, network.card)
+    job = extraction.settle(source)
+    _opened.append(_Opened(work, job, source, job.plan().settings))
+    return _opened[0]
+
+
+def _address() -> str:
+    from distributed import get_worker
+
+    return str(get_worker().address)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[tuple[int, str]]]:
+    """Take down what is logged as a warning."""
+    words: list[tuple[int, str]] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if len(words) < _MOST_WORDS:
+                words.append((record.levelno, record.getMessage()))
+
+    logger, listener = logging.getLogger("cnnfeat"), Listener(logging.WARNING)
+    logger.addHandler(listener)
+    try:
+        yield words
+    finally:
+        logger.removeHandler(listener)
