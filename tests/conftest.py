@@ -202,7 +202,7 @@ def proxy(
 
 @pytest.fixture
 def bucket(objectstore: ModuleType, s3_endpoint: str, proxy: object) -> object:
-    """An empty bucket in it, as another client sees it: `name`, `put`, `get`, `keys`."""
+    """An empty bucket in it, as another client sees it: `name`, `put`, `get`, `names`."""
     return objectstore.Bucket(s3_endpoint, f"tests-{next(_numbers)}")
 
 

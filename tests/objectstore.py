@@ -68,7 +68,7 @@ class Bucket:
         """Read an object whole."""
         return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Name all objects."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]

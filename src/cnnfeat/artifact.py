@@ -176,7 +176,7 @@ def _document(path: Path) -> Artifact:
 def summary(artifact: Artifact) -> list[tuple[str, str]]:
     """Say the main facts in words, for people."""
     path, facts = Path(artifact.path), artifact.facts
-    lines = [("file", f"{path}: {artifact.kind}")]
+    lines = [("file", f"{artifact.path}: {artifact.kind}")]
     if artifact.kind == "feature file":
         return lines + _features_summary(facts)
     show = _card_summary if artifact.kind in ("network", "network card") else _svm_summary

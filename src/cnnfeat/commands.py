@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.address import Address, is_stored, place_of
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.knobs import checked, from_record
 from cnnfeat.options import (
@@ -31,6 +32,8 @@ from cnnfeat.options import (
 from cnnfeat.pipeline import Stopping, as_trained, open_images
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Array, OnError, SkippedSample, Source, some_of
+from cnnfeat.shards import ShardNumber
+from cnnfeat.transfer import check_address, incoming, outgoing
 
 if TYPE_CHECKING:
     from cnnfeat.card import ModelCard
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 Images: TypeAlias = str | os.PathLike[str] | DataOptions | Source | None
 Pictures: TypeAlias = Array | str | os.PathLike[str] | DataOptions | Source  # what is predicted
 
+_FEATURES = ".h5"
 _EXTRACT, _TRAIN, _SEED_NETWORK = ExtractOptions(), TrainOptions(), ArchitectureOptions()
 
 
@@ -120,7 +124,7 @@ def extract(
     source: Images,
     options: ExtractOptions = _EXTRACT,
     *,
-    out: Path | str,
+    out: Path | str | Address,
     read: ReadOptions | None = None,
     trust: bool = False,
     shard: str | None = None,
@@ -141,8 +145,9 @@ def extract(
         stays so.
     options : ExtractOptions
         Which layers of which images, how they are computed and stored.
-    out : Path or str
-        The feature file. Its name appears when it is complete.
+    out : Path, str or Address
+        The feature file. Its name appears when it is complete. One in a store
+        ("s3://bucket/features.h5") is written on this machine first.
     read : ReadOptions, optional
         How the network is read: signature, input, feeds, weights.
     trust : bool
@@ -176,31 +181,72 @@ def extract(
     >>> cnnfeat.extract("model.keras", "photos/", ExtractOptions(layers="conv2"), out="features.h5")
     """
     from cnnfeat.extraction import Extraction
-    from cnnfeat.features import FeatureWriter
-    from cnnfeat.shards import ShardNumber
 
     part = None if shard is None else ShardNumber.parse(shard)
-    path = Path(out) if part is None else part.path_in(Path(out))
+    with _written(out, part, overwrite=overwrite, resume=resume) as (written, name):
+        check_extract(written, shard, overwrite=overwrite, resume=resume)
+        from cnnfeat.network.starting import load_tensorflow
+
+        load_tensorflow(device=checked(options).device)
+        from cnnfeat.network import open_network
+
+        found = open_network(network, read or ReadOptions(), trust=trust)
+        extraction = Extraction.of(found, options)  # names are known before images are read
+        with _open_source(source, found.card, progress=progress) as (images, _):
+            opened(images)
+            with stopping() as should_stop:
+                result = extraction.run(
+                    images,
+                    out=written,
+                    shard=part,
+                    overwrite=overwrite,
+                    resume=resume,
+                    should_stop=should_stop,
+                    progress=progress,
+                )
+    return dataclasses.replace(result, path=name or result.path)
+
+
+def check_extract(
+    out: Path | str | Address, shard: str | None, *, overwrite: bool, resume: bool
+) -> None:
+    """Make sure that `extract` can write where it is to; parameters are its own.
+
+    Raises
+    ------
+    UsageError, OutputExistsError, StorageError
+        As `extract` does.
+    """
+    from cnnfeat.features import FeatureWriter
+
+    part = None if shard is None else ShardNumber.parse(shard)
+    place = place_of(out) if isinstance(out, str) else out
+    if isinstance(place, Address):
+        check_address(_file_at(place, part), overwrite=overwrite, resume=resume)
+        return
+    path = place if part is None else part.path_in(place)
     FeatureWriter.check(path, overwrite=overwrite, resume=resume)
-    from cnnfeat.network.starting import load_tensorflow
 
-    load_tensorflow(device=checked(options).device)
-    from cnnfeat.network import open_network
 
-    found = open_network(network, read or ReadOptions(), trust=trust)
-    extraction = Extraction.of(found, options)  # names are known before images are read
-    with _open_source(source, found.card, progress=progress) as (images, _):
-        opened(images)
-        with stopping() as should_stop:
-            return extraction.run(
-                images,
-                out=Path(out),
-                shard=part,
-                overwrite=overwrite,
-                resume=resume,
-                should_stop=should_stop,
-                progress=progress,
-            )
+@contextlib.contextmanager
+def _written(
+    out: Path | str | Address, part: ShardNumber | None, *, overwrite: bool, resume: bool
+) -> Iterator[tuple[Path, str]]:
+    """Yield where the feature file, or the folder of shards, is written; and its name in a store.
+
+    For a store both are on this machine until the file is complete.
+    """
+    place = place_of(out) if isinstance(out, str) else out
+    if isinstance(place, Path):
+        yield place, ""
+        return
+    target = _file_at(place, part)
+    with outgoing(target, overwrite=overwrite, resume=resume) as local:
+        yield (local if part is None else local.parent), str(target)
+
+
+def _file_at(out: Address, part: ShardNumber | None) -> Address:
+    return out if part is None else out / part.file_name
 
 
 @contextlib.contextmanager
@@ -396,6 +442,12 @@ class Machine:
         if isinstance(images, str | os.PathLike):
             images = DataOptions(source=os.fspath(images))
         named = images.source if isinstance(images, DataOptions) else None
+        if named is not None and is_stored(named) and named.endswith(_FEATURES):
+            with incoming(named) as path:
+                yield from predict_features(
+                    self.saved, path, splits=asked.splits, scores=asked.scores
+                )
+            return
         if named is not None and is_feature_file(named):
             yield from predict_features(
                 self.saved, Path(named), splits=asked.splits, scores=asked.scores
@@ -405,7 +457,7 @@ class Machine:
             try:
                 source = opened.enter_context(self._opened(images))
             except DataError as error:  # of a single file
-                if asked.on_error == "raise" or named is None or Path(named).is_dir():
+                if asked.on_error == "raise" or named is None or _is_many(named):
                     raise
                 reason = error.message.removeprefix(f"{Path(named).absolute()}: ")
                 skipped.append(SkippedSample(0, named, reason))
@@ -451,6 +503,11 @@ class Machine:
             f"  layer    {self.layer} of {network}\n"
             f"  classes  {some_of(self.classes)}"
         )
+
+
+def _is_many(named: str) -> bool:
+    """Whether a source that can't be opened may be more than one picture."""
+    return is_stored(named) or Path(named).is_dir()
 
 
 def load_machine(

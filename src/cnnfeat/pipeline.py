@@ -527,7 +527,7 @@ def fit_svm(
     Parameters
     ----------
     features : Path or str
-        The feature file.
+        The feature file, or its address in a store.
     folder : Path or str
         Gets `svm.skops`, `svm.json`, `predictions.csv` and pictures.
     options : SvmOptions
@@ -549,7 +549,7 @@ def fit_svm(
     from cnnfeat.report.charts import plot_confusion, plot_layers
     from cnnfeat.svm import svm_stage
 
-    features, folder, options = Path(features), Path(folder), checked(options)
+    folder, options = Path(folder), checked(options)
     result = svm_stage(
         features,
         folder,

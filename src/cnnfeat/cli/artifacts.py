@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cnnfeat.cli import console, flags
+from cnnfeat.cli.places import FeaturePath
 from cnnfeat.cli.session import Settings, artifact, pass_settings
 from cnnfeat.errors import FeatureFileError
 
@@ -24,7 +25,7 @@ def _feature_file() -> Path:
 
 
 @click.command()
-@click.argument("path", metavar="[FILE]", type=click.Path(path_type=Path), default=_feature_file)
+@click.argument("path", metavar="[FILE]", type=FeaturePath(), default=_feature_file)
 @flags.as_json
 @flags.common
 def info(path: Path, *, as_json: bool) -> None:
@@ -34,8 +35,9 @@ def info(path: Path, *, as_json: bool) -> None:
     by what is in them. FILE is artifacts/features.h5 if none is given.
     """
     from cnnfeat.artifact import describe_file, summary
+    from cnnfeat.transfer import name_of
 
-    found = describe_file(path)
+    found = dataclasses.replace(describe_file(path), path=name_of(path))
     if as_json:
         console.show_json(dataclasses.asdict(found))
         return
@@ -63,7 +65,7 @@ def _show_layers(layers: dict[str, list[StoredLayer]]) -> None:
 
 
 @click.command()
-@click.argument("path", metavar="[FILE]", type=click.Path(path_type=Path), default=_feature_file)
+@click.argument("path", metavar="[FILE]", type=FeaturePath(), default=_feature_file)
 @flags.as_json
 @flags.common
 @pass_settings
@@ -75,21 +77,22 @@ def verify(settings: Settings, *, path: Path, as_json: bool) -> None:
     is artifacts/features.h5 if none is given.
     """
     from cnnfeat.features import verify_file
+    from cnnfeat.transfer import name_of
 
-    found = verify_file(path, progress=console.progress(settings))
+    found, name = verify_file(path, progress=console.progress(settings)), name_of(path)
     if as_json:
         console.show_json(dataclasses.asdict(found))
     else:
         for damage in found.damages:
             console.show(damage.message)
     for rows in found.unusable:
-        logger.warning("%s: %s", path, rows)
+        logger.warning("%s: %s", name, rows)
     if found.damages:
         raise FeatureFileError(
-            f"{path}: {len(found.damages):,} of {found.n_blocks:,} blocks are damaged",
+            f"{name}: {len(found.damages):,} of {found.n_blocks:,} blocks are damaged",
             hint="make the file again with cnnfeat extract --overwrite",
         )
     if not as_json:
         console.show(
-            f"{path}: all {found.n_blocks:,} blocks hold ({console.size_text(found.size_bytes)})"
+            f"{name}: all {found.n_blocks:,} blocks hold ({console.size_text(found.size_bytes)})"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cnnfeat.cli import console, flags
+from cnnfeat.cli.places import FeaturePath, LocalPath
 from cnnfeat.cli.session import Settings, artifact, pass_settings
 from cnnfeat.errors import DataError
 
@@ -29,7 +30,7 @@ _NAMES = {
 @click.argument(
     "features",
     metavar="[FEATURES]",
-    type=click.Path(path_type=Path),
+    type=FeaturePath(),
     default=lambda: artifact("features.h5"),
 )
 @click.option("--to", type=click.Choice(list(_NAMES)), required=True, help="The format.")
@@ -53,7 +54,7 @@ _NAMES = {
     "-o",
     "--output",
     "out",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     show_default="artifacts/features.FORMAT",
     help="A file; for npy and projector a folder.",
 )

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cnnfeat.address import Address
 from cnnfeat.cli import console, flags
 from cnnfeat.cli.session import (
     Settings,
     StopRequest,
+    artifact,
     own_model,
     pass_settings,
     start_tensorflow,
@@ -60,7 +62,11 @@ _log = logging.getLogger("cnnfeat")
     type=int,
     help="With --dask: shards of so many images, about; 50,000 by default.",
 )
-@flags.output("features.h5", help="The feature file; of shards, the folder.")
+@flags.output(
+    "features.h5",
+    help="The feature file; of shards, the folder. An address, such as s3://bucket/name, too.",
+    stored=True,
+)
 @flags.overwrite
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @flags.as_json
@@ -75,7 +81,7 @@ def extract(
     where: str | None,
     shards: int | None,
     shard_rows: int | None,
-    out: Path,
+    out: Path | Address,
     overwrite: bool,
     resume: bool,
     as_json: bool,
@@ -87,23 +93,21 @@ def extract(
     runs on any number of machines each compute some of the rows; cnnfeat merge joins their files.
     With --dask a cluster computes all of them; the same command goes on with what is there.
     """
+    from cnnfeat.commands import check_extract
     from cnnfeat.commands import extract as extract_features
     from cnnfeat.extraction import IN_FLIGHT
-    from cnnfeat.features import FeatureWriter
-    from cnnfeat.shards import ShardNumber
 
-    if (shard is not None or where is not None) and not flags.is_said(
-        click.get_current_context(), "out"
-    ):
-        out = out.with_suffix("")
+    said = flags.is_said(click.get_current_context(), "out")
+    if (shard is not None or where is not None) and not said:
+        out = artifact("features")
     if where is not None:
         cluster = _cluster(where, shards, shard_rows, shard=shard, overwrite=overwrite)
         _finish(_on_cluster(settings, options, cluster, out=out, trust=trust_model), as_json)
         return
     if shards is not None or shard_rows is not None:
         raise UsageError("--shards and --shard-rows go with --dask; --shard 3/20 is one of twenty")
-    path = out if shard is None else ShardNumber.parse(shard).path_in(out)
-    FeatureWriter.check(path, overwrite=overwrite, resume=resume)  # before TensorFlow takes seconds
+    # before TensorFlow takes seconds
+    check_extract(out, shard, overwrite=overwrite, resume=resume)
     model = options.model.path or own_model("--model names another")
     start_tensorflow(settings, n_calls=IN_FLIGHT, device=options.extract.device)
     result = extract_features(
@@ -145,11 +149,22 @@ def _cluster(
 
 
 def _on_cluster(
-    settings: Settings, options: RunOptions, cluster: ClusterOptions, *, out: Path, trust: bool
+    settings: Settings,
+    options: RunOptions,
+    cluster: ClusterOptions,
+    *,
+    out: Path | Address,
+    trust: bool,
 ) -> ExtractResult:
     from cnnfeat.cluster import extract_on_cluster
     from cnnfeat.extraction import IN_FLIGHT
 
+    if isinstance(out, Address):
+        raise UsageError(
+            f"{out}: a cluster writes its shards into a folder that all workers see",
+            hint="name such a folder with -o, and copy it to the store; or run --shard 3/20 and "
+            "its like, which write to an address",
+        )
     return extract_on_cluster(
         options.model.path or own_model("--model names another"),
         options.data,

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from cnnfeat import knobs
 from cnnfeat.cli.patience import waiting
+from cnnfeat.cli.places import FeaturePath, LocalPath, OutputPlace
 from cnnfeat.cli.session import Settings, artifact
 from cnnfeat.documents import Range
 from cnnfeat.errors import UsageError
@@ -162,14 +163,14 @@ def said_in(ctx: click.Context | None, param: click.Parameter | None) -> str | N
     return next((name for name in names if os.environ.get(name)), None)
 
 
-def output(name: str, *, help: str) -> Callable[[F], F]:
-    """`-o PATH`, by default the artifact called `name`."""
+def output(name: str, *, help: str, stored: bool = False) -> Callable[[F], F]:
+    """`-o PATH`, by default the artifact called `name`; an address too, if it can be `stored`."""
     return click.option(
         "-o",
         "--output",
         "out",
         cls=Heard,
-        type=click.Path(path_type=Path),
+        type=OutputPlace() if stored else LocalPath(),
         default=lambda: artifact(name),
         show_default=f"artifacts/{name}",
         help=help,
@@ -180,7 +181,7 @@ def input_file(flag: str, name: str, *, help: str) -> Callable[[F], F]:
     """Add an option that names a file, by default the artifact called `name`."""
     return click.option(
         flag,
-        type=click.Path(path_type=Path),
+        type=FeaturePath() if name.endswith(".h5") else LocalPath(),
         default=lambda: artifact(name),
         show_default=f"artifacts/{name}",
         help=help,
@@ -193,7 +194,7 @@ def data_dir(command: F) -> F:
     return click.option(
         knob.flag,
         "data_dir",
-        type=click.Path(path_type=Path),
+        type=LocalPath(),
         envvar=[knob.env],
         help=knob.help,
     )(command)
@@ -411,7 +412,7 @@ def _config_file(
                     defaults[_parameter(f"{name}_options", field)] = value
         ctx.default_map = defaults
 
-    kind = click.Path(path_type=Path)
+    kind = LocalPath()
     if whole is not None:
         return click.argument(
             "config", type=kind, required=False, is_eager=True, expose_value=False, callback=read

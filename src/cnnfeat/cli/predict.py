@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cnnfeat.cli import flags
+from cnnfeat.cli.places import LocalPath
 from cnnfeat.cli.predictions import Tally, Wanted, write_csv, write_json, write_table
 from cnnfeat.cli.session import artifact
 from cnnfeat.errors import SKIPPED_EXIT_CODE
@@ -27,7 +28,7 @@ _log = logging.getLogger("cnnfeat")
 @click.option(
     "--svm",
     "svm_file",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=lambda: artifact("svm.skops"),
     show_default="artifacts/svm.skops",
     help="The machine.",

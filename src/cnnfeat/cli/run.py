@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cnnfeat.cli import console, flags
+from cnnfeat.cli.places import LocalPath
 from cnnfeat.cli.session import (
     Settings,
     artifact,
@@ -56,7 +57,7 @@ def _default_run() -> RunOptions:
     "--output",
     "folder",
     cls=flags.Heard,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     default=lambda: artifact(""),
     show_default="artifacts",
     help="The folder for everything that is made.",

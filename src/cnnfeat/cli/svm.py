@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cnnfeat.cli import console, flags
+from cnnfeat.cli.places import FeaturePath, LocalPath
 from cnnfeat.cli.session import Settings, artifact, pass_settings
 from cnnfeat.options import RunOptions
 
@@ -20,7 +21,7 @@ _CELLS = 20  # classes up to which the confusion matrix is printed
 @click.command()
 @click.argument(
     "features",
-    type=click.Path(path_type=Path),
+    type=FeaturePath(),
     default=lambda: artifact("features.h5"),
 )
 @flags.common
@@ -30,7 +31,7 @@ _CELLS = 20  # classes up to which the confusion matrix is printed
     "--output",
     "out",
     cls=flags.Heard,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     default=lambda: artifact("svm.skops").parent,
     show_default="artifacts",
     help="The folder for svm.skops, svm.json, predictions.csv and confusion.png.",

@@ -50,6 +50,7 @@ from cnnfeat.svm.machine import (
 from cnnfeat.svm.matrix import SubsetRows, moments
 from cnnfeat.svm.persistence import save_svm
 from cnnfeat.svm.trials import TrialPlan
+from cnnfeat.transfer import incoming, name_of
 
 OUTPUTS = ("svm.skops", "svm.json", "predictions.csv")
 
@@ -116,7 +117,7 @@ class _Answers:
 
 
 def svm_stage(
-    features: Path,
+    features: Path | str,
     out: Path,
     *,
     options: SvmOptions | None = None,
@@ -128,8 +129,8 @@ def svm_stage(
 
     Parameters
     ----------
-    features : Path
-        A feature file.
+    features : Path or str
+        A feature file, or the address of one in a store.
     out : Path
         The folder for `svm.skops`, `svm.json` and `predictions.csv`.
     options : SvmOptions, optional
@@ -159,7 +160,7 @@ def svm_stage(
     """
     options = options or SvmOptions()
     try:
-        with FeatureFile(features) as file:
+        with incoming(features) as path, FeatureFile(path) as file:
             for name in (*OUTPUTS, *extra_outputs):
                 check_output(out / name, overwrite=overwrite)
             layers = _asked_layers(file, options)
@@ -427,7 +428,7 @@ def _result(
         per_class=scores.per_class,
         confusion=scores.confusion,
         selection=best.candidate.selection,
-        features={"path": str(file.path), **_provenance(file)},
+        features={"path": name_of(file.path), **_provenance(file)},
         network_test_accuracy=file.provenance.network_test_accuracy,
         layers=tuple(compared) if len(contenders) > 1 else (finished,),
         mcnemar=_compared_best(work, contenders) if len(contenders) > 1 else None,
