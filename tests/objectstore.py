@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(4)
             self.close_connection = True
             return
-        if fault in ("403", "404", "503"):
+        if fault and fault.isdecimal():
             self._say(int(fault), {}, b"")
             return
         status, headers, answer = self._behind(body)

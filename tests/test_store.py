@@ -189,6 +189,23 @@ def test_the_first_of_two_writers_wins(target, bucket, other, stays):
     assert bucket.get("made/features.h5") == other
 
 
+@pytest.mark.parametrize(("kind", "stands"), [("501", False), ("501", True), ("412", True)])
+def test_stores_that_say_otherwise_that_a_name_is_taken(target, bucket, proxy, kind, stands):
+    """Older ones know no If-None-Match, and some give no reason."""
+    made = outgoing(target, overwrite=False)
+    path = made.__enter__()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"ours")
+    proxy.times(1, kind, "PUT", "features.h5")
+    if stands:
+        bucket.put("made/features.h5", b"theirs")
+        with pytest.raises(OutputExistsError, match=f"{target} exists"):
+            made.__exit__(None, None, None)
+    else:
+        made.__exit__(None, None, None)
+    assert bucket.get("made/features.h5") == (b"theirs" if stands else b"ours")
+
+
 @pytest.mark.parametrize("kind", ["503", "cut put"])
 def test_a_put_that_fails_for_a_while_is_tried_again(target, bucket, proxy, kind):
     proxy.times(2, kind, "PUT", "features.h5")

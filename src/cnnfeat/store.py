@@ -7,8 +7,10 @@ store takes them; none is asked for here, kept or shown.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from cnnfeat.errors import OutputExistsError, StorageError, UsageError
 REQUESTS = 32  # at one time
 _TRIES = 3  # of what a client's own attempts don't cover: an answer that is cut short
 _PIECE_BYTES = 8 * 2**20
+_TAKEN = re.compile(r"\((PreconditionFailed|412)\)")  # as a client says it
 _TAGS = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
 _FAILURES = {  # beside OSError, by module
     "s3": ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError"),
@@ -162,16 +165,33 @@ def put_object(path: Path, address: Address, *, overwrite: bool) -> None:
         If the store refuses.
     """
     with _told(address) as files:
-        try:
-            files.put_file(str(path), address.path, mode="overwrite" if overwrite else "create")
-        except FileExistsError as error:
-            # Perhaps our own, put by an attempt whose answer was lost.
-            if not _holds(address, path):
-                raise exists_error(address) from error
+        if overwrite:
+            files.put_file(str(path), address.path, mode="overwrite")
+        else:
+            _create(files, path, address)
     found, size_bytes = stat_object(address), path.stat().st_size
     if found is None or found.size_bytes != size_bytes:
         there = "nothing" if found is None else f"{found.size_bytes:,} bytes"
         raise StorageError(f"{address}: {size_bytes:,} bytes were put there, and it has {there}")
+
+
+def _create(files: _Files, path: Path, address: Address) -> None:
+    """Put a file unless there is an object of its name; that may be our own.
+
+    An attempt whose answer was lost has put it, and the next one finds it.
+    """
+    try:
+        files.put_file(str(path), address.path, mode="create")
+    except OSError as error:
+        unknown = error.errno == errno.ENOSYS  # If-None-Match, to an older store
+        if unknown and stat_object(address) is None:
+            files.put_file(str(path), address.path, mode="overwrite")
+            return
+        told = isinstance(error, FileExistsError) or _TAKEN.search(f"{error} {error.__cause__}")
+        if not unknown and not told:
+            raise
+        if not _holds(address, path):
+            raise exists_error(address) from error
 
 
 def exists_error(address: Address) -> OutputExistsError:
