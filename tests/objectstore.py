@@ -132,6 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.isdecimal():
             self._say(int(fault), {}, b"")
             return
+        if fault == "a page":
+            self._say(200, {"Content-Type": "text/html"}, b"<html><p>please log in</html>")
+            return
         status, headers, answer = self._behind(body)
         if fault == "cut get":
             self._say(status, headers, answer[: len(answer) // 2], n_bytes=len(answer))

@@ -14,7 +14,8 @@ from PIL import Image
 from cnnfeat import store
 from cnnfeat.address import Address
 from cnnfeat.data import open_source
-from cnnfeat.errors import CnnfeatError, OutputExistsError, StorageError, UsageError
+from cnnfeat.data.remote import RemotePath, Tree
+from cnnfeat.errors import CnnfeatError, ImageError, OutputExistsError, StorageError, UsageError
 from cnnfeat.transfer import incoming, outgoing
 
 N = 2_000
@@ -132,6 +133,41 @@ def test_a_bucket_that_isnt_there_is_told(proxy, bucket):
         outgoing(Address("s3", "no-such-bucket/x.h5"), overwrite=False),
     ):
         raise AssertionError("told before any work")
+
+
+def test_what_is_no_store_is_told(few, proxy, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(store, "_TRIES", 1)
+    store.forget_clients()
+    proxy.fault = lambda method, path: "a page"
+    with pytest.raises(StorageError, match=few):
+        open_source(few)
+
+
+def test_a_profile_that_isnt_there_is_told(few, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    store.forget_clients()
+    with pytest.raises(StorageError, match=f"{few}: .*no-such-profile"):
+        open_source(few)
+
+
+def test_names_are_as_odd_as_they_come(bucket):
+    names = ["a b", "ü", "a#1", "a?x=1", "a+b", "%41", "a*", "[x]", "a&b;c", "'", '"']
+    for number, name in enumerate(names):
+        bucket.put(f"photos/{name}.png", png(number))
+    bucket.put("deep/x//y.png", png(99))
+    with open_source(f"s3://{bucket.name}/photos") as source:
+        assert sorted(numbers(source, batch_size=4)) == list(range(len(names)))
+        assert {file.id for file in source._files["all"]} == {f"{name}.png" for name in names}
+    with open_source(f"s3://{bucket.name}/deep") as source:
+        assert numbers(source, batch_size=4) == [99]
+
+
+def test_a_key_that_would_lead_elsewhere_is_not_read():
+    root = Address("s3", "bucket/photos")
+    tree = Tree(root, {"../secret.png": store.StoredObject(10, "tag")})
+    with pytest.raises(ImageError, match=r"a key with \. and \.\. as folders isn't read"):
+        RemotePath(tree, "../secret.png").read(error=ImageError)
 
 
 def test_without_credentials_that_is_told(few, monkeypatch, tmp_path):

@@ -27,7 +27,11 @@ _PIECE_BYTES = 8 * 2**20
 _TAKEN = re.compile(r"\((PreconditionFailed|412)\)")  # as a client says it
 _TAGS = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
 _FAILURES = {  # beside OSError, by module
-    "s3": ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError"),
+    "s3": (
+        "botocore.exceptions:BotoCoreError",
+        "botocore.exceptions:ClientError",
+        "botocore.parsers:ResponseParserError",
+    ),
     "gs": ("google.auth.exceptions:GoogleAuthError", "gcsfs.retry:HttpError"),
     "memory": (),
 }
@@ -263,9 +267,8 @@ def _failures(protocol: str) -> tuple[type[Exception], ...]:
 @contextmanager
 def _told(address: Address) -> Iterator[_Files]:
     """Give the client of an address's store; what it raises becomes ours, with the address."""
-    files = _files(address.protocol, os.getpid())
     try:
-        yield files
+        yield _files(address.protocol, os.getpid())
     except (StorageError, UsageError):
         raise
     except _failures(address.protocol) as error:

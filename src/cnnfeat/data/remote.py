@@ -135,6 +135,8 @@ class RemotePath:
         entry = self.entry
         if entry is None:
             raise error(f"{self}: there is no such object")
+        if {".", ".."} & set(self.key.split("/")):  # on their way, clients resolve them
+            raise error(f"{self}: a key with . and .. as folders isn't read", hint="rename it")
         if entry.size_bytes > MAX_OBJECT_BYTES:
             raise error(
                 f"{self}: {entry.size_bytes:,} bytes; {MAX_OBJECT_BYTES:,} are read from a store",
