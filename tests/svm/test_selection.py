@@ -82,7 +82,7 @@ def test_outwards_the_same_value_is_chosen_with_fewer_tried(pixels, folds):
     )
 
 
-def test_no_larger_value_is_tried_than_one_that_none_can_beat(rng):
+def test_a_value_that_none_can_beat_ends_the_search(rng):
     y = np.arange(120) % 4
     X = 10 * np.eye(4)[y] + 0.01 * rng.standard_normal((120, 4))
     plan = in_turn(y, 3, seed=0, rows="rows")
@@ -90,12 +90,15 @@ def test_no_larger_value_is_tried_than_one_that_none_can_beat(rng):
     tried = select_cost(
         Design(ArrayRows(X)), y, plan, n_classes=4, grid=grid, memory_bytes=2**30, outwards=True
     ).selection
-    assert tried.trials[-1].C == 1.0
+    assert [trial.C for trial in tried.trials] == [1.0]  # the middle one
     assert tried.chosen.mean == 1.0
-    assert tried.searched.endswith("; none larger than one of 100 %, which none can beat")
+    assert tried.searched == (
+        "1 of 13 values from 1e-06 to 1e+06: from 1 each way until one scores more than one "
+        "standard error below the best; ended by one of 100 %, which none can beat"
+    )
 
 
-def test_larger_values_that_lost_are_not_said_to_be_left_out_for_100_percent():
+def test_a_smaller_value_that_none_can_beat_ends_the_search_after_larger_ones_lost():
     """One feature tells most rows and is faint in a few, which noise decides for a large C."""
     random = np.random.default_rng(91)
     y = np.arange(60) % 2
@@ -108,8 +111,9 @@ def test_larger_values_that_lost_are_not_said_to_be_left_out_for_100_percent():
     ).selection
     assert found.best.mean == 1.0
     assert found.trials[-1].mean < 1
-    assert len(found.trials) < len(grid)
-    assert found.searched.endswith("more than one standard error below the best")
+    assert [trial.mean == 1 for trial in found.trials] == [True, False, False, False]
+    assert grid[0] < found.trials[0].C
+    assert found.searched.endswith("; ended by one of 100 %, which none can beat")
 
 
 def test_folds_that_start_from_all_rows_end_at_their_own_minimum(rng):

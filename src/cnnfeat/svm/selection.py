@@ -88,7 +88,7 @@ def select_cost(
         For the solver.
     outwards : bool
         Whether to begin in the middle, and to go on each way only until a score is more than one
-        standard error below the best, or none can be better. Else all values are tried.
+        standard error below the best; and not at all when one is perfect. Else all are tried.
     progress : Progress
         Told of each value, and how far it is.
 
@@ -118,10 +118,12 @@ def _next_upwards(tried: Mapping[int, Trial], n_values: int) -> int | None:
 
 
 def _next_outwards(tried: Mapping[int, Trial], n_values: int) -> int | None:
-    """The neighbour of the values tried that may still be chosen; larger ones first."""
+    """The neighbour of the values tried that may be better, or as good; larger ones first."""
     best = max((tried[k] for k in sorted(tried)), key=lambda trial: trial.mean)
     low, high = min(tried), max(tried)
-    if high + 1 < n_values and near(tried[high], best) and best.mean < 1:
+    if best.mean == 1:  # none can beat it
+        return None
+    if high + 1 < n_values and near(tried[high], best):
         return high + 1
     return low - 1 if low and near(tried[low], best) else None
 
@@ -133,8 +135,8 @@ def _said(trials: Sequence[Trial], grid: Sequence[float]) -> str:
         f"{grid[len(grid) // 2]:g} each way until one scores more than one standard error below "
         "the best"
     )
-    if grid[-1] > trials[-1].C and trials[-1].mean == 1:
-        words += "; none larger than one of 100 %, which none can beat"
+    if any(trial.mean == 1 for trial in trials):
+        words += "; ended by one of 100 %, which none can beat"
     return words
 
 
