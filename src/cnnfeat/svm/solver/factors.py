@@ -249,8 +249,8 @@ class Curvature:
         """Make the factor one of the rows with a cost; `check` as in `factor_for`."""
         matrix, costs = active.matrix, active.costs
         difference = self._difference(active)
-        absent = not np.isin(self.rows, active.rows, assume_unique=True).all()
-        anew = self._loss is None or absent
+        counted = np.count_nonzero(_found(self.rows, active.rows)[1])
+        anew = self._loss is None or counted < len(self.rows)
         if self._loss is None:
             self._loss = LossHessian(matrix.shape[1], matrix.dtype)
         if anew or np.count_nonzero(difference) >= np.count_nonzero(costs):
@@ -270,11 +270,17 @@ class Curvature:
         """How much each row should have of another cost than it has in the sum."""
         rows, costs = active.rows, active.costs
         counted = np.zeros(len(rows))
-        if len(rows):
-            places = np.minimum(np.searchsorted(rows, self.rows), len(rows) - 1)
-            there = rows[places] == self.rows
-            counted[places[there]] = self._costs[there]
+        places, there = _found(self.rows, rows)
+        counted[places[there]] = self._costs[there]
         difference = costs - counted
         # Costs that were multiplied and divided by several C are the same but for rounding.
         difference[np.abs(difference) <= ROUNDING * costs] = 0
         return difference
+
+
+def _found(some: Indices, rows: Indices) -> tuple[Indices, NDArray[np.bool_]]:
+    """Where some rows are among others, both ascending, and which of them are there at all."""
+    if not len(rows):
+        return np.zeros(len(some), np.intp), np.zeros(len(some), np.bool_)
+    places = np.minimum(np.searchsorted(rows, some), len(rows) - 1)
+    return places, rows[places] == some

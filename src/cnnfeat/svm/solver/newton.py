@@ -29,17 +29,20 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from cnnfeat.svm.matrix import Doubles, Floats, Indices
 from cnnfeat.svm.solver.design import Columns, Design, Problem, Targets
 from cnnfeat.svm.solver.factors import DENSE_LIMIT, Curvature, Factor
 from cnnfeat.svm.solver.steps import (
+    EXACT_LENGTH,
+    ROUGH_LENGTH,
     Descent,
+    Length,
     Subproblem,
     descend,
     first_step,
@@ -127,16 +130,18 @@ def solve(
     for curvature in state.curvatures.values():
         curvature.promise = 1.0  # what was left of other costs says nothing
     small = design.n_samples * design.n_weights * len(columns) < THREADS_PAY
+    all_threads = _n_threads()
     newton = _Newton(
         state,
         memory_bytes=memory_bytes,
-        n_threads=1 if small else _n_threads(),
+        n_threads=1 if small else all_threads,
+        all_threads=all_threads,
         report=report,
     )
     problems = [
         Problem(design, targets, columns.scaled(stage), check=newton.check) for stage in stages
     ]
-    with threadpool_limits(1 if small else None, user_api="blas"):
+    with _blas().limit(limits=1 if small else all_threads):
         if start is None:
             newton.begin(problems[0])
         for problem in problems[:-1]:
@@ -145,9 +150,15 @@ def solve(
     return state
 
 
+@cache
+def _blas() -> ThreadpoolController:
+    """The libraries of matrix products; to look for them takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas")
+
+
 def _n_threads() -> int:
     """As many as matrix products may use: affinity and OMP_NUM_THREADS are heeded."""
-    found = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+    found = [one["num_threads"] for one in _blas().info()]
     return max(found, default=os.cpu_count() or 1)
 
 
@@ -180,8 +191,17 @@ class Round:
 
 
 class _Newton:
-    def __init__(self, state: State, *, memory_bytes: int, n_threads: int, report: Report) -> None:
-        self._state, self._memory_bytes, self._n_threads = state, memory_bytes, n_threads
+    def __init__(
+        self,
+        state: State,
+        *,
+        memory_bytes: int,
+        n_threads: int,
+        all_threads: int,
+        report: Report,
+    ) -> None:
+        self._state, self._memory_bytes = state, memory_bytes
+        self._n_threads, self._all_threads = n_threads, all_threads
         self._report, self._rounds = report, 0
         self._stopped = threading.Event()
 
@@ -195,7 +215,7 @@ class _Newton:
         state, n_columns = self._state, len(problem.columns)
         state.objective = np.full(n_columns, np.nan)
         state.common, direction = first_step(problem)
-        self._search(problem, np.arange(n_columns), direction)
+        self._search(problem, np.arange(n_columns), direction, within=ROUGH_LENGTH)
         state.steps += 1
 
     def run(self, problem: Problem, *, tol: float, max_iter: int) -> None:
@@ -358,7 +378,7 @@ class _Newton:
         """
         if planned.threads == 1:
             return self._reported(map(work, planned.groups), planned)
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(planned.threads) as pool:
+        with _blas().limit(limits=1), ThreadPoolExecutor(planned.threads) as pool:
             try:
                 return self._reported(pool.map(work, planned.groups), planned)
             except BaseException:  # Ctrl-C among them: the other threads shall end soon
@@ -373,9 +393,15 @@ class _Newton:
         return found
 
     def _search(
-        self, problem: Problem, live: Indices, direction: Doubles, groups: Sequence[Group] = ()
+        self,
+        problem: Problem,
+        live: Indices,
+        direction: Doubles,
+        groups: Sequence[Group] = (),
+        *,
+        within: float = EXACT_LENGTH,
     ) -> tuple[NDArray[np.bool_], Doubles]:
-        """Move each live column to the minimum along its direction.
+        """Move each live column to the minimum along its direction, or near it.
 
         Returns
         -------
@@ -384,29 +410,38 @@ class _Newton:
             The loss, at the whole step, of the rows that `groups` left aside, as a part of the
             objective: what the minimum over the rows looked at can be too low by.
         """
-        state = self._state
-        along = problem.design.product(direction)
-        moved, aside = np.zeros(len(live), np.bool_), np.zeros(len(live))
+        with _blas().limit(limits=self._all_threads):  # all rows: it pays for few weights, too
+            along = problem.design.product(direction)
         looked_at = {int(j): group.rows for group in groups for j in group.columns}
-        for place, j in enumerate(live):
-            step = direction[:, place]
-            found = step_length(
-                slack=problem.slack(j, state.decision[j]),
-                slope=problem.signed(j, along[place]),
-                costs=partial(problem.costs, j),
-                w=state.weights[:, j],
-                step=step,
-            )
-            state.weights[:, j] += found.length * step
-            state.decision[j] += along.dtype.type(found.length) * along[place]
+        moved, aside = np.zeros(len(live), np.bool_), np.zeros(len(live))
+        for place, j in enumerate(live.tolist()):
+            found = self._move(problem, j, direction[:, place], along[place], within=within)
             moved[place] = found.length > 0
-            norm = float(np.einsum("i,i->", state.weights[:, j], state.weights[:, j]))
-            state.objective[j] = 0.5 * norm + float(found.losses(found.length).sum())
-            if int(j) in looked_at:
-                others = np.isin(found.rows, looked_at[int(j)], assume_unique=True, invert=True)
-                tiny = np.finfo(np.float64).tiny
-                aside[place] = found.losses(1.0)[others].sum() / max(state.objective[j], tiny)
+            if j in looked_at:
+                others = np.ones(problem.design.n_samples, np.bool_)
+                others[looked_at[j]] = False
+                lost = float(found.losses(1.0)[others[found.rows]].sum())
+                aside[place] = lost / max(self._state.objective[j], np.finfo(np.float64).tiny)
         return moved, aside
+
+    def _move(
+        self, problem: Problem, j: int, step: Doubles, along: Floats, *, within: float
+    ) -> Length:
+        """Move one column along its step, whose rows' values are `along`."""
+        state = self._state
+        found = step_length(
+            slack=problem.slack(j, state.decision[j]),
+            slope=problem.signed(j, along),
+            costs=partial(problem.costs, j),
+            w=state.weights[:, j],
+            step=step,
+            within=within,
+        )
+        state.weights[:, j] += found.length * step
+        state.decision[j] += along.dtype.type(found.length) * along
+        norm = float(np.einsum("i,i->", state.weights[:, j], state.weights[:, j]))
+        state.objective[j] = 0.5 * norm + float(found.losses(found.length).sum())
+        return found
 
 
 def _square_bytes(design: Design) -> int:

@@ -35,6 +35,7 @@ EXACT = 1e-2  # where the last step must bring much
 SAFE = 0.25  # of the promise wanted at the end, where a direction is rougher than that
 DIAGONAL_TOLERANCE = 1e-3  # near the end, with a preconditioner that says less
 SEARCHES = 50  # of the line's minimum
+EXACT_LENGTH, ROUGH_LENGTH = 1e-6, 1e-2  # within which part of it a length is right
 REACH = 2.0  # step lengths looked at first
 
 
@@ -381,6 +382,7 @@ def step_length(
     costs: Callable[[Indices], Doubles],
     w: Doubles,
     step: Doubles,
+    within: float = EXACT_LENGTH,
 ) -> Length:
     """Find the best step length of one column, looking only at rows that can matter up to it.
 
@@ -394,6 +396,8 @@ def step_length(
         Gives the costs of some rows.
     w, step : ndarray of shape (n_weights,)
         The weights, and the step.
+    within : float
+        What part of the length it may be wrong by.
     """
     reach = REACH
     while True:
@@ -405,6 +409,7 @@ def step_length(
             costs=found[2],
             linear=float(np.einsum("i,i->", w, step)),
             quadratic=float(np.einsum("i,i->", step, step)),
+            within=within,
         )
         if length <= reach:
             return Length(length, rows, *found)
@@ -412,7 +417,13 @@ def step_length(
 
 
 def line_minimum(
-    *, slack: Doubles, slope: Doubles, costs: Doubles, linear: float, quadratic: float
+    *,
+    slack: Doubles,
+    slope: Doubles,
+    costs: Doubles,
+    linear: float,
+    quadratic: float,
+    within: float = EXACT_LENGTH,
 ) -> float:
     """Find the t > 0 that minimises an objective along a direction.
 
@@ -432,6 +443,8 @@ def line_minimum(
         The penalty's slope at t = 0.
     quadratic : float
         The penalty's curvature.
+    within : float
+        What part of t it may be wrong by.
 
     Returns
     -------
@@ -439,9 +452,11 @@ def line_minimum(
         0 where the direction does not descend.
     """
 
+    pulls = 2 * costs * slope
+
     def derivatives(t: float) -> tuple[float, float]:
         rest = slack - t * slope
-        pull = 2 * costs * slope * (rest > 0)
+        pull = pulls * (rest > 0)
         first = linear + quadratic * t - float(np.einsum("i,i->", pull, rest))
         return first, quadratic + float(np.einsum("i,i->", pull, slope))
 
@@ -458,7 +473,7 @@ def line_minimum(
         new = t - first / second
         if not low < new < high:
             new = (low + high) / 2 if np.isfinite(high) else 2 * t
-        if abs(new - t) <= 1e-6 * t:
+        if abs(new - t) <= within * t:
             return new
         t = new
     return t
