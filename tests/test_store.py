@@ -16,6 +16,9 @@ from cnnfeat.address import Address
 from cnnfeat.data import open_source
 from cnnfeat.data.remote import RemotePath, Tree
 from cnnfeat.errors import CnnfeatError, ImageError, OutputExistsError, StorageError, UsageError
+from cnnfeat.extraction import extract
+from cnnfeat.features import FeatureFile
+from cnnfeat.options import ExtractOptions
 from cnnfeat.transfer import incoming, outgoing
 
 N = 2_000
@@ -43,8 +46,18 @@ def few(bucket):
     return f"s3://{bucket.name}/photos"
 
 
+def _adding_up(work) -> object:
+    """A network of one layer, which adds up the pixels of an image."""
+
+    class Sums(work.CountingProbe):
+        def __call__(self, images):
+            return (images.reshape(len(images), -1).sum(1, keepdims=True).astype(np.float32),)
+
+    return work.CountingNetwork(Sums({"sum": (1,)}))
+
+
 @pytest.mark.slow
-def test_two_thousand_pictures_as_a_folder_a_list_and_tar_files(bucket, proxy):
+def test_two_thousand_pictures_as_a_folder_a_list_and_tar_files(bucket, proxy, work, tmp_path):
     lines, shards = ["path,label"], {}
     for n in range(N):
         data = png(n)
@@ -68,6 +81,15 @@ def test_two_thousand_pictures_as_a_folder_a_list_and_tar_files(bucket, proxy):
         gets = [path for method, path in proxy.requests if "list-type" in path]
         assert len(gets) <= 3, "listed once, a thousand a page"
     assert proxy.most >= 8
+    target = Address("s3", f"{bucket.name}/made/features.h5")
+    with open_source(f"{root}/list.csv") as source, outgoing(target, overwrite=False) as path:
+        path.parent.mkdir(parents=True)
+        extract(_adding_up(work), source, ExtractOptions(batch_size=256), out=path)
+    (tmp_path / "features.h5").write_bytes(bucket.get("made/features.h5"))
+    with FeatureFile(tmp_path / "features.h5") as file:
+        assert file.read("all", "sum")[:, 0].tolist() == [n // 256 + n % 256 + 7 for n in range(N)]
+        assert file.labels("all").tolist() == [n % 3 for n in range(N)]
+        assert file.ids("all") == [f"photos/{n}.png" for n in range(N)]
 
 
 def test_several_are_asked_for_at_one_time(few, proxy):

@@ -68,9 +68,23 @@ def is_stored(text: str) -> bool:
     return is_address(text) and not text.lower().startswith(f"{FILE}://")
 
 
-def local_name(text: str) -> str:
-    """A path as it is given, or as `file://` has it."""
-    return str(place_of(text)) if is_address(text) else text
+def local_name(text: str, what: str) -> str:
+    """A path as it is given, or as `file://` has it.
+
+    Raises
+    ------
+    UsageError
+        If it is another address: what is meant (`what`) is read from this machine alone.
+    """
+    if not is_address(text):
+        return text
+    place = place_of(text)
+    if isinstance(place, Address):
+        raise UsageError(
+            f"{place}: {what} is read from this machine alone",
+            hint=f"download it first: {COPIED_BY[place.protocol]} {place} .",
+        )
+    return str(place)
 
 
 def store_address(text: str) -> Address:

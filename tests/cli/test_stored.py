@@ -153,9 +153,17 @@ def test_other_outputs_are_of_this_machine(cnnfeat, tmp_path, words):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_is_of_this_machine(cnnfeat, tmp_path):
+    code, _, err = cnnfeat("layers", "s3://bucket/model.keras", folder=tmp_path)
+    assert code == 2
+    assert "error: s3://bucket/model.keras: a network is read from this machine alone" in err
+    assert "hint: download it first: aws s3 cp s3://bucket/model.keras ." in err
+
+
 def test_a_file_by_its_address_is_one_of_this_machine(cnnfeat, model, photos, tmp_path):
     code, _, err = cnnfeat(
-        *("extract", "--model", model, "--layer", "fc1", "--data", f"file://{photos}"),
+        *("extract", "--model", f"file://{model}", "--layer", "fc1"),
+        *("--data", f"file://{photos}"),
         *("-o", f"file://{tmp_path}/x.h5"),
     )
     assert code == 0, err

@@ -137,7 +137,7 @@ def _open(options: DataOptions, *, max_pixels: int, progress: Progress) -> Opene
         return open_named(spec, data_dir=data_dir, progress=progress)
     if is_stored(spec):
         return _open_address(spec, options, max_pixels=max_pixels)
-    spec = local_name(spec)
+    spec = local_name(spec, "it")
     path, member = split_member(spec)
     mode = _mode(path) if spec else None
     if mode is None and (names := expand(spec)) != [spec]:

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from cnnfeat.address import local_name
 from cnnfeat.card import file_sha256, read_card
 from cnnfeat.errors import CnnfeatError, NetworkError, UsageError
 from cnnfeat.knobs import checked
@@ -183,6 +184,7 @@ def _open(spec: str, options: ReadOptions, values: Values, *, trust: bool) -> Ne
         return Network(graph, origin)
     if options.weights is not None:
         raise NetworkError("--weights goes with keras:NAME only; other models hold their own")
+    spec = local_name(spec, "a network")
     path = Path(spec)
     with unpacked(path) as inside:
         kind = sniff(inside)
