@@ -175,7 +175,8 @@ class DataOptions(FitOptions):
 
     source: str | None = option(
         None,
-        "A name (cnnfeat data list), a folder, or a file of images; auto: MNIST, else digits.",
+        "A name (cnnfeat data list), a folder, a file, or an address (s3://bucket/name) of images; "
+        "auto: MNIST, else digits.",
         flag="--data",
         metavar="SOURCE",
         shown="auto",
