@@ -218,6 +218,30 @@ def memory() -> Iterator[Callable[[str, bytes], None]]:
 
 
 @pytest.fixture
+def made(work: ModuleType, tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Make shards in a folder, and by a single run the file of the same rows."""
+    from cnnfeat.extraction import extract
+    from cnnfeat.options import ExtractOptions
+    from cnnfeat.shards import ShardNumber
+
+    def call(n_shards=3, *, bad=None, sizes=None, known=None, **options):
+        def source():
+            return work.CountingSource(sizes or {"train": 130, "test": 40}, bad=bad, known=known)
+
+        how = ExtractOptions(
+            **{"batch_size": 16, "on_error": "skip" if bad else "raise", **options}
+        )
+        network = work.CountingNetwork()
+        for number in range(1, n_shards + 1):
+            shard = ShardNumber(number, n_shards)
+            extract(network, source(), how, out=tmp_path / "set", shard=shard)
+        extract(network, source(), how, out=tmp_path / "single.h5")
+        return tmp_path / "set", tmp_path / "single.h5"
+
+    return call
+
+
+@pytest.fixture
 def check(work: ModuleType) -> Callable:
     """Check every value of a complete file, by what the features of a row number must be."""
 

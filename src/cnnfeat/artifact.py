@@ -16,7 +16,7 @@ from cnnfeat.archives import Archive
 from cnnfeat.card import CARD_FORMAT, ModelCard
 from cnnfeat.documents import Name, parse_document, read_document, take_up
 from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
-from cnnfeat.features import FeatureFile, StoredLayer
+from cnnfeat.features import FeatureFile, StoredLayer, is_set
 from cnnfeat.parts import Part
 from cnnfeat.records import Json, Parts
 from cnnfeat.regular import open_regular
@@ -30,7 +30,7 @@ class Artifact:
     """What a file is."""
 
     path: str
-    kind: str  # "feature file", "network", "network card", "SVM", "SVM result"
+    kind: str  # "feature file", "feature set", "network", "network card", "SVM", "SVM result"
     facts: Mapping[str, Json]  # where it came from and what it holds
     layers: Mapping[str, tuple[StoredLayer, ...]]  # of a feature file, by split
 
@@ -45,6 +45,8 @@ def describe_file(path: Path) -> Artifact:
     DataError
         If it is of no kind that is known here, or damaged.
     """
+    if is_set(path):
+        return _features(path)
     try:
         with open_regular(path) as file:
             head = file.read(8)
@@ -85,7 +87,7 @@ def _features(path: Path) -> Artifact:
             split: None if found is None else len(np.unique(found))
             for split, found in groups.items()
         }
-        facts["blocks"] = {split: len(file.sums(split).stops) for split in file.splits}
+        facts["blocks"] = {split: file.n_blocks(split) for split in file.splits}
         facts["skipped"] = {
             split: [[item.row, item.id, item.reason] for item in file.skipped(split)]
             for split in file.splits
@@ -93,7 +95,10 @@ def _features(path: Path) -> Artifact:
         layers = {
             split: tuple(file.layer(split, name) for name in file.layers) for split in file.splits
         }
-    return Artifact(str(path), "feature file", facts, layers)
+        if path.is_dir():
+            facts["shards"] = file.n_pieces
+    kind = "feature set" if path.is_dir() else "feature file"
+    return Artifact(str(path), kind, facts, layers)
 
 
 def _counts(parts: Parts | None) -> dict[str, Json] | None:
@@ -177,7 +182,7 @@ def summary(artifact: Artifact) -> list[tuple[str, str]]:
     """Say the main facts in words, for people."""
     path, facts = Path(artifact.path), artifact.facts
     lines = [("file", f"{artifact.path}: {artifact.kind}")]
-    if artifact.kind == "feature file":
+    if artifact.kind in ("feature file", "feature set"):
         return lines + _features_summary(facts)
     show = _card_summary if artifact.kind in ("network", "network card") else _svm_summary
     if artifact.kind in ("network card", "SVM result"):
@@ -198,7 +203,9 @@ def _features_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
     known = f", test accuracy {accuracy:.2%}" if isinstance(accuracy, float) else ""
     skipped = facts["skipped"]
     left_out = sum(map(len, skipped.values())) if isinstance(skipped, dict) else 0
+    n_shards = facts.get("shards")
     lines = [
+        *([] if n_shards is None else [("shards", f"{n_shards:,}")]),
         ("network", f"{facts.get('network', 'unknown')} ({facts.get('network_format')}){known}"),
         ("network SHA-256", str(facts.get("network_sha256", "unknown"))),
         ("source", f"{facts.get('source', 'unknown')} ({facts.get('source_kind')})"),

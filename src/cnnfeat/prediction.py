@@ -24,7 +24,7 @@ from cnnfeat.errors import (
     UsageError,
 )
 from cnnfeat.extraction import default_batch_size
-from cnnfeat.features import FeatureFile
+from cnnfeat.features import FeatureFile, is_set
 from cnnfeat.options import DataOptions, FitOptions, ProbeOptions, Size, check_fit
 from cnnfeat.origin import recorded_data, recorded_fitting, recorded_pixels, recorded_probe
 from cnnfeat.parts import Part, unpack_parts
@@ -87,7 +87,12 @@ class Prediction:
 
 
 def is_feature_file(spec: str) -> bool:
-    """Whether a path leads to an HDF5 file (a data set inside one, `file.h5:/x`, is a source)."""
+    """Whether a path leads to an HDF5 file (a data set inside one, `file.h5:/x`, is a source).
+
+    Or to a folder of shards.
+    """
+    if is_set(Path(spec)):
+        return True
     try:
         with open_regular(Path(spec)) as file:
             return file.read(len(HDF5_MAGIC)) == HDF5_MAGIC

@@ -245,3 +245,39 @@ def test_four_channels_go_to_a_network_of_four(cnnfeat, tmp_path, rng):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     done = cnnfeat(*words, "three.npy", "--overwrite", folder=tmp_path)
     assert done.returncode == 4 and "takes 4 channels" in done.stderr
+
+
+def test_shards_are_merged_into_the_data_of_a_single_run(run, cnnfeat, images):
+    asked = ("--data", images, "--layer", "conv1", "--layer", "fc1", "--batch-size", 16)
+    for number in (2, 1, 3):
+        code, out, err = run(*asked, "--shard", f"{number}/3")
+        assert code == 0, err
+        assert f"artifacts/features/features.000{number}-of-0003.h5" in out
+    assert run(*asked, "-o", "single.h5").returncode == 0
+    assert cnnfeat("merge", "artifacts/features", "-o", "merged.h5").returncode == 0
+    with h5py.File("single.h5") as single, h5py.File("merged.h5") as merged:
+        for name in ("conv1", "fc1", "label", "id"):
+            assert single["all"][name][...].tobytes() == merged["all"][name][...].tobytes() or (
+                list(single["all"][name]) == list(merged["all"][name])
+            )
+        said = [{key: file.attrs[key] for key in file.attrs} for file in (single, merged)]
+        differ = {key for key in said[0] if said[0][key] != said[1][key]}
+        assert said[0].keys() == said[1].keys() and differ <= {"created"}
+
+
+@pytest.mark.parametrize("given", ["0/4", "5/4", "x"])
+def test_what_is_no_shard_is_refused_before_anything_is_read(run, given):
+    code, _, err = run("--data", "nowhere", "--shard", given)
+    assert code == 2
+    assert "no shard" in err and "--shard 3/20 is the third of twenty" in err
+
+
+def test_more_shards_than_batches_are_refused(run, images):
+    code, _, err = run("--data", images, "--layer", "fc1", "--batch-size", 64, "--shard", "1/4")
+    assert code == 2
+    assert "4 shards are more than there are batches: the longest split has 3" in err
+
+
+def test_shards_have_no_timed_batch_size(run, images):
+    code, _, err = run("--data", images, "--shard", "1/4", "--batch-size", "auto", "--layer", "fc1")
+    assert code == 2 and "--batch-size auto times a few sizes" in err

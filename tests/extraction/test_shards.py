@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
 
 import h5py
 import numpy as np
@@ -16,6 +17,7 @@ from cnnfeat.extraction.publishing import write_shard
 from cnnfeat.features import FeatureFile, ShardFile
 from cnnfeat.options import ExtractOptions
 from cnnfeat.shards import ShardNumber
+from cnnfeat.temporary import remove_abandoned_folders
 
 SIZES = {"train": 130, "test": 40}
 
@@ -246,3 +248,88 @@ def test_a_disk_that_refuses_the_name_is_told(settled, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"features\.0001-of-0002\.h5: can't write: the disk is full"):
         write_shard(settled(), ShardNumber(1, 2), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def start(worker_command, tmp_path):
+    """Run worker.py on the second of three shards of 300 and 75 images; it says "ready"."""
+    begun = []
+
+    def call(*options):
+        process = subprocess.Popen(
+            [*worker_command, str(tmp_path / "set"), "--rows", "300", "--shard", "2/3", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        begun.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield call
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def _holds(path, work):
+    with ShardFile(path) as file:
+        assert file.place.samples == {"train": (100, 200), "test": (0, 50)}
+        rows = np.arange(100, 200)
+        np.testing.assert_array_equal(
+            file.read("train", "fc1"), work.expected(rows, shape=(8,), times=1.5)
+        )
+        assert file.ids("test") == [f"test/{row}.png" for row in range(50)]
+        return file.content_checksum()
+
+
+@pytest.mark.parametrize("how", [["--publish"], ["--resume"]], ids=["published", "resumed"])
+def test_a_shard_whose_process_is_killed_is_made_by_the_next(start, work, tmp_path, how):
+    killed = start("--hold", "2", *how)
+    assert killed.stdout.readline() == "holding\n"
+    killed.kill()
+    killed.wait()
+    folder = tmp_path / "set"
+    assert not (folder / "features.0002-of-0003.h5").exists()
+    again = start(*how)
+    assert again.communicate()[0] == "done\n" and again.returncode == 0
+    _holds(folder / "features.0002-of-0003.h5", work)
+    remove_abandoned_folders(folder)
+    assert [path.name for path in folder.iterdir()] == ["features.0002-of-0003.h5"]
+
+
+def test_two_processes_write_a_shard_at_once_and_one_is_kept(start, work, tmp_path):
+    slow = start("--publish", "--hold", "2")
+    assert slow.stdout.readline() == "holding\n"
+    quick = start("--publish")
+    assert quick.communicate()[0] == "done\n"
+    path = tmp_path / "set" / "features.0002-of-0003.h5"
+    first = path.stat().st_ino
+    assert slow.communicate("\n")[0] == "done\n" and slow.returncode == 0
+    assert path.stat().st_ino == first
+    _holds(path, work)
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_of_two_that_write_a_shard_in_place_the_second_is_refused(start, tmp_path):
+    first = start("--hold", "2")
+    assert first.stdout.readline() == "holding\n"
+    second = start()
+    said = second.communicate()[0]
+    assert second.returncode == 5
+    assert f"features.0002-of-0003.h5 is being written by process {first.pid}" in said
+    assert first.communicate("\n")[0] == "done\n"
+
+
+def test_what_a_dead_maker_left_is_removed_but_not_a_living_ones(start, tmp_path):
+    folder = tmp_path / "set"
+    dead = start("--publish", "--hold", "2")
+    assert dead.stdout.readline() == "holding\n"
+    dead.kill()
+    dead.wait()
+    living = start("--publish", "--hold", "2")
+    assert living.stdout.readline() == "holding\n"
+    assert len(list(folder.iterdir())) == 2
+    remove_abandoned_folders(folder)
+    assert len(list(folder.iterdir())) == 1
+    assert living.communicate("\n")[0] == "done\n"

@@ -18,7 +18,8 @@ from typing import ClassVar
 import numpy as np
 
 from cnnfeat.errors import CnnfeatError, ImageError
-from cnnfeat.extraction import extract
+from cnnfeat.extraction import Extraction, extract
+from cnnfeat.extraction.publishing import write_shard
 from cnnfeat.options import ExtractOptions, ReadOptions
 from cnnfeat.records import (
     Array,
@@ -31,6 +32,7 @@ from cnnfeat.records import (
     SkippedSample,
     SplitInfo,
 )
+from cnnfeat.shards import ShardNumber
 
 SIDE = 4
 
@@ -229,12 +231,20 @@ def outcome(options: argparse.Namespace, out: Path, stopped: list[int]) -> int:
         delay_s=options.delay,
         before=None if options.hold is None else holding(options.hold),
     )
+    how = ExtractOptions(batch_size=options.batch_size, on_error="skip")
+    shard = options.shard and ShardNumber.parse(options.shard)
     try:
+        if options.publish:
+            job = Extraction.of(CountingNetwork(), how).settle(source)  # type: ignore[arg-type]
+            write_shard(job, shard, out)
+            print("done", flush=True)  # noqa: T201
+            return 0
         extract(
             CountingNetwork(),  # type: ignore[arg-type]
             source,
-            ExtractOptions(batch_size=options.batch_size, on_error="skip"),
+            how,
             out=out,
+            shard=shard,
             overwrite=options.overwrite,
             resume=options.resume,
             should_stop=lambda: bool(stopped),
@@ -255,6 +265,8 @@ def main() -> int:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--hold", type=int, default=None)
     parser.add_argument("--bad", type=int, default=None)
+    parser.add_argument("--shard", default=None)
+    parser.add_argument("--publish", action="store_true", help="as one of several may do it")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args()

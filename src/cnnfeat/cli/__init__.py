@@ -21,6 +21,7 @@ COMMANDS = {
     "train": ("train:train", "Train a small convolutional network."),
     "layers": ("layers:layers", "List a network's layers and the tensors behind them."),
     "extract": ("extract:extract", "Write activations of named layers into a feature file."),
+    "merge": ("merge:merge", "Make one feature file, or a set, of the shards in a folder."),
     "svm": ("svm:svm", "Train a support vector machine on the features."),
     "predict": ("predict:predict", "Label pictures with a trained SVM."),
     "run": ("run:run", "Run all stages from one TOML file; redo only what changed."),

@@ -10,7 +10,7 @@ from cnnfeat.features.format import (
     beside_rows,
     plan_columns,
 )
-from cnnfeat.features.inventory import ShardEntry
+from cnnfeat.features.inventory import ShardEntry, is_set
 from cnnfeat.features.journal import Header
 from cnnfeat.features.reader import FeatureFile
 from cnnfeat.features.shardfile import ShardFile
@@ -39,6 +39,7 @@ __all__ = [
     "UnusableRows",
     "Verification",
     "beside_rows",
+    "is_set",
     "plan_columns",
     "storage_errors",
     "verify_file",

@@ -32,6 +32,7 @@ FORMAT_VERSION = 1
 CHECKSUM = "xxh3-64"
 CHECKSUMS, CLASSES = "checksums", "classes"
 LABEL, PART, GROUP, ID, SKIPPED = "label", "part", "group", "id", "skipped"
+OVERFLOWED = "overflowed_to_inf"  # a layer's attribute: values beyond the stored type
 # What stands beside the layers, a number a row, and how it is stored.
 BESIDE = {LABEL: "<i8", PART: "|u1", GROUP: "<i8"}
 RESERVED = frozenset({*BESIDE, ID, SKIPPED, "sample"})

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 from cnnfeat.documents import Count, Longest, Name, json_text, read_document, take_up
-from cnnfeat.errors import FeatureFileError, MissingInputError
+from cnnfeat.errors import FeatureFileError
 from cnnfeat.files import replacing
+from cnnfeat.regular import open_regular
 from cnnfeat.shards import shard_files
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SET_FORMAT, SET_VERSION = "cnnfeat-set", 1
+_HEAD_BYTES = 64  # in which the format stands
 _SEAL = "cnnfeat merge FOLDER --manifest seals a folder whose shards are all there"
 
 
@@ -123,13 +125,24 @@ def in_a_row(folder: Path, shards: Iterable[ShardEntry]) -> Iterable[ShardEntry]
         yield shard
 
 
+def is_set(path: Path) -> bool:
+    """Whether a path leads to a folder of shards, sealed or not."""
+    if not path.is_dir():
+        return False
+    try:
+        with open_regular(path / MANIFEST) as file:
+            if SET_FORMAT.encode() in file.read(_HEAD_BYTES):
+                return True
+    except OSError:
+        pass  # there may be shards
+    return next(shard_files(path), None) is not None
+
+
 def read_inventory(folder: Path) -> Inventory:
     """Read the manifest of a set, and see that its shards are there as it says.
 
     Raises
     ------
-    MissingInputError
-        If the folder holds neither shards nor a manifest.
     FeatureFileError
         If there is no manifest or it is damaged; if a shard is missing, or of another size.
     """
@@ -159,15 +172,15 @@ def read_inventory(folder: Path) -> Inventory:
     return found
 
 
-def _unsealed(folder: Path) -> FeatureFileError | MissingInputError:
+def _unsealed(folder: Path) -> FeatureFileError:
     n_shards = sum(1 for _ in shard_files(folder))
     if n_shards:
         return FeatureFileError(
             f"{folder} holds {n_shards:,} shards and no {MANIFEST}: it isn't known to be whole",
             hint=_SEAL,
         )
-    return MissingInputError(
-        f"{folder} is a folder without shards or a {MANIFEST}",
+    return FeatureFileError(
+        f"{folder} is a folder, not a regular file, and there are no shards in it",
         hint="cnnfeat extract --shard 1/4 -o FOLDER makes the first of four",
     )
 

@@ -325,7 +325,7 @@ def _describe(
     for key, value in attributes.items():
         array.attrs[key] = np.array(value, "<i8") if key == "original_shape" else value
     if overflow:
-        array.attrs["overflowed_to_inf"] = overflow
+        array.attrs[fmt.OVERFLOWED] = overflow
     array.attrs["coordinates"] = " ".join(beside)
 
 

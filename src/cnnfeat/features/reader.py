@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -12,7 +13,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.documents import json_text
 from cnnfeat.errors import CnnfeatError, FeatureFileError, LayerLookupError, UsageError, near_names
 from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
@@ -32,10 +32,13 @@ _HINT = "make the file again with cnnfeat extract"
 class FeatureFile:
     """A complete feature file, open for reading; a context manager.
 
+    A folder of shards that `cnnfeat merge` has sealed is read as the file that they make up: then
+    it is a `cnnfeat.features.sets.FeatureSet`, which does all that is said here.
+
     Parameters
     ----------
     path : Path
-        The file.
+        The file, or the folder.
 
     Attributes
     ----------
@@ -59,6 +62,14 @@ class FeatureFile:
     FeatureFileError
         If it is damaged, incomplete, of an unknown version, foreign, or points to other files.
     """
+
+    def __new__(cls, path: Path | str, *_more: object) -> Self:
+        """Make what reads a file, or a folder."""
+        if cls is not FeatureFile or not Path(path).is_dir():
+            return super().__new__(cls)
+        from cnnfeat.features.sets import FeatureSet
+
+        return super().__new__(FeatureSet)  # type: ignore[return-value]
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -199,12 +210,12 @@ class FeatureFile:
         self.close()
 
     def __repr__(self) -> str:
-        places = {name: self._places[self.splits[0], name] for name in self.layers}
-        layers = [f"{name} {place.shape[1:]} {place.dtype}" for name, place in places.items()]
+        found = {name: self.layer(self.splits[0], name) for name in self.layers}
+        layers = [f"{name} {one.shape[1:]} {one.dtype}" for name, one in found.items()]
         rows = [f"{self.n_rows(split):,} {split}" for split in self.splits]
         network, source = (self.attributes.get(key, "?") for key in ("network", "source"))
         return (
-            f"FeatureFile {self.path}\n"
+            f"{type(self).__name__} {self.path}\n"
             f"  rows    {some_of(rows)}; {len(self.classes)} classes\n"
             f"  layers  {some_of(layers)}\n"
             f"  from    {source}, by {network}"
@@ -218,6 +229,29 @@ class FeatureFile:
     def n_rows(self, split: str) -> int:
         """Rows of a split."""
         return int(self.sums(split).stops[-1])
+
+    def n_blocks(self, split: str) -> int:
+        """Blocks of a split."""
+        return len(self.sums(split).stops)
+
+    def columns(self, split: str) -> tuple[str, ...]:
+        """Names of what each row of a split has: the layers, then label, part, group, id."""
+        return self.sums(split).columns
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on the disk."""
+        return self.path.stat().st_size
+
+    @property
+    def n_pieces(self) -> int:
+        """How many files there are: of a set, its shards."""
+        return 1
+
+    @contextlib.contextmanager
+    def piece(self, number: int) -> Iterator[tuple[FeatureFile, Mapping[str, int]]]:  # noqa: ARG002
+        """Open one of the files; with it, by split, the rows of all before it."""
+        yield self, dict.fromkeys(self.splits, 0)
 
     def sums(self, split: str) -> Sums:
         """Block checksums of a split.
@@ -448,20 +482,6 @@ class FeatureFile:
             f"(rows {start} to {int(stops[block]) - 1}) is damaged: its checksum doesn't hold",
             hint=_HINT,
         )
-
-    def content_checksum(self) -> str:
-        """Digest what it holds, by the checksums of its blocks: 16 hexadecimal digits.
-
-        When and by what path it was made doesn't count.
-        """
-        running = RunningChecksum()
-        for split, sums in self._sums.items():
-            left_out = [[one.row, one.id, one.reason] for one in self.skipped(split)]
-            said = json_text([split, sums.columns, self.classes, left_out])
-            running.update(np.frombuffer(said.encode("utf-8"), np.uint8))
-            running.update(sums.stops.astype("<i8"))
-            running.update(sums.values.astype("<u8"))
-        return f"{running.take():016x}"
 
     def labels(self, split: str) -> Labels | None:
         """Labels of a split, (n_rows,) int64, checked; None where there are none."""

@@ -211,6 +211,24 @@ def _check_array(array: h5py.Dataset, path: Path) -> None:
         raise _refused(array, path, f"has shape {shape}, more than the file's {end:,} bytes hold")
 
 
+def axis_names(array: h5py.Dataset, path: Path) -> tuple[str, ...]:
+    """Read what the axes of a row are called: "height", "width", "channel".
+
+    Raises
+    ------
+    FeatureFileError
+        If the scales that name them are damaged.
+    """
+    before = f"{array.name}_"
+    try:
+        scales = [array.dims[axis][0].name for axis in range(1, array.ndim)]
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise FeatureFileError(
+            f"{path}: the axes of {array.name} are damaged: {error}", hint=_HINT
+        ) from error
+    return tuple(name.removeprefix(before).rstrip("_") for name in scales)
+
+
 def numeric(array: h5py.Dataset, path: Path, kinds: str) -> np.dtype[np.generic]:
     """Return an array's type if it is one of the `kinds` of numbers NumPy knows."""
     dtype: np.dtype[np.generic] = array.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cnnfeat.records import Array
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One block that doesn't hold what was written."""
+    """One block that doesn't hold what was written, or a whole shard: then it is of no split."""
 
     split: str
     layer: str  # or "label", "part", "group", "id"
@@ -58,6 +59,7 @@ class UnusableRows:
 
     def __init__(self, file: FeatureFile, split: str, layer: str) -> None:
         self._file, self._split, self._layer = file, split, layer
+        self.before = 0  # rows of other shards, before those that are looked at
         self.found: Unusable | None = None
 
     def look_at(self, start: int, rows: Array) -> None:
@@ -67,7 +69,7 @@ class UnusableRows:
             return
         if self.found is None:
             place, reason = next(iter(bad.items()))
-            row = start + place
+            row = self.before + start + place
             n_rows = self._file.n_rows(self._split)
             self.found = Unusable(self._split, self._layer, n_rows, 0, row, self._id(row), reason)
         self.found = replace(self.found, n_bad=self.found.n_bad + len(bad))
@@ -82,26 +84,46 @@ class UnusableRows:
 def verify_file(path: Path, *, progress: Progress = SILENT) -> Verification:
     """Check features, labels, parts, groups and ids of a file against its block checksums.
 
+    Of a set, all shards are checked; one that can't be opened is a damage among others.
+
     Raises
     ------
     FeatureFileError
-        If the file can't be opened at all.
+        If the file, or the set, can't be opened at all.
     MissingInputError
         If there is none.
     """
     damages: list[Damage] = []
-    bad: list[Unusable] = []
-    n_blocks = 0
     with FeatureFile(path) as file:
-        rows = sum(file.n_rows(s) * len(file.sums(s).columns) for s in file.splits)
+        columns = {split: file.columns(split) for split in file.splits}
+        counted = {
+            (split, column): UnusableRows(file, split, column)
+            for split in file.splits
+            for column in columns[split]
+        }
+        rows = sum(file.n_rows(split) * len(names) for split, names in columns.items())
         with progress.task("verifying", total=rows, unit="rows") as task:
-            for split in file.splits:
-                for column in file.sums(split).columns:
-                    n_blocks += len(file.sums(split).stops)
-                    counted = UnusableRows(file, split, column)
-                    damages.extend(_check_column(file, split, column, counted, task))
-                    bad += [] if counted.found is None else [counted.found]
-    return Verification(n_blocks, path.stat().st_size, tuple(damages), tuple(bad))
+            for number in range(file.n_pieces):
+                damages += _check_piece(file, number, counted, task)
+        n_blocks = sum(file.n_blocks(split) * len(names) for split, names in columns.items())
+        bad = tuple(one.found for one in counted.values() if one.found is not None)
+        return Verification(n_blocks, file.size_bytes, tuple(damages), bad)
+
+
+def _check_piece(
+    file: FeatureFile, number: int, counted: Mapping[tuple[str, str], UnusableRows], task: Task
+) -> list[Damage]:
+    found = []
+    try:
+        with file.piece(number) as (piece, before):
+            for split in piece.splits:
+                for column in piece.columns(split):
+                    rows = counted[split, column]
+                    rows.before = before[split]
+                    found += _check_column(piece, split, column, rows, task)
+    except FeatureFileError as error:
+        found.append(Damage("", "", None, str(error)))
+    return found
 
 
 def _check_column(

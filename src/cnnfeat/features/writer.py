@@ -348,7 +348,9 @@ class FeatureWriter:
         plan = self._states[split].plan
         self.append_columns(split, batch, _with_facts(plan, batch, arrays))
 
-    def append_columns(self, split: str, batch: Batch, arrays: Sequence[Array]) -> None:
+    def append_columns(
+        self, split: str, batch: Batch, arrays: Sequence[Array], *, overflowed: Sequence[int] = ()
+    ) -> None:
         """Write one block of which every column is at hand.
 
         Parameters
@@ -359,6 +361,8 @@ class FeatureWriter:
             The samples; its images and labels aren't looked at.
         arrays : sequence of ndarray
             In the order of all of the plan's columns.
+        overflowed : sequence of int
+            Values that became infinite before they came here, a column each.
 
         Raises
         ------
@@ -369,14 +373,15 @@ class FeatureWriter:
         if batch.start != state.position:
             raise ValueError(f"batch starts at {batch.start}, {state.position} expected")
         sums, overflows = [], []
-        for column, values in zip(state.plan.columns, arrays, strict=True):
+        before = overflowed or (0,) * len(arrays)
+        for column, values, n_before in zip(state.plan.columns, arrays, before, strict=True):
             rows, overflow = _fit(values, column)
             if len(rows):
                 with storage_errors(self.paths.final):
                     place = self._place(state, column)
                     self._disk.write(self._handle, byte_view(rows), offset=place)
             sums.append(checksum(rows))
-            overflows.append(overflow)
+            overflows.append(n_before + overflow)
         block = Block(split, batch.start, batch.stop, len(batch), tuple(sums), tuple(overflows))
         names = BlockNames(split, tuple(map(_stored_text, batch.ids)), batch.skipped)
         with storage_errors(self.paths.journal):

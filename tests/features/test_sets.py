@@ -1,0 +1,401 @@
+"""Sets: shards read as one file, joined into one, and refused where they aren't one whole set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from cnnfeat.errors import (
+    CnnfeatError,
+    FeatureFileError,
+    Interrupted,
+    MissingInputError,
+    UsageError,
+)
+from cnnfeat.extraction import extract
+from cnnfeat.features import FeatureFile, FeatureWriter, sets, verify_file
+from cnnfeat.features.inventory import ShardEntry, read_inventory, write_inventory
+from cnnfeat.features.merging import merge_shards, seal_set
+from cnnfeat.options import ExtractOptions
+from cnnfeat.shards import ShardNumber
+
+SIZES = {"train": 130, "test": 40}
+BAD = {"train": {0, 50, 51}, "test": set(range(16))}  # all that the first shard has of test
+
+
+@pytest.fixture
+def sealed(made):
+    folder, single = made()
+    seal_set(folder)
+    return folder, single
+
+
+KNOWN = {
+    "part": {"train": (np.arange(130) % 3).astype("uint8")},
+    "group": {"train": np.arange(130) * 7, "test": np.arange(40)},
+}
+KINDS = {
+    "plain": {},
+    "left out": {"bad": BAD},
+    "parts": {"known": KNOWN},
+    "short split": {"sizes": {"train": 130, "test": 5}},
+    "float16": {"dtype": "float16"},
+    "one": {"n_shards": 1},
+}
+
+
+def _same_time(path: Path, other: Path) -> None:
+    """Say of a copy that it was made when the other was."""
+    with h5py.File(other) as file:
+        created = file.attrs["created"]
+    with h5py.File(path, "r+") as file:
+        assert len(file.attrs["created"]) == len(created)
+        file.attrs["created"] = created
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_merged_shards_are_a_single_runs_file(made, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("cnnfeat.features.writer._now", lambda: "2026-11-30T12:00:00+00:00")
+    folder, single = made(**kind)
+    merge_shards(folder, tmp_path / "merged.h5")
+    assert (tmp_path / "merged.h5").read_bytes() == single.read_bytes()
+
+
+def test_overflows_of_shards_are_counted_together(made, work, tmp_path, monkeypatch):
+    computed = work.CountingProbe.__call__
+    large = lambda probe, images: tuple(1000 * rows for rows in computed(probe, images))  # noqa: E731
+    monkeypatch.setattr(work.CountingProbe, "__call__", large)
+    folder, _ = made(dtype="float16")
+    merge_shards(folder, tmp_path / "merged.h5")
+    n_beyond = int(np.sum(work.expected(np.arange(130), shape=(8,), times=1.5) * 1000 > 65519))
+    assert n_beyond
+    with h5py.File(tmp_path / "merged.h5") as file:
+        assert file["train/fc1"].attrs["overflowed_to_inf"] == n_beyond
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_set_reads_as_the_file_of_its_rows(made, kind):
+    folder, single = made(**kind)
+    seal_set(folder)
+    with FeatureFile(folder) as found, FeatureFile(single) as wanted:
+        assert found.splits == wanted.splits and found.layers == wanted.layers
+        assert found.classes == wanted.classes
+        assert found.find_layer("conv/a") == "conv.a"
+        assert found.provenance.settings == wanted.provenance.settings
+        for split in wanted.splits:
+            assert found.n_rows(split) == wanted.n_rows(split)
+            assert found.n_blocks(split) == wanted.n_blocks(split)
+            assert found.ids(split) == wanted.ids(split)
+            assert found.ids(split, start=2, stop=4) == wanted.ids(split, start=2, stop=4)
+            assert found.skipped(split) == wanted.skipped(split)
+            for facts in ("labels", "parts", "groups"):
+                one, other = getattr(found, facts)(split), getattr(wanted, facts)(split)
+                assert (one is None) == (other is None)
+                np.testing.assert_array_equal(one, other)
+            sums, others = found.sums(split), wanted.sums(split)
+            np.testing.assert_array_equal(sums.stops, others.stops)
+            np.testing.assert_array_equal(sums.values, others.values)
+            for layer in wanted.layers:
+                assert found.layer(split, layer) == wanted.layer(split, layer)
+                np.testing.assert_array_equal(found.read(split, layer), wanted.read(split, layer))
+
+
+@pytest.mark.parametrize("rows", [None, 1, 7, 16, 50, 1000])
+def test_blocks_of_a_set_are_those_of_the_file(sealed, rows):
+    folder, single = sealed
+    with FeatureFile(folder) as found, FeatureFile(single) as wanted:
+        pairs = zip(
+            found.blocks("train", "fc1", rows=rows),
+            wanted.blocks("train", "fc1", rows=rows),
+            strict=True,
+        )
+        for (start, block), (other_start, other) in pairs:
+            assert start == other_start
+            np.testing.assert_array_equal(block, other)
+
+
+def test_rows_of_a_set_are_taken_in_any_order(sealed, rng):
+    folder, single = sealed
+    rows = rng.integers(0, 130, 200)
+    with FeatureFile(folder) as found, FeatureFile(single) as wanted:
+        np.testing.assert_array_equal(
+            found.take("train", "fc1", rows), wanted.take("train", "fc1", rows)
+        )
+        assert found.take("train", "fc1", []).shape == (0, 8)
+        with pytest.raises(UsageError, match="rows must lie between 0 and 129"):
+            found.take("train", "fc1", [130])
+        np.testing.assert_array_equal(
+            found.read("train", "fc1", start=40, stop=100),
+            wanted.read("train", "fc1", start=40, stop=100),
+        )
+        with pytest.raises(UsageError, match="has no split 'trian'"):
+            found.n_rows("trian")
+
+
+def test_few_shards_are_open_at_a_time(made, monkeypatch):
+    monkeypatch.setattr(sets, "MOST_OPEN", 2)
+    folder, _ = made(9)
+    seal_set(folder)
+    before = _n_open()
+    with FeatureFile(folder) as file:
+        assert len(file.labels("train")) == 130
+        # Each has two: one of them for rows alone.
+        assert _n_open() - before <= 2 * 2
+    assert _n_open() == before
+
+
+def _n_open() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_set_is_verified_shard_by_shard(sealed):
+    folder, _ = sealed
+    found = verify_file(folder)
+    assert found.damages == () and found.n_blocks == (9 + 3) * 4
+    shard = folder / "features.0002-of-0003.h5"
+    with h5py.File(shard) as file:
+        offset = file["train/fc1"].id.get_offset()
+    with shard.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff")
+    with FeatureFile(folder) as file, pytest.raises(FeatureFileError) as told:
+        list(file.blocks("train", "fc1"))
+    assert "features.0002-of-0003.h5: split 'train', layer 'fc1', block 0" in str(told.value)
+    (damage,) = verify_file(folder).damages
+    assert "features.0002-of-0003.h5" in damage.message
+
+
+def test_verifying_goes_on_behind_a_shard_that_cant_be_opened(sealed):
+    folder, _ = sealed
+    shard = folder / "features.0002-of-0003.h5"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    (damage,) = verify_file(folder).damages
+    assert damage.split == "" and "features.0002-of-0003.h5 is no HDF5 file" in damage.message
+
+
+def _remove_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def _remove_shard(folder):
+    (folder / "features.0002-of-0003.h5").unlink()
+
+
+def _cut_shard(folder):
+    os.truncate(folder / "features.0002-of-0003.h5", 100)
+
+
+def _exchange_shards(folder):
+    one, other = folder / "features.0001-of-0003.h5", folder / "features.0002-of-0003.h5"
+    shutil.copy(other, one)
+
+
+def _edit(folder, change):
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def _lose_entry(folder):
+    _edit(folder, lambda said: said["shards"].pop(1))
+
+
+def _repeat_entry(folder):
+    _edit(folder, lambda said: said["shards"][0].update(name="features.0002-of-0003.h5"))
+
+
+def _lead_elsewhere(folder):
+    _edit(folder, lambda said: said["shards"][1].update(name="../single.h5"))
+
+
+def _lose_all(folder):
+    _edit(folder, lambda said: said["shards"].clear())
+
+
+def _be_newer(folder):
+    _edit(folder, lambda said: said.update(version=2))
+
+
+def _be_torn(folder):
+    path = folder / "manifest.json"
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _be_another(folder):
+    (folder / "manifest.json").write_text('{"format": "web app", "version": 1}')
+
+
+FAULTS = {
+    _remove_manifest: "set holds 3 shards and no manifest.json",
+    _remove_shard: "shard features.0002-of-0003.h5 is missing",
+    _cut_shard: "features.0002-of-0003.h5 has 100 bytes, and manifest.json says",
+    _exchange_shards: "features.0001-of-0003.h5 ",
+    _lose_entry: "0003-of-0003.h5 has samples 96 to 130 of split 'train', and those before it end",
+    _repeat_entry: "features.0002-of-0003.h5 is listed twice",
+    _lead_elsewhere: "shard ../single.h5 is missing",
+    _lose_all: "manifest.json lists no shard",
+    _be_newer: "manifest.json has version 2; this cnnfeat reads version 1",
+    _be_torn: "manifest.json is no manifest of shards",
+    _be_another: "is no manifest of shards: format must be 'cnnfeat-set', not 'web app'",
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), FAULTS.items(), ids=[fault.__name__.strip("_") for fault in FAULTS]
+)
+def test_a_set_that_is_not_whole_is_refused(sealed, fault, said):
+    folder, _ = sealed
+    fault(folder)
+    with pytest.raises(FeatureFileError) as told, FeatureFile(folder) as file:
+        file.labels("train")
+    assert said in str(told.value)
+    assert told.value.exit_code == 3
+
+
+def test_a_folder_of_other_things_is_no_set(tmp_path):
+    with pytest.raises(FeatureFileError, match=r"is a folder, .* and there are no shards in it"):
+        FeatureFile(tmp_path)
+    with pytest.raises(MissingInputError, match="is no folder with shards in it"):
+        seal_set(tmp_path / "nowhere")
+
+
+def test_shards_that_are_missing_are_named(made, tmp_path):
+    folder, _ = made()
+    (folder / "features.0002-of-0003.h5").unlink()
+    with pytest.raises(
+        FeatureFileError, match=r"1 of 3 shards are missing: features\.0002"
+    ) as told:
+        merge_shards(folder, tmp_path / "merged.h5")
+    assert "--shard 2/3" in told.value.hint
+    with pytest.raises(FeatureFileError, match="1 of 3 shards are missing"):
+        seal_set(folder)
+    assert not (folder / "manifest.json").exists() and not (tmp_path / "merged.h5").exists()
+
+
+def test_shards_of_other_settings_are_named(made, run_shard):
+    folder, _ = made()
+    (folder / "features.0002-of-0003.h5").unlink()
+    run_shard(folder, dtype="float16")
+    with pytest.raises(FeatureFileError) as told:
+        seal_set(folder)
+    assert (
+        "features.0002-of-0003.h5 was made with another dtype than features.0001-of-0003.h5: "
+        "float16, not float32" in str(told.value)
+    )
+
+
+@pytest.fixture
+def run_shard(work):
+    """Make the second of three shards in some other way."""
+
+    def call(folder, *, content="v1", **options):
+        source = work.CountingSource(SIZES)
+        source.content = content
+        how = ExtractOptions(**{"batch_size": 16, **options})
+        extract(work.CountingNetwork(), source, how, out=folder, shard=ShardNumber(2, 3))
+
+    return call
+
+
+def test_a_shard_of_a_source_that_has_changed_is_named(made, run_shard):
+    folder, _ = made()
+    (folder / "features.0002-of-0003.h5").unlink()
+    run_shard(folder, content="v2")
+    with pytest.raises(
+        FeatureFileError, match=r"0002-of-0003\.h5 was made with another data finge"
+    ):
+        seal_set(folder)
+
+
+def test_shards_of_two_sets_in_a_folder_are_refused(made, tmp_path):
+    folder, _ = made()
+    shutil.copy(folder / "features.0001-of-0003.h5", folder / "features.0001-of-0004.h5")
+    with pytest.raises(FeatureFileError, match="holds shards of several sets: features"):
+        seal_set(folder)
+
+
+def test_a_shard_under_anothers_name_is_refused(made):
+    folder, _ = made()
+    shutil.copy(folder / "features.0001-of-0003.h5", folder / "features.0002-of-0003.h5")
+    with pytest.raises(FeatureFileError, match=r"0002-of-0003\.h5 holds shard 1/3, not 2/3"):
+        seal_set(folder)
+
+
+def test_a_plain_file_under_a_shards_name_is_refused(made):
+    folder, single = made()
+    shutil.copy(single, folder / "features.0002-of-0003.h5")
+    with pytest.raises(FeatureFileError, match=r"features\.0002-of-0003\.h5 is no shard"):
+        seal_set(folder)
+
+
+def test_a_split_left_out_in_all_shards_is_an_error(made, work, tmp_path):
+    bad = {"test": set(range(40))}
+    how = ExtractOptions(batch_size=16, on_error="skip")
+    for number in (1, 2):
+        source = work.CountingSource(SIZES, bad=bad)
+        extract(work.CountingNetwork(), source, how, out=tmp_path, shard=ShardNumber(number, 2))
+    with pytest.raises(FeatureFileError, match="all samples of split 'test' were left out"):
+        seal_set(tmp_path)
+
+
+def test_a_damaged_shard_is_not_merged(made, tmp_path):
+    folder, _ = made()
+    shard = folder / "features.0003-of-0003.h5"
+    with h5py.File(shard) as file:
+        offset = file["test/label"].id.get_offset()
+    with shard.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\x07")
+    with pytest.raises(FeatureFileError, match=r"0003-of-0003\.h5: split 'test', layer 'label'"):
+        merge_shards(folder, tmp_path / "merged.h5")
+    assert not (tmp_path / "merged.h5").exists()
+
+
+@pytest.mark.parametrize("n_before", [1, 3, 4, 9, 11])
+@pytest.mark.parametrize("bad", [None, BAD], ids=["all rows", "left out"])
+def test_an_interrupted_merge_goes_on_where_it_was(made, tmp_path, monkeypatch, bad, n_before):
+    monkeypatch.setattr("cnnfeat.features.writer._now", lambda: "2026-11-30T12:00:00+00:00")
+    folder, single = made(bad=bad)
+    counted = iter(range(100))
+    with pytest.raises(Interrupted, match=r"stopped after \d+ of \d+ rows") as told:
+        merge_shards(folder, tmp_path / "m.h5", should_stop=lambda: next(counted) + 1 == n_before)
+    assert "--resume" in told.value.hint
+    written = []
+    append = FeatureWriter.append_columns
+    monkeypatch.setattr(
+        FeatureWriter,
+        "append_columns",
+        lambda writer, *args, **more: (written.append(args[0]), append(writer, *args, **more)),
+    )
+    merge_shards(folder, tmp_path / "m.h5", resume=True)
+    assert len(written) == 12 - n_before
+    assert (tmp_path / "m.h5").read_bytes() == single.read_bytes()
+    merge_shards(folder, tmp_path / "m.h5", resume=True)  # complete already
+    assert len(written) == 12 - n_before
+
+
+def test_a_manifest_of_many_shards_is_read_as_it_was_written(tmp_path):
+    n = 1000
+    entries = [
+        ShardEntry(f"features.{i + 1}.h5", {"all": (i, i + 1)}, {"all": 1}, {"all": 1}, 0, "0" * 16)
+        for i in range(n)
+    ]
+    for entry in entries:
+        (tmp_path / entry.name).touch()
+    write_inventory(tmp_path, {"layer": "fc1"}, iter(entries))
+    found = read_inventory(tmp_path)
+    assert found.n_rows("all") == n and found.shards == tuple(entries)
+
+
+def test_errors_of_sets_have_hints(made):
+    folder, _ = made()
+    with pytest.raises(CnnfeatError) as told:
+        FeatureFile(folder)
+    assert told.value.hint.startswith("cnnfeat merge FOLDER --manifest seals")
