@@ -130,6 +130,7 @@ def extract(
     shard: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    add: bool = False,
     opened: Callable[[Source], None] = _nothing,
     stopping: Stopping = _not_stopping,
     progress: Progress = SILENT,
@@ -159,6 +160,9 @@ def extract(
         Whether an existing file may be replaced; it stays until the new one is complete.
     resume : bool
         Whether to go on with an interrupted run.
+    add : bool
+        Whether to add the layers to the feature file, or the set, that is there: for the rows that
+        it has; layers that it has aren't computed again.
     opened : callable
         Called with the source before its images are read.
     stopping : callable
@@ -181,10 +185,12 @@ def extract(
     >>> cnnfeat.extract("model.keras", "photos/", ExtractOptions(layers="conv2"), out="features.h5")
     """
     from cnnfeat.extraction import Extraction
+    from cnnfeat.extraction.adding import add_layers
 
+    check_extract(out, shard, overwrite=overwrite, resume=resume, add=add)
     part = None if shard is None else ShardNumber.parse(shard)
     with _written(out, part, overwrite=overwrite, resume=resume) as (written, name):
-        check_extract(written, shard, overwrite=overwrite, resume=resume)
+        check_extract(written, shard, overwrite=overwrite, resume=resume, add=add)
         from cnnfeat.network.starting import load_tensorflow
 
         load_tensorflow(device=checked(options).device)
@@ -195,6 +201,14 @@ def extract(
         with _open_source(source, found.card, progress=progress) as (images, _):
             opened(images)
             with stopping() as should_stop:
+                if add:
+                    return add_layers(
+                        extraction,
+                        images,
+                        out=written,
+                        should_stop=should_stop,
+                        progress=progress,
+                    )
                 result = extraction.run(
                     images,
                     out=written,
@@ -208,7 +222,12 @@ def extract(
 
 
 def check_extract(
-    out: Path | str | Address, shard: str | None, *, overwrite: bool, resume: bool
+    out: Path | str | Address,
+    shard: str | None,
+    *,
+    overwrite: bool,
+    resume: bool,
+    add: bool = False,
 ) -> None:
     """Make sure that `extract` can write where it is to; parameters are its own.
 
@@ -221,11 +240,33 @@ def check_extract(
 
     part = None if shard is None else ShardNumber.parse(shard)
     place = place_of(out) if isinstance(out, str) else out
+    if add:
+        _check_adding(place, other=overwrite or shard is not None)
+        return
     if isinstance(place, Address):
         check_address(_file_at(place, part), overwrite=overwrite, resume=resume)
         return
     path = place if part is None else part.path_in(place)
     FeatureWriter.check(path, overwrite=overwrite, resume=resume)
+
+
+def _check_adding(place: Path | Address, *, other: bool) -> None:
+    """See that there is a feature file, or a set, to add to."""
+    from cnnfeat.features import FeatureFile, FeatureWriter
+
+    if other:
+        raise UsageError(
+            "--add keeps the rows and layers that are there: it goes with neither --overwrite nor "
+            "--shard"
+        )
+    if isinstance(place, Address):
+        raise UsageError(
+            f"{place} lies in a store; layers are added to a file of this machine",
+            hint="copy it here, and name it with -o",
+        )
+    if not place.is_dir():  # what is in a folder is looked at when it is added to
+        FeatureFile(place).close()
+        FeatureWriter.check(place, overwrite=True)
 
 
 @contextlib.contextmanager

@@ -281,3 +281,68 @@ def test_more_shards_than_batches_are_refused(run, images):
 def test_shards_have_no_timed_batch_size(run, images):
     code, _, err = run("--data", images, "--shard", "1/4", "--batch-size", "auto", "--layer", "fc1")
     assert code == 2 and "--batch-size auto times a few sizes" in err
+
+
+def _bytes_of(path: Path) -> dict[str, bytes | list[bytes]]:
+    with h5py.File(path) as file:
+        return {
+            name: list(array) if array.dtype.hasobject else array[...].tobytes()
+            for name, array in file["all"].items()
+            if isinstance(array, h5py.Dataset)
+        } | {"checksums": file["checksums/all/sum"][...].tobytes()}
+
+
+def _attributes_of(path: Path) -> dict[str, object]:
+    with h5py.File(path) as file:
+        return {name: file.attrs[name] for name in file.attrs if name != "created"}
+
+
+def test_a_layer_is_added_to_a_file_as_if_it_had_been_asked_for(run, images):
+    asked = ("--data", images, "--batch-size", 64)
+    assert run(*asked, "--layer", "fc1", "-o", "f.h5").returncode == 0
+    before = _bytes_of(Path("f.h5"))
+    code, out, err = run(*asked, "--layer", "conv1", "--add", "-o", "f.h5")
+    assert code == 0, err
+    assert "conv1" in out and "fc1" in out
+    assert run(*asked, "--layer", "fc1", "--layer", "conv1", "-o", "g.h5").returncode == 0
+    assert _bytes_of(Path("f.h5")) == _bytes_of(Path("g.h5"))
+    assert _attributes_of(Path("f.h5")) == _attributes_of(Path("g.h5"))
+    assert before["fc1"] == _bytes_of(Path("f.h5"))["fc1"]
+    code, _, err = run(*asked, "--layer", "conv1", "--add", "-o", "f.h5")
+    assert code == 0 and "f.h5 has these layers already" in err
+
+
+def test_a_layer_is_added_to_a_set(run, cnnfeat, images):
+    asked = ("--data", images, "--batch-size", 16)
+    for number in (1, 2, 3):
+        assert run(*asked, "--layer", "fc1", "--shard", f"{number}/3", "-o", "set").returncode == 0
+    assert cnnfeat("merge", "set", "--manifest").returncode == 0
+    code, _, err = run(*asked, "--layer", "conv1", "--add", "-o", "set")
+    assert code == 0, err
+    assert run(*asked, "--layer", "fc1", "--layer", "conv1", "-o", "g.h5").returncode == 0
+    assert cnnfeat("merge", "set", "-o", "f.h5").returncode == 0
+    assert _bytes_of(Path("f.h5")) == _bytes_of(Path("g.h5"))
+    assert _attributes_of(Path("f.h5")) == _attributes_of(Path("g.h5"))
+    assert sorted(path.name for path in Path("set").iterdir()) == [
+        *(f"features.000{number}-of-0003.h5" for number in (1, 2, 3)),
+        "manifest.json",
+    ]
+
+
+def test_what_cant_be_added_to_is_said(run, images):
+    asked = ("--data", images, "--layer", "fc1")
+    code, _, err = run(*asked, "--add", "-o", "f.h5")
+    assert code == 2 and "no feature file f.h5" in err
+    assert run(*asked, "-o", "f.h5").returncode == 0
+    code, _, err = run(*asked, "--layer", "conv1", "--dtype", "float16", "--add", "-o", "f.h5")
+    assert code == 2
+    assert "f.h5 was made with another dtype: float32, and now it is float16" in err
+    code, _, err = run(*asked, "--add", "--overwrite", "-o", "f.h5")
+    assert code == 2 and "goes with neither --overwrite nor --shard" in err
+    with h5py.File("f.h5") as file:
+        offset = file["all/fc1"].id.get_offset()
+    with Path("f.h5").open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff")
+    code, _, err = run(*asked, "--layer", "conv1", "--add", "-o", "f.h5")
+    assert code == 3 and "layer 'fc1', block 0" in err

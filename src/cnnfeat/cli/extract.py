@@ -69,6 +69,9 @@ _log = logging.getLogger("cnnfeat")
 )
 @flags.overwrite
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option(
+    "--add", is_flag=True, help="Add layers to the file or the set that is there, for its rows."
+)
 @flags.as_json
 @flags.common
 @pass_settings
@@ -84,6 +87,7 @@ def extract(
     out: Path | Address,
     overwrite: bool,
     resume: bool,
+    add: bool,
     as_json: bool,
 ) -> None:
     """Write activations of named layers into a feature file.
@@ -101,13 +105,15 @@ def extract(
     if (shard is not None or where is not None) and not said:
         out = artifact("features")
     if where is not None:
+        if add:
+            raise UsageError("--add computes here, and --dask on a cluster: give one of them")
         cluster = _cluster(where, shards, shard_rows, shard=shard, overwrite=overwrite)
         _finish(_on_cluster(settings, options, cluster, out=out, trust=trust_model), as_json)
         return
     if shards is not None or shard_rows is not None:
         raise UsageError("--shards and --shard-rows go with --dask; --shard 3/20 is one of twenty")
     # before TensorFlow takes seconds
-    check_extract(out, shard, overwrite=overwrite, resume=resume)
+    check_extract(out, shard, overwrite=overwrite, resume=resume, add=add)
     model = options.model.path or own_model("--model names another")
     start_tensorflow(settings, n_calls=IN_FLIGHT, device=options.extract.device)
     result = extract_features(
@@ -120,6 +126,7 @@ def extract(
         shard=shard,
         overwrite=overwrite,
         resume=resume,
+        add=add,
         opened=lambda images: _log.info("data: %s", console.source_text(images)),
         stopping=_stopping,
         progress=console.progress(settings),

@@ -16,7 +16,7 @@ from cnnfeat.errors import DataError, Interrupted, UsageError
 from cnnfeat.extraction.batch_size import LARGEST as LARGEST_BATCH
 from cnnfeat.extraction.batch_size import default_batch_size, pick_batch_size
 from cnnfeat.extraction.plan import Job, Prober, choose_splits
-from cnnfeat.extraction.threads import Threads
+from cnnfeat.extraction.threads import Threads, Write
 from cnnfeat.features import FeatureFile, FeatureWriter, FilePlan, Header, ShardFile
 from cnnfeat.knobs import checked
 from cnnfeat.options import ExtractOptions, check_fit
@@ -29,7 +29,8 @@ _LISTED = 10  # skipped samples named in a warning
 _log = logging.getLogger("cnnfeat")
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Go on."""
     return False
 
 
@@ -163,9 +164,9 @@ def run_job(
             _log.info("%s is complete already", out)
             return _result(out, job, began)
     with FeatureWriter(out, plan, overwrite=overwrite, resume=resume, progress=progress) as writer:
-        _run(writer, job, should_stop=should_stop or _never, progress=progress)
+        compute_into(writer, job, should_stop=should_stop or never, progress=progress)
         skipped = writer.finish()
-        _warn(writer, skipped)
+        warn_of_rows(writer, skipped)
     return _result(out, job, began)
 
 
@@ -264,10 +265,24 @@ def _check_source(source: Source, out: Path, plan: FilePlan) -> None:
         )
 
 
-def _run(
-    writer: FeatureWriter, job: Job, *, should_stop: Callable[[], bool], progress: Progress
+def compute_into(
+    writer: FeatureWriter,
+    job: Job,
+    *,
+    append: Write | None = None,
+    should_stop: Callable[[], bool],
+    progress: Progress,
 ) -> None:
-    plan = writer.plan
+    """Compute what a file in the making lacks.
+
+    Each batch and its activations go to `append`, by default the file's own.
+
+    Raises
+    ------
+    Interrupted
+        If `should_stop` said so.
+    """
+    plan, put = writer.plan, append or writer.append
     row_bytes = max(split.size_bytes // split.n_rows for split in plan.splits)
     with (
         progress.task("extracting", total=plan.n_rows, unit="images") as task,
@@ -280,7 +295,7 @@ def _run(
         task.advance(writer.n_done)
 
         def write(split: str, batch: Batch, arrays: tuple[Array, ...]) -> None:
-            writer.append(split, batch, arrays)
+            put(split, batch, arrays)
             task.advance(batch.stop - batch.start)
 
         if not threads.run(_left(writer, job), write, should_stop=should_stop):
@@ -315,7 +330,8 @@ def _interrupted(writer: FeatureWriter) -> Interrupted:
     )
 
 
-def _warn(writer: FeatureWriter, skipped: Mapping[str, tuple[SkippedSample, ...]]) -> None:
+def warn_of_rows(writer: FeatureWriter, skipped: Mapping[str, tuple[SkippedSample, ...]]) -> None:
+    """Tell which samples were left out, and what became infinite."""
     for name, samples in skipped.items():
         for sample in samples[:_LISTED]:
             _log.warning("left out %s: %s", sample.id, sample.reason)

@@ -13,7 +13,7 @@ from cnnfeat.features.format import (
 from cnnfeat.features.inventory import ShardEntry, is_set
 from cnnfeat.features.journal import Header
 from cnnfeat.features.reader import FeatureFile
-from cnnfeat.features.shardfile import ShardFile
+from cnnfeat.features.shardfile import PlannedFile, ShardFile
 from cnnfeat.features.verification import (
     Damage,
     Unusable,
@@ -21,7 +21,7 @@ from cnnfeat.features.verification import (
     Verification,
     verify_file,
 )
-from cnnfeat.features.writer import FeatureWriter
+from cnnfeat.features.writer import FeatureWriter, stored_text
 
 __all__ = [
     "RESERVED_SPLITS",
@@ -31,6 +31,7 @@ __all__ = [
     "FeatureWriter",
     "FilePlan",
     "Header",
+    "PlannedFile",
     "ShardEntry",
     "ShardFile",
     "SplitPlan",
@@ -42,6 +43,7 @@ __all__ = [
     "is_set",
     "plan_columns",
     "storage_errors",
+    "stored_text",
     "verify_file",
     "write_arrays",
 ]

@@ -46,7 +46,7 @@ def take_stock(folder: Path, *, progress: Progress = SILENT) -> Inventory:
     FeatureFileError
         If one is missing, damaged, or was made with other settings than the first.
     """
-    paths = _all_there(folder)
+    paths = all_there(folder)
     with ShardFile(paths[0]) as first:
         settings = first.provenance.settings
     with progress.task("looking through shards", total=len(paths), unit="shards") as task:
@@ -58,8 +58,14 @@ def take_stock(folder: Path, *, progress: Progress = SILENT) -> Inventory:
     return found
 
 
-def _all_there(folder: Path) -> list[Path]:
-    """List the shards in order."""
+def all_there(folder: Path) -> list[Path]:
+    """List the shards of a folder, in order.
+
+    Raises
+    ------
+    MissingInputError, FeatureFileError
+        If there are none, some are missing, or some are of another set.
+    """
     by_size: dict[int, dict[int, Path]] = {}
     if folder.is_dir():
         for number, of, path in shard_files(folder):

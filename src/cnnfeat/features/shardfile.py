@@ -20,7 +20,48 @@ from cnnfeat.shards import ShardRows
 _HINT = "give every shard's command the same options, source and versions"
 
 
-class ShardFile(FeatureFile):
+class PlannedFile(FeatureFile):
+    """A feature file that tells how it was planned, for another that is to have the same."""
+
+    def planned_columns(self, split: str) -> tuple[Column, ...]:
+        """Describe its arrays as they were planned.
+
+        Raises
+        ------
+        FeatureFileError
+            If what it says of them is damaged.
+        """
+        return tuple(self._planned(split, name) for name in self.columns(split) if name != fmt.ID)
+
+    def _planned(self, split: str, name: str) -> Column:
+        place = self._places[split, name]
+        output = None if (split, name) in self._beside else self._output(split, name)
+        return Column(name, place.dtype.newbyteorder("<").str, place.shape[1:], output)
+
+    def _output(self, split: str, name: str) -> ProbeOutput:
+        said, dtype = self.layer(split, name), self._places[split, name].dtype.name
+        array = safety.child_array(self._groups[split], name, self.path)
+        original = read_attributes(array, ("original_dtype",), self.path).get("original_dtype")
+        return ProbeOutput(
+            layer=said.layer,
+            tensor=said.tensor,
+            op=said.op,
+            row_shape=said.shape[1:],
+            dtype=dtype,
+            original_shape=said.original_shape,
+            original_dtype=str(original or dtype),
+            pooling=said.pooling,
+            axes=safety.axis_names(array, self.path),
+        )
+
+    def overflows(self, split: str, name: str) -> int:
+        """How many values of a layer were beyond its stored type, and are infinite."""
+        array = safety.child_array(self._groups[split], name, self.path)
+        found = read_attributes(array, (fmt.OVERFLOWED,), self.path).get(fmt.OVERFLOWED)
+        return found if isinstance(found, int) and found > 0 else 0
+
+
+class ShardFile(PlannedFile):
     """A shard as one of its set, which one without rows is too: all its samples were left out.
 
     Attributes
@@ -78,40 +119,3 @@ class ShardFile(FeatureFile):
             running.update(sums.stops.astype("<i8"))
             running.update(sums.values.astype("<u8"))
         return f"{running.take():016x}"
-
-    def planned_columns(self, split: str) -> tuple[Column, ...]:
-        """Describe its arrays as they were planned, for a file that is to have the same.
-
-        Raises
-        ------
-        FeatureFileError
-            If what it says of them is damaged.
-        """
-        return tuple(self._planned(split, name) for name in self.columns(split) if name != fmt.ID)
-
-    def _planned(self, split: str, name: str) -> Column:
-        place = self._places[split, name]
-        output = None if (split, name) in self._beside else self._output(split, name)
-        return Column(name, place.dtype.newbyteorder("<").str, place.shape[1:], output)
-
-    def _output(self, split: str, name: str) -> ProbeOutput:
-        said, dtype = self.layer(split, name), self._places[split, name].dtype.name
-        array = safety.child_array(self._groups[split], name, self.path)
-        original = read_attributes(array, ("original_dtype",), self.path).get("original_dtype")
-        return ProbeOutput(
-            layer=said.layer,
-            tensor=said.tensor,
-            op=said.op,
-            row_shape=said.shape[1:],
-            dtype=dtype,
-            original_shape=said.original_shape,
-            original_dtype=str(original or dtype),
-            pooling=said.pooling,
-            axes=safety.axis_names(array, self.path),
-        )
-
-    def overflows(self, split: str, name: str) -> int:
-        """How many values of a layer were beyond its stored type, and are infinite."""
-        array = safety.child_array(self._groups[split], name, self.path)
-        found = read_attributes(array, (fmt.OVERFLOWED,), self.path).get(fmt.OVERFLOWED)
-        return found if isinstance(found, int) and found > 0 else 0

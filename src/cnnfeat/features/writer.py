@@ -313,6 +313,14 @@ class FeatureWriter:
         """The place in the source's split before which all samples of the plan are done."""
         return self._states[split].position
 
+    def start(self, split: str) -> int:
+        """The place of the first sample in the source's split."""
+        return self._states[split].plan.start
+
+    def n_rows(self, split: str) -> int:
+        """How many rows are done: samples that weren't left out."""
+        return self._states[split].n_rows
+
     def n_blocks(self, split: str) -> int:
         """How many blocks are done."""
         return len(self._states[split].stops)
@@ -328,7 +336,9 @@ class FeatureWriter:
         names = [column.name for column in state.plan.columns]
         return dict(zip(names, state.overflows, strict=False))
 
-    def append(self, split: str, batch: Batch, arrays: Sequence[Array]) -> None:
+    def append(
+        self, split: str, batch: Batch, arrays: Sequence[Array], *, overflowed: Sequence[int] = ()
+    ) -> None:
         """Write one block: the rows of a batch, then its line in the journal.
 
         Parameters
@@ -339,6 +349,8 @@ class FeatureWriter:
             The next samples of this split.
         arrays : sequence of ndarray
             `(len(batch), *row_shape)` each, in the order of the plan's layers.
+        overflowed : sequence of int
+            Values that became infinite before they came here, a layer each.
 
         Raises
         ------
@@ -346,7 +358,9 @@ class FeatureWriter:
             If the disk refuses. Blocks written before are kept.
         """
         plan = self._states[split].plan
-        self.append_columns(split, batch, _with_facts(plan, batch, arrays))
+        columns = _with_facts(plan, batch, arrays)
+        more = (0,) * (len(columns) - len(overflowed))
+        self.append_columns(split, batch, columns, overflowed=(*overflowed, *more))
 
     def append_columns(
         self, split: str, batch: Batch, arrays: Sequence[Array], *, overflowed: Sequence[int] = ()
@@ -383,7 +397,7 @@ class FeatureWriter:
             sums.append(checksum(rows))
             overflows.append(n_before + overflow)
         block = Block(split, batch.start, batch.stop, len(batch), tuple(sums), tuple(overflows))
-        names = BlockNames(split, tuple(map(_stored_text, batch.ids)), batch.skipped)
+        names = BlockNames(split, tuple(map(stored_text, batch.ids)), batch.skipped)
         with storage_errors(self.paths.journal):
             self._journal.append(block, names)
         state.add(block)
@@ -525,7 +539,7 @@ def _read_exactly(handle: int, size: int, offset: int) -> Array:
     return found
 
 
-def _stored_text(text: str) -> str:
+def stored_text(text: str) -> str:
     """Make a text that UTF-8 can hold: bytes that are none are written as `\\xNN`."""
     try:
         raw = text.encode("utf-8", "surrogateescape")
