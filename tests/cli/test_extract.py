@@ -227,7 +227,7 @@ def test_a_picture_too_small_for_a_network_is_named_or_left_out(cnnfeat, tmp_pat
         assert [(one.row, one.id) for one in file.skipped("all")] == [(2, "c.png")]
         found = file.read("all", "gap")
     expected = [model.predict(pixels[n][None].astype("f4"), verbose=0)[0] for n in "abd"]
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_four_channels_go_to_a_network_of_four(cnnfeat, tmp_path, rng):
