@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -327,6 +328,28 @@ def test_a_layer_is_added_to_a_set(run, cnnfeat, images):
         *(f"features.000{number}-of-0003.h5" for number in (1, 2, 3)),
         "manifest.json",
     ]
+
+
+def test_adding_to_a_set_goes_on_where_it_was_killed_while_shards_were_replaced(
+    run, cnnfeat, images
+):
+    asked = ("--data", images, "--batch-size", 64)
+    for number in (1, 2):
+        assert run(*asked, "--layer", "fc1", "--shard", f"{number}/2", "-o", "set").returncode == 0
+    assert cnnfeat("merge", "set", "--manifest").returncode == 0
+    shutil.copytree("set", "other")
+    assert run(*asked, "--layer", "conv1", "--add", "-o", "other").returncode == 0
+    shutil.copy("other/features.0001-of-0002.h5", "set")
+    code, _, err = cnnfeat("verify", "set")
+    assert code == 3 and "it was made again or is damaged" in err
+    assert run(*asked, "--layer", "conv1", "--add", "-o", "set").returncode == 0
+    with FeatureFile("set") as one, FeatureFile("other") as other:
+        assert one.layers == ("fc1", "conv1")
+        np.testing.assert_array_equal(one.read("all", "conv1"), other.read("all", "conv1"))
+    shutil.copy("other/features.0002-of-0002.h5", "set")
+    Path("set/manifest.json").write_bytes(b"{}")  # killed after the last shard
+    assert run(*asked, "--layer", "conv1", "--add", "-o", "set").returncode == 0
+    assert cnnfeat("verify", "set").returncode == 0
 
 
 def test_what_cant_be_added_to_is_said(run, images):

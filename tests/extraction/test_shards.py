@@ -195,6 +195,15 @@ def test_a_shard_that_is_there_with_other_settings_is_refused(settled, tmp_path)
         write_shard(settled(dtype="float16"), ShardNumber(1, 2), tmp_path)
 
 
+def test_a_shard_that_is_there_under_anothers_name_is_refused(settled, tmp_path):
+    write_shard(settled(), ShardNumber(1, 2), tmp_path)
+    (tmp_path / "features.0001-of-0002.h5").rename(tmp_path / "features.0002-of-0002.h5")
+    with pytest.raises(
+        OutputExistsError, match=r"0002-of-0002\.h5 is complete, and holds shard 1/2"
+    ):
+        write_shard(settled(), ShardNumber(2, 2), tmp_path)
+
+
 class _Scaled:
     """A probe whose features are some times too large."""
 

@@ -89,6 +89,11 @@ def _kept(final: Path, job: Job) -> ShardEntry:
                     f"{final} is complete, and was made with another {name}: {found}, not {value}",
                     hint="write to another folder with -o, or delete this one",
                 )
+        if said.to_attributes().get("shard") != plan.attributes.get("shard"):
+            raise OutputExistsError(
+                f"{final} is complete, and holds shard {file.place.number}/{file.place.of}",
+                hint="give it the name it had, or delete it",
+            )
         _log.info("%s is complete already", final)
         return ShardEntry.of(file)
 
