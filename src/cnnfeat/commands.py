@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfeat.address import Address, is_stored, place_of
+from cnnfeat.address import Address, is_stored, place_of, store_address
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.knobs import checked, from_record
 from cnnfeat.options import (
@@ -33,6 +33,7 @@ from cnnfeat.pipeline import Stopping, as_trained, open_images
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Array, OnError, SkippedSample, Source, some_of
 from cnnfeat.shards import ShardNumber
+from cnnfeat.store import stat_object
 from cnnfeat.transfer import check_address, incoming, outgoing
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 Images: TypeAlias = str | os.PathLike[str] | DataOptions | Source | None
 Pictures: TypeAlias = Array | str | os.PathLike[str] | DataOptions | Source  # what is predicted
 
-_FEATURES = ".h5"
+_FEATURES, _MANIFEST = ".h5", "manifest.json"
 _EXTRACT, _TRAIN, _SEED_NETWORK = ExtractOptions(), TrainOptions(), ArchitectureOptions()
 
 
@@ -483,7 +484,7 @@ class Machine:
         if isinstance(images, str | os.PathLike):
             images = DataOptions(source=os.fspath(images))
         named = images.source if isinstance(images, DataOptions) else None
-        if named is not None and is_stored(named) and named.endswith(_FEATURES):
+        if named is not None and is_stored(named) and _are_features(named):
             with incoming(named) as path:
                 yield from predict_features(
                     self.saved, path, splits=asked.splits, scores=asked.scores
@@ -544,6 +545,12 @@ class Machine:
             f"  layer    {self.layer} of {network}\n"
             f"  classes  {some_of(self.classes)}"
         )
+
+
+def _are_features(named: str) -> bool:
+    """Whether a feature file lies at an address, by its name; or a sealed set."""
+    address = store_address(named)
+    return named.endswith(_FEATURES) or stat_object(address / _MANIFEST) is not None
 
 
 def _is_many(named: str) -> bool:

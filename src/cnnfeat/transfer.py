@@ -128,6 +128,18 @@ def incoming(place: Path | str | Address) -> Iterator[Path]:
             del _addresses[local]
 
 
+def send_back(folder: Path, name: str) -> None:
+    """Put a file that was made in a copy of a folder into the folder; elsewhere it is there.
+
+    Raises
+    ------
+    StorageError
+        If the store refuses.
+    """
+    if (address := _addresses.get(folder)) is not None:
+        put_object(folder / name, address / name, overwrite=True)
+
+
 def name_of(path: Path) -> str:
     """What a file is called in what is written of it: by its address, if it is a copy."""
     return str(_addresses.get(path, path))

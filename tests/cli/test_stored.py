@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnnfeat.errors import UsageError
 from cnnfeat.features import FeatureFile
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
@@ -103,13 +104,24 @@ def test_shards_go_into_a_bucket(cnnfeat, model, photos, bucket, tmp_path):
         assert code == 0, err
     made = [key for key in bucket.names() if key.startswith("made/")]
     assert made == ["made/features.0001-of-0002.h5", "made/features.0002-of-0002.h5"]
-    parts = []
-    for number, key in enumerate(made):
-        (tmp_path / f"{number}.h5").write_bytes(bucket.get(key))
-        parts.append(rows_of(tmp_path / f"{number}.h5")[2])
-    assert [name for part in parts for name in part] == [
+    far = f"s3://{bucket.name}/made"
+    code, _, err = cnnfeat("svm", far, "--layer", "fc1", "-o", "svm")
+    assert code == 3 and "manifest" in err, err
+    code, out, err = cnnfeat("merge", far, "--manifest")
+    assert code == 0 and far in out, err
+    assert "made/manifest.json" in bucket.names()
+    code, _, err = cnnfeat("svm", far, "--layer", "fc1", "-o", "svm")
+    assert code == 0, err
+    code, out, err = cnnfeat("predict", far, "--svm", "svm/svm.skops", "--csv")
+    assert code == 0 and len(out.splitlines()) == 61, err
+    code, out, err = cnnfeat("merge", far, "-o", f"s3://{bucket.name}/whole.h5")
+    assert code == 0 and f"s3://{bucket.name}/whole.h5" in out, err
+    (tmp_path / "whole.h5").write_bytes(bucket.get("whole.h5"))
+    assert rows_of(tmp_path / "whole.h5")[2] == [
         f"{of}/{n}.png" for start, of in enumerate("ab") for n in range(start, 60, 2)
     ]
+    with pytest.raises(UsageError, match="a feature file is read from this machine alone"):
+        FeatureFile(f"{far}/features.0001-of-0002.h5")
 
 
 def test_a_cluster_writes_into_a_folder(cnnfeat, model, tmp_path):

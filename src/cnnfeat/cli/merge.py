@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
 
+from cnnfeat.address import Address
 from cnnfeat.cli import console, flags
-from cnnfeat.cli.places import LocalPath
+from cnnfeat.cli.places import FeaturePath
 from cnnfeat.cli.session import Settings, pass_settings, stop_on_signals
 from cnnfeat.errors import Interrupted
 
 
 @click.command()
-@click.argument("folder", type=LocalPath())
-@flags.output("features.h5", help="The feature file.")
+@click.argument("folder", type=FeaturePath())
+@flags.output("features.h5", help="The feature file, or its address in a store.", stored=True)
 @click.option(
     "--manifest",
     "seals",
@@ -30,7 +32,7 @@ def merge(
     settings: Settings,
     *,
     folder: Path,
-    out: Path,
+    out: Path | Address,
     seals: bool,
     overwrite: bool,
     resume: bool,
@@ -41,36 +43,50 @@ def merge(
     All shards must be there and made with the same settings. The file is the one that a single run
     would have made. A sealed folder is taken by every command that takes a feature file.
     """
-    from cnnfeat.features import FeatureFile
+    from cnnfeat.features.inventory import MANIFEST
     from cnnfeat.features.merging import merge_shards, seal_set
+    from cnnfeat.transfer import name_of, outgoing, send_back
 
     progress = console.progress(settings)
     if seals:
         seal_set(folder, progress=progress)
-        out = folder
-    else:
-        with stop_on_signals() as stop:
-            try:
-                merge_shards(
-                    folder,
-                    out,
-                    overwrite=overwrite,
-                    resume=resume,
-                    should_stop=stop,
-                    progress=progress,
-                )
-            except Interrupted as error:
-                raise Interrupted(
-                    error.message, signal_number=stop.signal_number or 2, hint=error.hint
-                ) from error
-    with FeatureFile(out) as file:
+        send_back(folder, MANIFEST)
+        _show(folder, name_of(folder), as_json=as_json)
+        return
+    with contextlib.ExitStack() as stack:
+        written = (
+            stack.enter_context(outgoing(out, overwrite=overwrite, resume=resume))
+            if isinstance(out, Address)
+            else out
+        )
+        stop = stack.enter_context(stop_on_signals())
+        try:
+            merge_shards(
+                folder,
+                written,
+                overwrite=overwrite,
+                resume=resume,
+                should_stop=stop,
+                progress=progress,
+            )
+        except Interrupted as error:
+            raise Interrupted(
+                error.message, signal_number=stop.signal_number or 2, hint=error.hint
+            ) from error
+        _show(written, str(out), as_json=as_json)
+
+
+def _show(path: Path, name: str, *, as_json: bool) -> None:
+    from cnnfeat.features import FeatureFile
+
+    with FeatureFile(path) as file:
         rows = {split: file.n_rows(split) for split in file.splits}
         if as_json:
-            console.show_json({"path": str(out), "rows": rows, "size_bytes": file.size_bytes})
+            console.show_json({"path": name, "rows": rows, "size_bytes": file.size_bytes})
             return
         console.show_facts(
             [
                 *((split, f"{n:,} rows") for split, n in rows.items()),
-                ("features", f"{out}, {console.size_text(file.size_bytes)}"),
+                ("features", f"{name}, {console.size_text(file.size_bytes)}"),
             ]
         )

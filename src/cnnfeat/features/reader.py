@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.address import local_name
 from cnnfeat.errors import CnnfeatError, FeatureFileError, LayerLookupError, UsageError, near_names
 from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
@@ -72,7 +73,7 @@ class FeatureFile:
         return super().__new__(FeatureSet)  # type: ignore[return-value]
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = Path(local_name(path, "a feature file") if isinstance(path, str) else path)
         self._checked = safety.open_checked(self.path)
         self._file, self._heap = self._checked.root, self._checked.heap
         self._rows = RowReader(self._checked.handle, self.path)
