@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnfeat.cluster import ClusterOptions, driver
+from cnnfeat.cluster import ClusterOptions, driver, worker
+from cnnfeat.cluster.connection import workers_of
 from cnnfeat.errors import (
     DataError,
     ImageError,
@@ -141,6 +142,24 @@ def test_a_worker_that_sees_other_images_is_named(extract, monkeypatch, pictures
     assert "the same files under the same names" in caught.value.hint
     assert caught.value.exit_code == 3
     assert not list((tmp_path / "set").glob("*"))
+
+
+def test_a_shard_computed_several_times_at_once_is_there_once(
+    extract, monkeypatch, single, tmp_path
+):
+    compute = driver._compute
+
+    def several(client, work, settings, division, **given):
+        futures = [
+            client.submit(worker.compute, work, 3, settings, pure=False, workers=[one.address])
+            for one in workers_of(client) * 3
+        ]
+        assert {future.result().failure for future in futures} == {None}
+        compute(client, work, settings, division, **given)
+
+    monkeypatch.setattr(driver, "_compute", several)
+    extract()
+    check(tmp_path / "set", single)
 
 
 def test_more_shards_than_batches_are_refused(extract, cluster):

@@ -65,6 +65,8 @@ def check_versions(client: Client, *, engine: str) -> None:
     for package in (*_PACKAGES, *([] if engine == "tensorflow" else [engine])):
         own = version(package)
         for worker, found in client.run(version, package, on_error="return").items():
+            if isinstance(found, OSError):  # lost meanwhile
+                continue
             if found != own:
                 there = "none" if isinstance(found, PackageNotFoundError) else found
                 raise StorageError(

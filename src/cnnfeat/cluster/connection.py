@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cnnfeat.cluster.quiet import PROCESSES
 from cnnfeat.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -87,8 +88,24 @@ def connected(where: str) -> Iterator[Client]:
                     f"no Dask scheduler answers at {where}: {error}",
                     hint="dask scheduler starts one, and says its address",
                 ) from error
-        client.run_on_scheduler(_limit_of_losses())
-        yield client
+        with _losses_told(where):
+            client.run_on_scheduler(_limit_of_losses())
+            yield client
+
+
+@contextlib.contextmanager
+def _losses_told(where: str) -> Iterator[None]:
+    """Say in our words that a scheduler is gone, whatever was asked of it."""
+    from distributed import CancelledError
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (CancelledError, CommClosedError, TimeoutError) as error:
+        raise StorageError(
+            f"the Dask scheduler of {where} is gone, or has let go of what it was asked for",
+            hint="start it again; the same command goes on, and keeps what is done",
+        ) from error
 
 
 def _silence() -> None:
@@ -108,23 +125,31 @@ def _local_cluster(n_processes: int) -> Iterator[object]:
     from distributed import LocalCluster
     from distributed.deploy.utils import nprocesses_nthreads
 
-    # Else each would compute with other numbers of threads than one process alone.
-    settings: dict[str, object] = {"distributed.nanny.pre-spawn-environ": {}}
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=n_processes or nprocesses_nthreads()[0],
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-            memory_limit=None,
-            silence_logs=_SILENT,
-            security=True,
-            preload="cnnfeat.cluster.quiet",
-        ) as cluster,
-    ):
-        yield cluster
+    n_workers = n_processes or nprocesses_nthreads()[0]
+    settings: dict[str, object] = {
+        "distributed.nanny.pre-spawn-environ": {},  # the numbers of threads of one process alone
+        PROCESSES: n_workers,
+    }
+    with dask.config.set(settings):
+        try:
+            cluster = LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",  # else its port is fixed, and may be taken
+                memory_limit=None,
+                silence_logs=_SILENT,
+                security=True,
+                preload="cnnfeat.cluster.quiet",
+            )
+        except (RuntimeError, OSError) as error:
+            raise StorageError(
+                f"{n_workers} processes of this machine can't be started as workers: {error}",
+                hint="the same command tries again",
+            ) from error
+        with cluster:
+            yield cluster
 
 
 def _limit_of_losses() -> object:

@@ -252,7 +252,7 @@ def _compute(
     numbers = range(1, work.n_shards + 1)
 
     def submit(number: int, workers: tuple[Worker, ...]) -> Future:
-        resources = workers[0].resources if workers else None
+        resources = next((one.resources for one in workers if one.has_gpu), None)
         return client.submit(compute, work, number, settings, pure=False, resources=resources)
 
     handing: Handing[Done] = Handing(client, submit, noun=lambda number: f"shard {number}")

@@ -60,7 +60,7 @@ class Handing(Generic[T]):
         Raises
         ------
         StorageError
-            If the scheduler is gone, or a task cost too many workers.
+            If a task cost too many workers, or one that can't compute anything took it.
         """
         left = iter(numbers)
         try:
@@ -95,15 +95,10 @@ class Handing(Generic[T]):
             yield number, self._result(number, future)
 
     def _result(self, number: int, future: Future) -> T:
-        from distributed import CancelledError, KilledWorker
+        from distributed import KilledWorker
 
         try:
             result: T = future.result()
-        except CancelledError as error:
-            raise StorageError(
-                "the Dask scheduler is gone, or has let go of what it was asked for",
-                hint="start it again; the same command goes on, and keeps what is done",
-            ) from error
         except KilledWorker as error:
             raise StorageError(
                 f"{self._noun(number)}: {error.allowed_failures + 1} workers were lost while they "
