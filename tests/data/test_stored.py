@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -271,3 +274,19 @@ def test_so_many_are_fetched_ahead_and_no_more(memory, monkeypatch):
         next(pictures)
         pictures.close()
         assert len(asked) == 1
+
+
+def test_nothing_of_stores_is_loaded_for_a_path(tmp_path):
+    (tmp_path / "1.png").write_bytes(png(1))
+    code = (
+        "import sys, cnnfeat; cnnfeat.open_source(sys.argv[1]); "
+        "print([name for name in ('fsspec', 's3fs', 'aiohttp') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
