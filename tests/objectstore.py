@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import boto3
 
 _MOTO = """
-import logging
+import os, sys, threading
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -27,6 +27,8 @@ class Quiet(WSGIRequestHandler):
 application = DomainDispatcherApplication(create_backend_app)
 server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
 print(server.server_port, flush=True)
+# It ends with who started it, however that ends.
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 server.serve_forever()
 """
 KEYS = {
@@ -42,13 +44,16 @@ Fault = Callable[[str, str], str | None]  # of a method and a path
 def served() -> Iterator[str]:
     """Run moto in a process of its own; its endpoint."""
     command = [sys.executable, "-c", _MOTO]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     try:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
+        process.stdin.close()
 
 
 class Bucket:
