@@ -62,11 +62,11 @@ class Handing(Generic[T]):
         StorageError
             If a task cost too many workers, or one that can't compute anything took it.
         """
-        left = iter(numbers)
+        left, stopping = iter(numbers), False
         try:
             while True:
-                if should_stop():
-                    left = iter(())
+                if not stopping and should_stop():
+                    left, stopping = iter(()), True
                     self._take_back()
                 self._look()
                 for number in itertools.islice(left, self._room()):
