@@ -120,6 +120,17 @@ def test_blocks_of_a_set_are_those_of_the_file(sealed, rows):
             np.testing.assert_array_equal(block, other)
 
 
+def test_a_set_that_is_closed_says_what_it_holds(sealed):
+    shown = []
+    for path in sealed:
+        with FeatureFile(path) as file:
+            pass
+        first, *rest = repr(file).splitlines()
+        assert first.endswith(str(path))
+        shown.append(rest)
+    assert shown[0] == shown[1]
+
+
 def test_rows_of_a_set_are_taken_in_any_order(sealed, rng):
     folder, single = sealed
     rows = rng.integers(0, 130, 200)

@@ -211,8 +211,7 @@ class FeatureFile:
         self.close()
 
     def __repr__(self) -> str:
-        found = {name: self.layer(self.splits[0], name) for name in self.layers}
-        layers = [f"{name} {one.shape[1:]} {one.dtype}" for name, one in found.items()]
+        layers = [f"{name} {self._rows_of(name)}" for name in self.layers]
         rows = [f"{self.n_rows(split):,} {split}" for split in self.splits]
         network, source = (self.attributes.get(key, "?") for key in ("network", "source"))
         return (
@@ -221,6 +220,11 @@ class FeatureFile:
             f"  layers  {some_of(layers)}\n"
             f"  from    {source}, by {network}"
         )
+
+    def _rows_of(self, layer: str) -> str:
+        """Say what rows of a layer are; of a closed file too."""
+        place = self._places[self.splits[0], layer]
+        return f"{place.shape[1:]} {place.dtype.name}"
 
     def close(self) -> None:
         """Close the file."""

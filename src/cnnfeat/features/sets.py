@@ -74,6 +74,7 @@ class FeatureSet(FeatureFile):
             self.provenance = replace(first.provenance, shard=None)
             self.classes, self.layers = first.classes, first.layers
             self._kinds = _kinds(first)
+            self._row_words = {name: first._rows_of(name) for name in first.layers}
 
     def _opened(self, number: int) -> ShardFile:
         """Open a shard, and hold it against the manifest and the first one."""
@@ -94,6 +95,9 @@ class FeatureSet(FeatureFile):
             file.close()
             raise
         return file
+
+    def _rows_of(self, layer: str) -> str:
+        return self._row_words[layer]
 
     def close(self) -> None:
         """Close all shards."""
