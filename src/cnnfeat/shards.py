@@ -11,7 +11,7 @@ from cnnfeat.documents import Count
 from cnnfeat.errors import OutputExistsError, UsageError
 
 _DIGITS = 4
-_NAME = re.compile(r"features\.(\d{4,})-of-(\d{4,})\.h5")
+_NAME = re.compile(r"features\.([0-9]{4,9})-of-([0-9]{4,9})\.h5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +119,7 @@ def shard_files(folder: Path) -> Iterator[tuple[int, int, Path]]:
     """Find the shards in a folder by their names: number, of how many, path."""
     for path in folder.iterdir():
         if found := _NAME.fullmatch(path.name):
-            yield int(found[1]), int(found[2]), path
+            number, of = int(found[1]), int(found[2])
+            # Another name of the same number would stand for a shard twice.
+            if 1 <= number <= of and ShardNumber(number, of).file_name == path.name:
+                yield number, of, path

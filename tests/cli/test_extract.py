@@ -352,6 +352,35 @@ def test_adding_to_a_set_goes_on_where_it_was_killed_while_shards_were_replaced(
     assert cnnfeat("verify", "set").returncode == 0
 
 
+def test_a_layer_is_added_to_a_set_whose_last_shard_has_no_rows(run, cnnfeat, rng):
+    folder = Path("pictures")
+    folder.mkdir()
+    for number in range(6):
+        pixels = rng.integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for number in (4, 5):
+        (folder / f"{number}.png").write_bytes(b"junk")
+    asked = ("--data", folder, "--batch-size", 2, "--on-error", "skip")
+    for number in (1, 2, 3):
+        run(*asked, "--layer", "fc1", "--shard", f"{number}/3", "-o", "set")
+    code, _, err = run(*asked, "--layer", "conv1", "--add", "-o", "set")
+    assert code == 6, err
+    assert run(*asked, "--layer", "fc1", "--layer", "conv1", "-o", "g.h5").returncode == 6
+    assert cnnfeat("merge", "set", "-o", "f.h5").returncode == 0
+    assert _bytes_of(Path("f.h5")) == _bytes_of(Path("g.h5"))
+
+
+def test_layers_that_are_there_are_not_added_with_other_settings(run, images, rng):
+    asked = ("--layer", "fc1", "--add", "-o", "f.h5")
+    assert run("--data", images, "--layer", "fc1", "-o", "f.h5").returncode == 0
+    code, _, err = run("--data", images, *asked, "--dtype", "float16")
+    assert code == 2
+    assert "f.h5 was made with another dtype: float32, and now it is float16" in err
+    np.savez(images, images=rng.integers(0, 256, (150, 8, 8, 1), np.uint8), labels=np.arange(150))
+    code, _, err = run("--data", images, *asked)
+    assert code == 2 and "f.h5 was made with another data fingerprint" in err
+
+
 def test_what_cant_be_added_to_is_said(run, images):
     asked = ("--data", images, "--layer", "fc1")
     code, _, err = run(*asked, "--add", "-o", "f.h5")

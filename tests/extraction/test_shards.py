@@ -131,8 +131,11 @@ def test_a_shard_without_any_row_is_one_of_its_set_but_no_feature_file(run, work
     source = work.CountingSource({"train": 48}, bad={"train": set(range(16))})
     run(tmp_path, source=source, on_error="skip", shard=ShardNumber(1, 3))
     path = tmp_path / "features.0001-of-0003.h5"
-    with pytest.raises(DataError, match=r"features\.0001-of-0003\.h5: split 'train' has no rows"):
+    with pytest.raises(
+        DataError, match=r"0001-of-0003\.h5 has no rows: all samples of this"
+    ) as told:
         FeatureFile(path)
+    assert told.value.hint == "name the set's folder, which cnnfeat merge FOLDER --manifest seals"
     with ShardFile(path) as file:
         assert file.read("train", "fc1").shape == (0, 8)
         assert file.labels("train").shape == (0,)

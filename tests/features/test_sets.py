@@ -230,6 +230,18 @@ def _lose_all(folder):
     _edit(folder, lambda said: said["shards"].clear())
 
 
+def _lose_last(folder):
+    _edit(folder, lambda said: said["shards"].pop())
+
+
+def _lose_a_row(folder):
+    _edit(folder, lambda said: said["shards"][1]["rows"].update(train=47))
+
+
+def _gain_a_block(folder):
+    _edit(folder, lambda said: said["shards"][1]["blocks"].update(train=10**12))
+
+
 def _be_newer(folder):
     _edit(folder, lambda said: said.update(version=2))
 
@@ -252,6 +264,9 @@ FAULTS = {
     _repeat_entry: "features.0002-of-0003.h5 is listed twice",
     _lead_elsewhere: "shard ../single.h5 is missing",
     _lose_all: "manifest.json lists no shard",
+    _lose_last: "features.0001-of-0003.h5 holds shard 1/3, not 1/2",
+    _lose_a_row: "features.0002-of-0003.h5 isn't the shard that manifest.json lists",
+    _gain_a_block: "features.0002-of-0003.h5 isn't the shard that manifest.json lists",
     _be_newer: "manifest.json has version 2; this cnnfeat reads version 1",
     _be_torn: "manifest.json is no manifest of shards",
     _be_another: "is no manifest of shards: format must be 'cnnfeat-set', not 'web app'",
@@ -330,6 +345,24 @@ def test_shards_of_two_sets_in_a_folder_are_refused(made, tmp_path):
     shutil.copy(folder / "features.0001-of-0003.h5", folder / "features.0001-of-0004.h5")
     with pytest.raises(FeatureFileError, match="holds shards of several sets: features"):
         seal_set(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["0000-of-0003", "0004-of-0003", "00001-of-0003", "0001-of-0000", "٠٠٠١-of-0003"]
+)
+def test_a_number_that_no_shard_has_is_another_files(made, name):
+    folder, _ = made()
+    (folder / f"features.{name}.h5").write_bytes(b"junk")
+    found = [shard.name for shard in seal_set(folder).shards]
+    assert found == [f"features.000{number}-of-0003.h5" for number in (1, 2, 3)]
+
+
+def test_many_missing_shards_are_counted_and_some_are_named(tmp_path):
+    (tmp_path / "features.000000002-of-999999999.h5").touch()
+    with pytest.raises(FeatureFileError) as told:
+        seal_set(tmp_path)
+    assert "999,999,998 of 999,999,999 shards are missing: features.000000001" in str(told.value)
+    assert "--shard 1/999999999" in told.value.hint
 
 
 def test_a_shard_under_anothers_name_is_refused(made):

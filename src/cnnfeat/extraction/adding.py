@@ -22,7 +22,7 @@ from cnnfeat.features import (
     ShardFile,
     storage_errors,
     stored_text,
-    verify_file,
+    verify_opened,
 )
 from cnnfeat.features.merging import all_there, seal_set
 from cnnfeat.files import sync
@@ -82,12 +82,13 @@ def add_layers(
     """
     began = time.monotonic()
     paths = all_there(out) if out.is_dir() else [out]
-    with PlannedFile(paths[-1]) as like:  # of a set's shards the last is the last to be replaced
+    read = ShardFile if out.is_dir() else PlannedFile
+    with read(paths[-1]) as like:  # of a set's shards the last is the last to be replaced
         had = _outputs(like)
         named = [info for info in extraction.layers if not _is_there(info, had)]
-        if named:
-            job = _wider(extraction, source, like, had, named)
+        job = _wider(extraction, source, like, had, named)
         shard = like.provenance.shard
+        _check_settings(like.path, like.provenance.settings, job.plan().settings)
     if not named:
         _log.info("%s has these layers already", out)
         if out.is_dir():  # an interrupted run may have come no further
@@ -120,6 +121,8 @@ def _wider(
 ) -> Job:
     """Settle a job of the layers that are there and those that are named, which it computes.
 
+    Where none is, what is there is settled: it is to have been made so.
+
     Raises
     ------
     UsageError
@@ -129,12 +132,13 @@ def _wider(
     batch_size = said.settings.get("batch size", "")
     if options.batch_size == "auto" and batch_size.isdecimal():
         options = dataclasses.replace(options, batch_size=int(batch_size))
-    job = dataclasses.replace(extraction, options=options, layers=tuple(named)).settle(source)
+    layers = tuple(named) or extraction.layers
+    job = dataclasses.replace(extraction, options=options, layers=layers).settle(source)
     before = said.options.get("extract", {}).get("layer")
     asked = (*(before if isinstance(before, list) else ()), *options.layer)
     probe = _Wider(
         job.probe,
-        (*had, *job.probe.outputs),
+        (*had, *job.probe.outputs) if named else had,
         {**(said.network_unsteady or {}), **job.probe.unsteady},
     )
     options = dataclasses.replace(options, layer=tuple(dict.fromkeys(map(str, asked))))
@@ -221,7 +225,7 @@ class _Adding:
             _check_settings(path, file.provenance.settings, plan.settings)
             if out != path and FeatureWriter.finished_before(out, plan):
                 return
-            _check_sound(path, self.progress)
+            _check_sound(file, self.progress)
             with FeatureWriter(
                 out, plan, overwrite=True, resume=True, progress=self.progress
             ) as writer:
@@ -259,9 +263,9 @@ class _Adding:
         return append
 
 
-def _check_sound(path: Path, progress: Progress) -> None:
+def _check_sound(file: FeatureFile, progress: Progress) -> None:
     """Refuse to copy what is damaged: its checksums would be made anew."""
-    damages = verify_file(path, progress=progress).damages
+    damages = verify_opened(file, progress=progress).damages
     if damages:
         raise FeatureFileError(
             damages[0].message, hint="make the file again with cnnfeat extract --overwrite"

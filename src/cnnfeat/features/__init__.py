@@ -20,6 +20,7 @@ from cnnfeat.features.verification import (
     UnusableRows,
     Verification,
     verify_file,
+    verify_opened,
 )
 from cnnfeat.features.writer import FeatureWriter, stored_text
 
@@ -45,5 +46,6 @@ __all__ = [
     "storage_errors",
     "stored_text",
     "verify_file",
+    "verify_opened",
     "write_arrays",
 ]

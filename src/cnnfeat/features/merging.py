@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
@@ -76,19 +77,20 @@ def all_there(folder: Path) -> list[Path]:
             hint="cnnfeat extract --shard 1/4 -o FOLDER makes the first of four",
         )
     if len(by_size) > 1:
-        some = [next(iter(paths.values())).name for paths in by_size.values()]
+        firsts = [next(iter(paths.values())).name for paths in by_size.values()]
         raise FeatureFileError(
-            f"{folder} holds shards of several sets: {' and '.join(some)}",
+            f"{folder} holds shards of several sets: {' and '.join(firsts)}",
             hint="move those of one of them to a folder of their own",
         )
     ((of, paths),) = by_size.items()
-    missing = [ShardNumber(number, of) for number in range(1, of + 1) if number not in paths]
-    if missing or len(paths) != of:
-        names = ", ".join(one.file_name for one in missing[:_LISTED])
+    if n_missing := of - len(paths):
+        missing = (ShardNumber(number, of) for number in range(1, of + 1) if number not in paths)
+        some = list(itertools.islice(missing, _LISTED))
+        names = ", ".join(one.file_name for one in some)
         raise FeatureFileError(
-            f"{folder}: {len(missing):,} of {of:,} shards are missing: {names}"
-            + (" ..." if len(missing) > _LISTED else ""),
-            hint=f"cnnfeat extract --shard {missing[0]} --resume makes it, with the same options",
+            f"{folder}: {n_missing:,} of {of:,} shards are missing: {names}"
+            + (" ..." if n_missing > _LISTED else ""),
+            hint=f"cnnfeat extract --shard {some[0]} --resume makes it, with the same options",
         )
     return [paths[number] for number in range(1, of + 1)]
 
@@ -96,12 +98,7 @@ def all_there(folder: Path) -> list[Path]:
 def _entries(paths: list[Path], settings: Mapping[str, str], task: Task) -> Iterator[ShardEntry]:
     for number, path in enumerate(paths, start=1):
         with ShardFile(path) as file:
-            if (file.place.number, file.place.of) != (number, len(paths)):
-                raise FeatureFileError(
-                    f"{path} holds shard {file.place.number}/{file.place.of}, not "
-                    f"{number}/{len(paths)}",
-                    hint="give it the name it had, or make the shard again",
-                )
+            file.check_place(number, len(paths))
             file.check_settings(settings, paths[0].name)
             yield ShardEntry.of(file)
         task.advance()

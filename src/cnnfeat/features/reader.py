@@ -138,7 +138,13 @@ class FeatureFile:
         """
         filled = tuple(split for split in self._groups if int(self._sums[split].stops[-1]))
         empty = [split for split in self._groups if split not in filled]
-        if empty and (self.provenance.shard is None or not filled):
+        if self.provenance.shard is not None:
+            if not filled:
+                raise FeatureFileError(
+                    f"{self.path} has no rows: all samples of this shard were left out",
+                    hint="name the set's folder, which cnnfeat merge FOLDER --manifest seals",
+                )
+        elif empty:
             raise FeatureFileError(f"{self.path}: split {empty[0]!r} has no rows", hint=_HINT)
         return filled
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.errors import FeatureFileError, UsageError, near_names
 from cnnfeat.features.format import Column, StoredLayer
-from cnnfeat.features.inventory import MANIFEST, Inventory, read_inventory
+from cnnfeat.features.inventory import MANIFEST, Inventory, ShardEntry, read_inventory
 from cnnfeat.features.reader import FeatureFile
 from cnnfeat.features.safety import Sums
 from cnnfeat.features.shardfile import ShardFile
@@ -82,11 +82,12 @@ class FeatureSet(FeatureFile):
         file = ShardFile(self.path / entry.name)
         try:
             file.check_settings(self.inventory.settings, "the others of its set")
-            if file.content_checksum() != entry.checksum or file.place.samples != entry.samples:
+            if ShardEntry.of(file) != entry:
                 raise FeatureFileError(
                     f"{file.path} isn't the shard that {MANIFEST} lists: its rows are others",
                     hint=_HINT,
                 )
+            file.check_place(number + 1, self.n_pieces)
             if self._kinds and (file.classes != self.classes or _kinds(file) != self._kinds):
                 raise FeatureFileError(
                     f"{file.path} has other classes or layers than the first shard", hint=_HINT

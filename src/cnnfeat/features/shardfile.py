@@ -82,6 +82,21 @@ class ShardFile(PlannedFile):
     def _filled(self) -> tuple[str, ...]:
         return tuple(split for split in self._groups if self.n_rows(split))
 
+    def check_place(self, number: int, of: int) -> None:
+        """Refuse a shard that is another of its set, or of another.
+
+        Raises
+        ------
+        FeatureFileError
+            With both.
+        """
+        if (self.place.number, self.place.of) != (number, of):
+            raise FeatureFileError(
+                f"{self.path} holds shard {self.place.number}/{self.place.of}, not {number}/{of}",
+                hint="give it the name it had, or make the shard again; then cnnfeat merge FOLDER "
+                "--manifest",
+            )
+
     def check_settings(self, wanted: Mapping[str, str], others: str) -> None:
         """Refuse a shard that was made with other settings than the others; name the first.
 

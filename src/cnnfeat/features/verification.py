@@ -93,21 +93,26 @@ def verify_file(path: Path, *, progress: Progress = SILENT) -> Verification:
     MissingInputError
         If there is none.
     """
-    damages: list[Damage] = []
     with FeatureFile(path) as file:
-        columns = {split: file.columns(split) for split in file.splits}
-        counted = {
-            (split, column): UnusableRows(file, split, column)
-            for split in file.splits
-            for column in columns[split]
-        }
-        rows = sum(file.n_rows(split) * len(names) for split, names in columns.items())
-        with progress.task("verifying", total=rows, unit="rows") as task:
-            for number in range(file.n_pieces):
-                damages += _check_piece(file, number, counted, task)
-        n_blocks = sum(file.n_blocks(split) * len(names) for split, names in columns.items())
-        bad = tuple(one.found for one in counted.values() if one.found is not None)
-        return Verification(n_blocks, file.size_bytes, tuple(damages), bad)
+        return verify_opened(file, progress=progress)
+
+
+def verify_opened(file: FeatureFile, *, progress: Progress = SILENT) -> Verification:
+    """Check what an open file, or set, holds; see `verify_file`."""
+    damages: list[Damage] = []
+    columns = {split: file.columns(split) for split in file.splits}
+    counted = {
+        (split, column): UnusableRows(file, split, column)
+        for split in file.splits
+        for column in columns[split]
+    }
+    rows = sum(file.n_rows(split) * len(names) for split, names in columns.items())
+    with progress.task("verifying", total=rows, unit="rows") as task:
+        for number in range(file.n_pieces):
+            damages += _check_piece(file, number, counted, task)
+    n_blocks = sum(file.n_blocks(split) * len(names) for split, names in columns.items())
+    bad = tuple(one.found for one in counted.values() if one.found is not None)
+    return Verification(n_blocks, file.size_bytes, tuple(damages), bad)
 
 
 def _check_piece(
