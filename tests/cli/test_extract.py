@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnfeat.features import FeatureFile
+from cnnfeat.errors import Interrupted
+from cnnfeat.features import FeatureFile, FeatureWriter
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
 
@@ -379,6 +380,28 @@ def test_layers_that_are_there_are_not_added_with_other_settings(run, images, rn
     np.savez(images, images=rng.integers(0, 256, (150, 8, 8, 1), np.uint8), labels=np.arange(150))
     code, _, err = run("--data", images, *asked)
     assert code == 2 and "f.h5 was made with another data fingerprint" in err
+
+
+def test_another_addition_that_was_interrupted_is_named_with_the_way_out(run, images, monkeypatch):
+    asked = ("--data", images, "--batch-size", 64)
+    for number in (1, 2):
+        assert run(*asked, "--layer", "fc1", "--shard", f"{number}/2", "-o", "set").returncode == 0
+
+    def stop(_writer):
+        raise Interrupted("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureWriter, "finish", stop)
+        assert run(*asked, "--layer", "conv1", "--add", "-o", "set").returncode == 130
+    code, _, err = run(*asked, "--layer", "flatten", "--add", "-o", "set")
+    assert code == 2 and "0001-of-0002.h5 was begun with another layer" in err
+    (journal,) = Path("set/.adding").glob("*.journal")
+    assert f"or delete {journal.absolute()}" in err
+    journal.unlink()
+    code, _, err = run(*asked, "--layer", "flatten", "--add", "-o", "set")
+    assert code == 0, err
+    with FeatureFile("set") as file:
+        assert file.layers == ("fc1", "flatten")
 
 
 def test_what_cant_be_added_to_is_said(run, images):

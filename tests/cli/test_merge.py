@@ -43,6 +43,24 @@ def test_merge_seals_a_folder_and_writes_no_file(cnnfeat, made, tmp_path):
     assert (folder / "manifest.json").exists() and not (tmp_path / "artifacts").exists()
 
 
+def test_merge_does_not_write_over_what_it_reads(cnnfeat, sealed, tmp_path):
+    folder, _ = sealed
+    (tmp_path / "alias.h5").symlink_to(folder / "features.0003-of-0003.h5")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for out in ("alias.h5", "set/features.0001-of-0003.h5", "set/manifest.json"):
+        code, _, err = cnnfeat("merge", "set", "-o", out, "--overwrite", folder=tmp_path)
+        assert code == 2 and f"{out} is a part of the set that is to be merged" in err
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("more", [("-o", "a.h5"), ("--overwrite",), ("--resume",)])
+def test_what_is_only_sealed_has_no_output(cnnfeat, made, more):
+    folder, _ = made()
+    code, _, err = cnnfeat("merge", folder, "--manifest", *more)
+    assert code == 2 and "it goes with none of -o, --overwrite and --resume" in err
+    assert not (folder / "manifest.json").exists()
+
+
 def test_a_missing_shard_ends_with_its_name_and_the_command_for_it(cnnfeat, made, tmp_path):
     folder, _ = made()
     (folder / "features.0003-of-0003.h5").unlink()

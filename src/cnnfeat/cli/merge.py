@@ -11,7 +11,7 @@ from cnnfeat.address import Address
 from cnnfeat.cli import console, flags
 from cnnfeat.cli.places import FeaturePath
 from cnnfeat.cli.session import Settings, pass_settings, stop_on_signals
-from cnnfeat.errors import Interrupted
+from cnnfeat.errors import Interrupted, UsageError
 
 
 @click.command()
@@ -49,6 +49,11 @@ def merge(
 
     progress = console.progress(settings)
     if seals:
+        if overwrite or resume or flags.is_said(click.get_current_context(), "out"):
+            raise UsageError(
+                "--manifest writes no file but FOLDER/manifest.json: it goes with none of -o, "
+                "--overwrite and --resume"
+            )
         seal_set(folder, progress=progress)
         send_back(folder, MANIFEST)
         _show(folder, name_of(folder), as_json=as_json)

@@ -25,6 +25,7 @@ from cnnfeat.features import (
     verify_opened,
 )
 from cnnfeat.features.merging import all_there, seal_set
+from cnnfeat.features.writer import OutputPaths
 from cnnfeat.files import sync
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import (
@@ -225,6 +226,7 @@ class _Adding:
             _check_settings(path, file.provenance.settings, plan.settings)
             if out != path and FeatureWriter.finished_before(out, plan):
                 return
+            _check_begun(out, plan.settings)
             _check_sound(file, self.progress)
             with FeatureWriter(
                 out, plan, overwrite=True, resume=True, progress=self.progress
@@ -261,6 +263,19 @@ class _Adding:
             writer.append(split, batch, (*before, *arrays), overflowed=over)
 
         return append
+
+
+def _check_begun(out: Path, wanted: Mapping[str, str]) -> None:
+    """Refuse to go on with another addition that was interrupted."""
+    begun = FeatureWriter.unfinished(out)
+    if begun is not None:
+        try:
+            begun.check_same(out, wanted)
+        except UsageError as error:
+            journal = OutputPaths.of(out).journal
+            raise UsageError(
+                error.message, hint=f"add those layers first, or delete {journal}"
+            ) from error
 
 
 def _check_sound(file: FeatureFile, progress: Progress) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnfeat.errors import FeatureFileError, Interrupted, MissingInputError
+from cnnfeat.errors import FeatureFileError, Interrupted, MissingInputError, OutputExistsError
 from cnnfeat.features import format as fmt
 from cnnfeat.features.format import FilePlan, SplitPlan
 from cnnfeat.features.inventory import (
@@ -153,12 +153,14 @@ def merge_shards(
     CnnfeatError
         As `take_stock` does.
     OutputExistsError
-        If the output exists.
+        If the output exists, or is one of the shards.
     StorageError, LockedError
         If the disk refuses, or another process writes the same file.
     Interrupted
         If `should_stop` said so.
     """
+    if folder.is_dir() and out.exists():
+        _check_apart(folder, out)
     FeatureWriter.check(out, overwrite=overwrite, resume=resume)
     sealed = (folder / MANIFEST).exists()
     stock = read_inventory(folder) if sealed else take_stock(folder, progress=progress)
@@ -185,6 +187,15 @@ def merge_shards(
                             hint="the same command with --resume goes on from there",
                         )
             writer.finish()
+
+
+def _check_apart(folder: Path, out: Path) -> None:
+    """Refuse to write over what is read."""
+    inside = [folder / MANIFEST, *(path for _, _, path in shard_files(folder))]
+    if any(path.exists() and path.samefile(out) for path in inside):
+        raise OutputExistsError(
+            f"{out} is a part of the set that is to be merged", hint="name another file with -o"
+        )
 
 
 def merged_plan(shards: FeatureSet) -> FilePlan:
