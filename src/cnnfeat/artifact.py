@@ -17,6 +17,7 @@ from cnnfeat.card import CARD_FORMAT, ModelCard
 from cnnfeat.documents import Name, parse_document, read_document, take_up
 from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
 from cnnfeat.features import FeatureFile, StoredLayer, is_set
+from cnnfeat.features.inventory import SET_FORMAT
 from cnnfeat.parts import Part
 from cnnfeat.records import Json, Parts
 from cnnfeat.regular import open_regular
@@ -173,6 +174,11 @@ def _document(path: Path) -> Artifact:
     elif found == SVM_FORMAT:
         kind = "SVM result"
         SvmResult.from_json(document, path=path)
+    elif found == SET_FORMAT:
+        raise DataError(
+            f"{path} is the manifest of a feature set, which is its folder",
+            hint=f"name {path.parent}",
+        )
     else:
         raise _unknown(path, f"JSON with format {found!r:.60}")
     return Artifact(str(path), kind, cast("dict[str, Json]", document), {})

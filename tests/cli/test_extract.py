@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnfeat.errors import Interrupted
+from cnnfeat.data.decode import decode_stream
+from cnnfeat.errors import ImageError, Interrupted
 from cnnfeat.features import FeatureFile, FeatureWriter
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
@@ -353,15 +354,46 @@ def test_adding_to_a_set_goes_on_where_it_was_killed_while_shards_were_replaced(
     assert cnnfeat("verify", "set").returncode == 0
 
 
-def test_a_layer_is_added_to_a_set_whose_last_shard_has_no_rows(run, cnnfeat, rng):
-    folder = Path("pictures")
+@pytest.fixture
+def pictures(rng, tmp_path):
+    """A folder of six."""
+    folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(6):
         pixels = rng.integers(0, 256, (8, 8), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["5.png", "2.png"])
+def test_a_picture_that_cant_be_read_any_more_is_not_left_out_of_what_is_there(
+    run, pictures, monkeypatch, name
+):
+    asked = ("--data", pictures, "--batch-size", 4, "--on-error", "skip", "-o", "f.h5")
+    assert run(*asked, "--layer", "fc1").returncode == 0
+    before = Path("f.h5").read_bytes()
+
+    def fail(stream, *, name, **how):
+        if name.endswith(unreadable):
+            raise ImageError(f"{name}: Input/output error")
+        return decode_stream(stream, name=name, **how)
+
+    unreadable = name
+    with monkeypatch.context() as patched:
+        patched.setattr("cnnfeat.data.imagefiles.decode_stream", fail)
+        code, _, err = run(*asked, "--layer", "conv1", "--add")
+    assert code == 3
+    assert f"f.h5 has {name} in split 'all' where the source has" in err
+    assert Path("f.h5").read_bytes() == before
+    assert run(*asked, "--layer", "conv1", "--add").returncode == 0
+    with FeatureFile("f.h5") as file:
+        assert file.n_rows("all") == 6 and file.layers == ("fc1", "conv1")
+
+
+def test_a_layer_is_added_to_a_set_whose_last_shard_has_no_rows(run, cnnfeat, pictures):
     for number in (4, 5):
-        (folder / f"{number}.png").write_bytes(b"junk")
-    asked = ("--data", folder, "--batch-size", 2, "--on-error", "skip")
+        (pictures / f"{number}.png").write_bytes(b"junk")
+    asked = ("--data", pictures, "--batch-size", 2, "--on-error", "skip")
     for number in (1, 2, 3):
         run(*asked, "--layer", "fc1", "--shard", f"{number}/3", "-o", "set")
     code, _, err = run(*asked, "--layer", "conv1", "--add", "-o", "set")

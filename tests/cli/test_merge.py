@@ -131,6 +131,14 @@ def test_info_of_a_set_is_that_of_the_file(cnnfeat, sealed):
     assert "shards" in cnnfeat("info", folder).stdout
 
 
+def test_info_of_a_manifest_names_the_set(cnnfeat, sealed):
+    folder, _ = sealed
+    code, _, err = cnnfeat("info", folder / "manifest.json")
+    assert code == 3
+    assert "is the manifest of a feature set, which is its folder" in err
+    assert f"hint: name {folder}\n" in err
+
+
 def test_a_set_is_verified_and_a_lost_shard_is_told(cnnfeat, sealed):
     folder, _ = sealed
     code, out, _ = cnnfeat("verify", folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import itertools
@@ -252,10 +253,13 @@ class _Adding:
             for split in writer.plan.splits
         }
 
+        left_out = {split: [one.row for one in file.skipped(split)] for split in names}
+
         def append(split: str, batch: Batch, arrays: tuple[Array, ...]) -> None:
             start = writer.n_rows(split)
-            stop = start + len(batch)
-            _check_ids(file, split, batch, start=start)
+            gone = [bisect.bisect_left(left_out[split], row) for row in (batch.start, batch.stop)]
+            stop = start + (batch.stop - batch.start) - (gone[1] - gone[0])
+            _check_ids(file, split, batch, start=start, stop=stop)
             before = [file.read(split, name, start=start, stop=stop) for name in names[split]]
             # The file says of all rows how many values there are infinite: said with the first.
             first = batch.start == writer.start(split)
@@ -287,8 +291,9 @@ def _check_sound(file: FeatureFile, progress: Progress) -> None:
         )
 
 
-def _check_ids(file: PlannedFile, split: str, batch: Batch, *, start: int) -> None:
-    there = file.ids(split, start=start, stop=start + len(batch))
+def _check_ids(file: PlannedFile, split: str, batch: Batch, *, start: int, stop: int) -> None:
+    """Refuse a batch that has other samples now, or of which others are left out."""
+    there = file.ids(split, start=start, stop=stop)
     now = [stored_text(name) for name in batch.ids]
     if there != now:
         pairs = itertools.zip_longest(there, now, fillvalue="nothing")
