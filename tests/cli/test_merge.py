@@ -148,6 +148,7 @@ def test_a_set_is_verified_and_a_lost_shard_is_told(cnnfeat, sealed):
     code, out, err = cnnfeat("verify", folder)
     assert code == 3
     assert "features.0002-of-0003.h5 is no HDF5 file" in out and "1 of 48 blocks" in err
+    assert "hint: make those shards again with cnnfeat extract --shard, then" in err
 
 
 def test_a_set_is_exported_as_the_file_is(cnnfeat, sealed, tmp_path):

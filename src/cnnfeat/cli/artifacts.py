@@ -88,9 +88,14 @@ def verify(settings: Settings, *, path: Path, as_json: bool) -> None:
     for rows in found.unusable:
         logger.warning("%s: %s", name, rows)
     if found.damages:
+        again = "make the file again with cnnfeat extract --overwrite"
+        if path.is_dir():
+            again = (
+                "make those shards again with cnnfeat extract --shard, then seal the folder with "
+                "cnnfeat merge FOLDER --manifest"
+            )
         raise FeatureFileError(
-            f"{name}: {len(found.damages):,} of {found.n_blocks:,} blocks are damaged",
-            hint="make the file again with cnnfeat extract --overwrite",
+            f"{name}: {len(found.damages):,} of {found.n_blocks:,} blocks are damaged", hint=again
         )
     if not as_json:
         console.show(
