@@ -109,6 +109,23 @@ def test_one_that_was_taken_before_it_was_locked_is_made_anew(tmp_path, monkeypa
         assert taken != [file]
 
 
+def test_a_folder_that_was_taken_before_it_was_opened_is_made_anew(tmp_path, monkeypatch):
+    make, made = tempfile.mkdtemp, []
+
+    def make_for_another(**how: object) -> str:
+        made.append(Path(make(**how)))
+        if len(made) == 1:  # as another process does, that found nobody holding it
+            made[0].rmdir()
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "mkdtemp", make_for_another)
+    with temporary_folder() as folder:
+        assert folder == made[1]
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
 def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
     def fail(handle, operation):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -67,7 +67,7 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     try:
         while handle < 0:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=beside and beside.parent))
-            handle = _held(os.open(folder, os.O_RDONLY | os.O_CLOEXEC), folder)
+            handle = _held_folder(folder)
         yield folder
     finally:
         if handle >= 0:
@@ -91,6 +91,15 @@ def remove_abandoned_folders(inside: Path) -> None:
 
 def _prefix(path: Path) -> str:
     return f".{path.stem}.{_MARK}"
+
+
+def _held_folder(path: Path) -> int:
+    """Lock a folder that was just made, as `_held` does; until it is open nothing holds it."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+    return _held(handle, path)
 
 
 def _held(handle: int, path: Path) -> int:
