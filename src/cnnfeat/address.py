@@ -15,7 +15,8 @@ COPIED_BY = {"s3": "aws s3 cp", "gs": "gcloud storage cp", "memory": "copy"}
 FILE = "file"
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _WEB = ("http", "https", "ftp")
-_IN_ADDRESSES = re.compile(r"(?<=://)[^/\s@'\"]*@|(?<=\S)\?[^\s'\"]*")
+# A secret key may have a / in it.
+_IN_ADDRESSES = re.compile(r"(?<=://)(?:[^/\s@'\"]*@|[^/\s:'\"]+:[^\s'\"]*@)|(?<=\S)\?[^\s'\"]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +134,17 @@ def _local(rest: str, text: str) -> Path:
 
 def _checked(rest: str, text: str) -> str:
     path = rest.rstrip("/")
-    if "@" in path.partition("/")[0] or "?" in path:
+    bucket, parts = path.partition("/")[0], path.split("/")
+    if "@" in bucket or (":" in bucket and "@" in path) or "?" in path:
         raise UsageError(
             f"{scrubbed(text)}: an address says where something is, and nothing of who asks",
             hint="leave out what stands before @ and after ?; credentials are taken from the "
             "environment",
         )
-    if {".", ".."} & set(path.split("/")):
+    if {".", ".."} & set(parts):
         raise UsageError(f"{text}: an address has no folders . and ..")
+    if "" in parts[1:]:  # on their way, clients drop them
+        raise UsageError(f"{text}: an address has one / between two names, and this has more")
     if not path.strip("/") or path.startswith("/") or not path.isprintable():
         raise UsageError(f"{text!r} names no bucket; s3://bucket/folder does")
     return path

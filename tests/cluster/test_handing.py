@@ -13,7 +13,7 @@ from distributed.scheduler import WorkerState
 
 from cnnfeat.cluster import ClusterOptions, connection
 from cnnfeat.cluster.checking import check_versions
-from cnnfeat.cluster.connection import connected, workers_of
+from cnnfeat.cluster.connection import check_place, connected, workers_of
 from cnnfeat.cluster.handing import Handing
 from cnnfeat.errors import StorageError, UsageError
 
@@ -165,6 +165,35 @@ def test_no_scheduler_is_said_with_its_address(monkeypatch):
     ):
         pass
     assert caught.value.hint == "dask scheduler starts one, and says its address"
+
+
+def test_tls_without_certificates_is_said_with_the_settings_that_name_them():
+    with (
+        pytest.raises(
+            UsageError, match=r"isn't set up to connect to tls://127\.0\.0\.1:1"
+        ) as caught,
+        connected("tls://127.0.0.1:1"),
+    ):
+        pass
+    assert "DASK_DISTRIBUTED__COMM__TLS__CA_FILE" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "where", ["tcp://:", "tcp://host", "tcp://host:x", "tcp://host:0", "tcp://host:65536"]
+)
+def test_an_address_has_a_host_and_a_port(where):
+    with pytest.raises(UsageError, match=rf"--dask {where}: allowed are .* tcp://host:8786"):
+        check_place(where)
+
+
+def test_no_secret_of_an_address_is_repeated():
+    with pytest.raises(UsageError, match=r"--dask tcp://host:8786: allowed are"):
+        check_place("tcp://me:secret@host:8786")
+
+
+@pytest.mark.parametrize("where", ["tcp://host:8786", "tls://[::1]:8786", "wss://a.b:443/x"])
+def test_addresses_that_can_be(where):
+    check_place(where)
 
 
 @pytest.mark.parametrize("error", [CancelledError("x"), CommClosedError("y"), TimeoutError("z")])

@@ -239,6 +239,12 @@ def test_what_else_lies_there_is_refused(memory, files, spec, message):
     assert "download" in caught.value.hint or "move" in caught.value.hint
 
 
+def test_an_empty_object_is_told(memory):
+    memory("b/x.tar", b"")
+    with pytest.raises(DataError, match=r"memory://b/x\.tar: an empty file"):
+        open_source("memory://b/x.tar")
+
+
 def test_nothing_at_an_address_is_told(memory):
     with pytest.raises(StorageError, match="memory://b/x: there is nothing there"):
         open_source("memory://b/x")

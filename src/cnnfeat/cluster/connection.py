@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cnnfeat.address import scrubbed
 from cnnfeat.cluster.quiet import PROCESSES
 from cnnfeat.errors import StorageError, UsageError
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 _LOCAL = re.compile(r"local(?::([0-9]{1,4}))?")
-_ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx|ucxx)://\S+")
+_HOST = r"\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+"
+_ADDRESS = re.compile(rf"(?:tcp|tls|ws|wss|ucx|ucxx)://(?:{_HOST}):([0-9]{{1,5}})(?:/\S*)?")
+_CERTIFICATES = (
+    "certificates are Dask's own settings: DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
+    "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY"
+)
 _PATIENCE_S = 8  # for a scheduler; with what is asked before and after, within 15
 # How many workers may be lost over one shard; 3, as Dask has it, are few where workers come and go.
 _MOST_LOST = 30
@@ -47,11 +53,12 @@ def check_place(where: str) -> None:
     UsageError
         If it can't.
     """
-    local = _LOCAL.fullmatch(where)
-    if not (_ADDRESS.fullmatch(where) if local is None else local[1] is None or int(local[1])):
+    local, address = _LOCAL.fullmatch(where), _ADDRESS.fullmatch(where)
+    is_port = address is not None and 0 < int(address[1]) < 2**16
+    if not (is_port if local is None else local[1] is None or int(local[1])):
         raise UsageError(
-            f"--dask {where}: allowed are {LOCAL}, {LOCAL}:N with N processes, and the address of "
-            "a scheduler, such as tcp://host:8786"
+            f"--dask {scrubbed(where)}: allowed are {LOCAL}, {LOCAL}:N with N processes, and the "
+            "address of a scheduler, such as tcp://host:8786"
         )
 
 
@@ -62,7 +69,7 @@ def connected(where: str) -> Iterator[Client]:
     Raises
     ------
     UsageError
-        If it can be no address, or Dask isn't installed.
+        If it can be no address, or Dask isn't installed or set up for it.
     StorageError
         If no scheduler answers.
     """
@@ -87,6 +94,11 @@ def connected(where: str) -> Iterator[Client]:
                 raise StorageError(
                     f"no Dask scheduler answers at {where}: {error}",
                     hint="dask scheduler starts one, and says its address",
+                ) from error
+            except TypeError as error:  # tls:// without certificates, ucx:// without its package
+                hint = _CERTIFICATES if where.startswith("tls:") else ""
+                raise UsageError(
+                    f"Dask isn't set up to connect to {where}: {error}", hint=hint
                 ) from error
         with _losses_told(where):
             client.run_on_scheduler(_limit_of_losses())

@@ -176,6 +176,8 @@ def _open_address(spec: str, options: DataOptions, *, max_pixels: int) -> Opened
             return _open_stored_tapes(str(address), below, options, max_pixels=max_pixels)
         return _open_files(place, options, max_pixels=max_pixels)
     start = place.start()
+    if not start:
+        raise DataError(f"{address}: an empty file")
     if is_tape_start(start):
         return _open_stored_tapes(str(address), [place], options, max_pixels=max_pixels)
     if format_of(start):
