@@ -12,6 +12,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import WorkerState
 
 from cnnfeat.cluster import ClusterOptions, connection
+from cnnfeat.cluster import handing as handing_module
 from cnnfeat.cluster.checking import check_versions
 from cnnfeat.cluster.connection import check_place, connected, workers_of
 from cnnfeat.cluster.handing import Handing
@@ -72,6 +73,16 @@ def test_few_tasks_are_under_way_at_a_time():
         ahead.append(int(repr(handed)[6:-1]) - int(repr(taken)[6:-1]))
     assert len(ahead) == 10_000
     assert max(ahead) <= 4
+
+
+def test_that_there_is_no_worker_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(handing_module, "_LOOK_S", 0)
+    client = Client()
+    client.scheduler_info = lambda: {"workers": {}}
+    hands = handing(client, lambda number, workers: Future(f"task-{number}", "done"))
+    assert len(list(hands.results(range(5), should_stop=never))) == 5
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["the scheduler has no worker; waiting for one: dask worker starts it"]
 
 
 def test_what_no_worker_has_begun_is_taken_back():

@@ -49,6 +49,7 @@ class Handing(Generic[T]):
         self._under_way: dict[str, tuple[int, Future]] = {}
         self._workers: tuple[Worker, ...] = ()
         self._looked = -_LOOK_S
+        self._waits = False  # for a worker
 
     def results(
         self, numbers: Iterable[int], *, should_stop: Callable[[], bool]
@@ -116,7 +117,7 @@ class Handing(Generic[T]):
         self._client.cancel([self._under_way.pop(key)[1] for key in idle])
 
     def _look(self) -> None:
-        """Count the workers, and say who is lost."""
+        """Count the workers, and say who is lost, or that there is none."""
         if time.monotonic() < self._looked + _LOOK_S:
             return
         self._looked = time.monotonic()
@@ -125,3 +126,6 @@ class Handing(Generic[T]):
         for worker in before:
             if worker.address not in there:
                 _log.warning("worker %s is lost; another does its work", worker.address)
+        if not self._workers and not self._waits:
+            _log.warning("the scheduler has no worker; waiting for one: dask worker starts it")
+        self._waits = not self._workers
