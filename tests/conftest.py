@@ -113,6 +113,21 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a tiny network for 8×8 images: conv1, fc1, fc2."""
+    from cnnfeat.network.architecture import build_network
+    from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
+
+    config = ArchitectureOptions(
+        conv=(ConvOptions(filters=4, kernel_size=3),), dense=(DenseOptions(6),)
+    )
+    network = build_network(config, image_shape=(8, 8, 1), n_classes=10, seed=1)
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    network.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with mnist/ in it."""
     if _DATA_DIR is None or not (Path(_DATA_DIR) / "mnist").is_dir():

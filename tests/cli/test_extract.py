@@ -22,20 +22,6 @@ from PIL import Image
 from cnnfeat.data.decode import decode_stream
 from cnnfeat.errors import ImageError, Interrupted
 from cnnfeat.features import FeatureFile, FeatureWriter
-from cnnfeat.network.architecture import build_network
-from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network for 8×8 images."""
-    config = ArchitectureOptions(
-        conv=(ConvOptions(filters=4, kernel_size=3),), dense=(DenseOptions(6),)
-    )
-    network = build_network(config, image_shape=(8, 8, 1), n_classes=10, seed=1)
-    path = tmp_path_factory.mktemp("model") / "model.keras"
-    network.save(path)
-    return path
 
 
 @pytest.fixture

@@ -15,20 +15,6 @@ from PIL import Image
 
 from cnnfeat.errors import UsageError
 from cnnfeat.features import FeatureFile
-from cnnfeat.network.architecture import build_network
-from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A tiny network for 8×8 images."""
-    config = ArchitectureOptions(
-        conv=(ConvOptions(filters=4, kernel_size=3),), dense=(DenseOptions(6),)
-    )
-    network = build_network(config, image_shape=(8, 8, 1), n_classes=2, seed=1)
-    path = tmp_path_factory.mktemp("model") / "model.keras"
-    network.save(path)
-    return path
 
 
 @pytest.fixture

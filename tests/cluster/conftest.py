@@ -10,22 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnfeat.network.architecture import build_network
-from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
-
 N = 150
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network for 8×8 images."""
-    config = ArchitectureOptions(
-        conv=(ConvOptions(filters=4, kernel_size=3),), dense=(DenseOptions(6),)
-    )
-    network = build_network(config, image_shape=(8, 8, 1), n_classes=10, seed=1)
-    path = tmp_path_factory.mktemp("model") / "model.keras"
-    network.save(path)
-    return path
 
 
 @pytest.fixture

@@ -141,6 +141,8 @@ def _local_cluster(n_processes: int) -> Iterator[object]:
     settings: dict[str, object] = {
         "distributed.nanny.pre-spawn-environ": {},  # the numbers of threads of one process alone
         PROCESSES: n_workers,
+        "distributed.scheduler.http.routes": [],  # pages would ask for no key
+        "distributed.worker.http.routes": [],
     }
     with dask.config.set(settings):
         try:
