@@ -40,8 +40,8 @@ class ShardEntry:
             name=file.path.name,
             samples=dict(file.place.samples),
             rows={split: file.n_rows(split) for split in file.held},
-            blocks={split: len(file.sums(split).stops) for split in file.held},
-            size_bytes=file.path.stat().st_size,
+            blocks={split: file.n_blocks(split) for split in file.held},
+            size_bytes=file.size_bytes,
             checksum=file.content_checksum(),
         )
 

@@ -42,6 +42,18 @@ class Place:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def check_rows(wanted: NDArray[np.int64], n_rows: int) -> None:
+    """Refuse numbers of rows that aren't there.
+
+    Raises
+    ------
+    UsageError
+        With those that are.
+    """
+    if len(wanted) and not 0 <= wanted.min() <= wanted.max() < n_rows:
+        raise UsageError(f"rows must lie between 0 and {n_rows - 1}")
+
+
 class RowReader:
     """A file of rows, open for reading; threads may share it.
 
@@ -71,8 +83,7 @@ class RowReader:
 
     def take(self, place: Place, wanted: NDArray[np.int64]) -> Array:
         """Read some rows in the order given; neighbours are read together."""
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < place.shape[0]:
-            raise UsageError(f"rows must lie between 0 and {place.shape[0] - 1}")
+        check_rows(wanted, place.shape[0])
         taken = np.empty((len(wanted), *place.shape[1:]), place.dtype)
         breaks = (np.flatnonzero(np.diff(wanted) != 1) + 1).tolist()
         for begin, end in itertools.pairwise(sorted({0, *breaks, len(wanted)})):

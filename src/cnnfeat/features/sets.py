@@ -17,6 +17,7 @@ from cnnfeat.errors import FeatureFileError, UsageError, near_names
 from cnnfeat.features.format import Column, StoredLayer
 from cnnfeat.features.inventory import MANIFEST, Inventory, ShardEntry, read_inventory
 from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features.rows import check_rows
 from cnnfeat.features.safety import Sums
 from cnnfeat.features.shardfile import ShardFile
 from cnnfeat.records import Array, SkippedSample
@@ -188,9 +189,8 @@ class FeatureSet(FeatureFile):
     ) -> Array:
         """Read some rows, in the order given; each shard is opened once."""
         wanted = np.asarray(rows, dtype=np.int64)
-        n_rows, ends = self.n_rows(split), self._of(split)
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < n_rows:
-            raise UsageError(f"rows must lie between 0 and {n_rows - 1}")
+        ends = self._of(split)
+        check_rows(wanted, self.n_rows(split))
         none = self._first_shard(split, lambda shard: shard.read(split, layer, stop=0))
         taken = np.empty((len(wanted), *none.shape[1:]), none.dtype)
         owners = np.searchsorted(ends, wanted, side="right")

@@ -70,10 +70,12 @@ class TensorFlow:
         }
 
     def compile(
-        self, function: tf.types.experimental.ConcreteFunction, *, batch_size: int = 0
+        self,
+        function: tf.types.experimental.ConcreteFunction,
+        *,
+        batch_size: int,  # noqa: ARG002 - whole batches, whatever their size
     ) -> Run:
-        """Have TensorFlow run the function on whole batches; what comes out isn't copied."""
-        del batch_size
+        """Have TensorFlow run the function; what comes out isn't copied."""
         call = with_precision(function, self._precision)
 
         def run(images: Array) -> list[Array]:
