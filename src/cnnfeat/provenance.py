@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from cnnfeat.documents import Count, Name, Share, json_text, parse_value, take_up
@@ -75,6 +75,16 @@ class Provenance:
         if taken.division is not None:
             take_up(KeptDivision, taken.division, at="division")
         return taken
+
+
+def differing_settings(
+    found: Mapping[str, str], wanted: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the settings that differ: name, what is found, and what is wanted."""
+    for name in {**wanted, **found}:
+        one, other = found.get(name, "not given"), wanted.get(name, "not given")
+        if one != other:
+            yield name, one, other
 
 
 _RECORDS = {"preprocessing", "division", "network_unsteady", "options", "settings", "shard"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cnnfeat.cluster.connection import Worker, workers_of
 from cnnfeat.cluster.worker import Done, Work, look
 from cnnfeat.errors import DataError, StorageError
+from cnnfeat.provenance import differing_settings
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -95,7 +96,6 @@ def _look_at(client: Client, work: Work, worker: Worker) -> Future:
 
 def differing(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
     """Say what differs first between two records of settings; "" where nothing does."""
-    for name in (*wanted, *found):
-        if found.get(name) != wanted.get(name):
-            return f"{name} is {found.get(name, 'not given')} there, and {wanted.get(name)} here"
+    for name, one, other in differing_settings(found, wanted):
+        return f"{name} is {one} there, and {other} here"
     return ""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cnnfeat.errors import DataError, FeatureFileError, UsageError
 from cnnfeat.extraction.plan import Job
-from cnnfeat.extraction.run import Extraction, compute_into, never, warn_of_rows
+from cnnfeat.extraction.run import Extraction, compute_into, never, result_of, warn_of_rows
 from cnnfeat.extraction.threads import Write
 from cnnfeat.features import (
     FeatureFile,
@@ -29,6 +29,7 @@ from cnnfeat.features.merging import all_there, seal_set
 from cnnfeat.features.writer import OutputPaths
 from cnnfeat.files import sync
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.provenance import differing_settings
 from cnnfeat.records import (
     Array,
     Batch,
@@ -149,9 +150,8 @@ def _wider(
 
 def _check_settings(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Refuse to add to what was made with other settings; the layers are to be others."""
-    for name in {**wanted, **found}:
-        one, other = found.get(name, "not given"), wanted.get(name, "not given")
-        if name != "layer" and one != other:
+    for name, one, other in differing_settings(found, wanted):
+        if name != "layer":
             raise UsageError(
                 f"{path} was made with another {name}: {one}, and now it is {other}", hint=_OTHER
             )
@@ -159,14 +159,7 @@ def _check_settings(path: Path, found: Mapping[str, str], wanted: Mapping[str, s
 
 def _result(out: Path, outputs: tuple[ProbeOutput, ...], began: float) -> ExtractResult:
     with FeatureFile(out) as file:
-        return ExtractResult(
-            path=str(out),
-            rows={split: file.n_rows(split) for split in file.splits},
-            layers=outputs,
-            size_bytes=file.size_bytes,
-            elapsed_s=time.monotonic() - began,
-            skipped={split: file.skipped(split) for split in file.held if file.skipped(split)},
-        )
+        return result_of(file, outputs, began)
 
 
 class _Wider:

@@ -15,6 +15,7 @@ from cnnfeat.extraction.run import run_job
 from cnnfeat.features import ShardEntry, ShardFile, storage_errors
 from cnnfeat.files import locked, sync
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.provenance import differing_settings
 from cnnfeat.shards import ShardNumber
 from cnnfeat.temporary import temporary_folder
 
@@ -82,13 +83,11 @@ def _kept(final: Path, job: Job) -> ShardEntry:
     plan = job.plan()
     with ShardFile(final) as file:
         said = file.provenance
-        for name, value in plan.settings.items():
-            found = said.settings.get(name, "not given")
-            if found != value:
-                raise OutputExistsError(
-                    f"{final} is complete, and was made with another {name}: {found}, not {value}",
-                    hint="write to another folder with -o, or delete this one",
-                )
+        for name, one, other in differing_settings(said.settings, plan.settings):
+            raise OutputExistsError(
+                f"{final} is complete, and was made with another {name}: {one}, not {other}",
+                hint="write to another folder with -o, or delete this one",
+            )
         if said.to_attributes().get("shard") != plan.attributes.get("shard"):
             raise OutputExistsError(
                 f"{final} is complete, and holds shard {file.place.number}/{file.place.of}",

@@ -21,7 +21,15 @@ from cnnfeat.features import FeatureFile, FeatureWriter, FilePlan, Header, Shard
 from cnnfeat.knobs import checked
 from cnnfeat.options import ExtractOptions, check_fit
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.records import Array, Batch, ExtractResult, LayerInfo, SkippedSample, Source
+from cnnfeat.records import (
+    Array,
+    Batch,
+    ExtractResult,
+    LayerInfo,
+    ProbeOutput,
+    SkippedSample,
+    Source,
+)
 from cnnfeat.shards import ShardNumber
 
 _LISTED = 10  # skipped samples named in a warning
@@ -351,11 +359,16 @@ def warn_of_rows(writer: FeatureWriter, skipped: Mapping[str, tuple[SkippedSampl
 
 def _result(out: Path, job: Job, began: float) -> ExtractResult:
     with FeatureFile(out) if job.shard is None else ShardFile(out) as file:
-        return ExtractResult(
-            path=str(out),
-            rows={split: file.n_rows(split) for split in file.splits},
-            layers=job.probe.outputs,
-            size_bytes=out.stat().st_size,
-            elapsed_s=time.monotonic() - began,
-            skipped={split: file.skipped(split) for split in file.held if file.skipped(split)},
-        )
+        return result_of(file, job.probe.outputs, began)
+
+
+def result_of(file: FeatureFile, outputs: tuple[ProbeOutput, ...], began: float) -> ExtractResult:
+    """Say what a run, which began at a time of the monotonic clock, has left."""
+    return ExtractResult(
+        path=str(file.path),
+        rows={split: file.n_rows(split) for split in file.splits},
+        layers=outputs,
+        size_bytes=file.size_bytes,
+        elapsed_s=time.monotonic() - began,
+        skipped={split: file.skipped(split) for split in file.held if file.skipped(split)},
+    )

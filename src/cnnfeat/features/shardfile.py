@@ -14,6 +14,7 @@ from cnnfeat.features.attributes import read_attributes
 from cnnfeat.features.format import Column
 from cnnfeat.features.reader import FeatureFile
 from cnnfeat.features.seal import RunningChecksum
+from cnnfeat.provenance import differing_settings
 from cnnfeat.records import ProbeOutput
 from cnnfeat.shards import ShardRows
 
@@ -112,14 +113,11 @@ class ShardFile(PlannedFile):
         FeatureFileError
             With the setting's name and both values.
         """
-        found = self.provenance.settings
-        for name in {**wanted, **found}:
-            one, other = found.get(name, "not given"), wanted.get(name, "not given")
-            if one != other:
-                raise FeatureFileError(
-                    f"{self.path} was made with another {name} than {others}: {one}, not {other}",
-                    hint=_HINT,
-                )
+        for name, one, other in differing_settings(self.provenance.settings, wanted):
+            raise FeatureFileError(
+                f"{self.path} was made with another {name} than {others}: {one}, not {other}",
+                hint=_HINT,
+            )
 
     def content_checksum(self) -> str:
         """Digest what it holds, by the checksums of its blocks: 16 hexadecimal digits.
