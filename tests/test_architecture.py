@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 
 # A room may import rooms of a lower level, and itself.
 LEVELS = [
-    {"errors", "memory", "regular", "temporary", "watch"},
+    {"errors", "memory", "processor", "regular", "temporary", "watch"},
     {"records", "progress", "documents", "archives", "npyheader", "address"},
     {"files", "knobs", "store", "parts", "shards", "brightness", "pixels"},
     {"options", "card", "result", "stages", "divided", "provenance", "transfer"},
@@ -24,7 +24,7 @@ LEVELS = [
     {"report", "transformer", "prediction", "artifact"},
     {"pipeline"},
     {"cluster"},
-    {"commands"},
+    {"commands", "doctor"},
     {"cli"},
     {"__main__"},
 ]

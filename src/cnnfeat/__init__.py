@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+TESTED_SYSTEMS = ("linux",)  # as sys.platform names them
+if sys.platform not in TESTED_SYSTEMS:
+    warnings.warn(
+        f"cnnfeat is tested on Linux, and this is {sys.platform}: a container or WSL 2 is safer",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 _EXPORTS = {
     "ArchitectureOptions": "cnnfeat.options",

@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": ("artifacts:verify", "Check every block of a feature file."),
     "export": ("export:export", "Convert features to npz, csv, parquet, projector ..."),
     "data": ("data:data", "List and fetch the sources known by name."),
+    "doctor": ("doctor:doctor", "Say what is there to work with, and what to do about gaps."),
 }
 
 BROKEN_PIPE_EXIT_CODE = 128 + signal.SIGPIPE

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from cnnfeat.data.fitting import fit_depth, fit_to_target, scale_to_target
 from cnnfeat.data.source import FileStates, ImageFile, OpenedSource, RowRequest, file_states
 from cnnfeat.documents import printable
 from cnnfeat.errors import DataError, ImageError
+from cnnfeat.processor import n_cores
 from cnnfeat.records import Batch, ImageTarget, SkippedSample, SplitInfo
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class ImageFileSource(OpenedSource):
             files,
             read,
             image_bytes=image_bytes,
-            n_workers=1 if small else min(_MAX_WORKERS, _n_cpus()),
+            n_workers=1 if small else min(_MAX_WORKERS, n_cores()),
         ):
             if isinstance(image, ImageError):
                 if asked.on_error == "raise":
@@ -346,12 +346,6 @@ def _read_or_error(file: EncodedImage, read: Callable[[EncodedImage], Array]) ->
         return read(file)
     except ImageError as error:
         return error
-
-
-def _n_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _group_of(image: EncodedImage) -> str | None:

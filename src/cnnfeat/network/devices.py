@@ -51,6 +51,13 @@ def choose_device(device: str = "auto") -> str:
     return _name(used, gpus)
 
 
+def gpu_names() -> list[str]:
+    """Name the GPUs that TensorFlow sees: "gpu:0: NVIDIA A100"."""
+    found = tf.config.list_physical_devices(_GPU)
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in found]
+    return [f"gpu:{number}: {name or 'unnamed'}" for number, name in enumerate(names)]
+
+
 def _wanted(
     device: str, gpus: Sequence[tf.config.PhysicalDevice]
 ) -> list[tf.config.PhysicalDevice]:

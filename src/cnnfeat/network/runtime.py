@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import ParamSpec, TypeVar, get_args
 
 import tensorflow as tf
@@ -16,10 +15,10 @@ from tensorflow.python.eager import context
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.devices import choose_device
 from cnnfeat.options import Precision
+from cnnfeat.processor import has_bfloat16
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def eagerly(function: Callable[P, R]) -> Callable[P, R]:
@@ -69,7 +68,7 @@ def check_precision(precision: str) -> None:
     known = get_args(Precision)
     if precision not in known:
         raise NetworkError(f"--precision must be one of {', '.join(known)}, not {precision!r}")
-    if precision == "bfloat16" and not _CPU_FLAGS & _cpu_flags():
+    if precision == "bfloat16" and not has_bfloat16():
         raise NetworkError(
             "--precision bfloat16 needs a processor with AVX512-BF16 or AMX; this one has neither",
             hint="--precision float32 computes anywhere",
@@ -102,14 +101,3 @@ def with_precision(
         return outputs
 
     return call
-
-
-def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    try:
-        text = path.read_text("utf-8")
-    except OSError:
-        return set()
-    for line in text.splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return set()
