@@ -80,6 +80,7 @@ def test_packages_are_held_against_what_was_tested(packages) -> None:
             "numpy<2.5,>=2.4",
             "h5py<3.15,>=3.14",
             "tensorflow>=2.21",
+            "rich>=15",
             "winonly>=1; sys_platform == 'win32'",
             "dask>=2026.8; extra == 'dask'",
             "pytest>=9; extra == 'test'",
@@ -91,7 +92,10 @@ def test_packages_are_held_against_what_was_tested(packages) -> None:
     assert found["numpy"].found == "2.5.0, and <2.5,>=2.4 is what cnnfeat was tested with"
     assert found["numpy"].advice == "pip install 'numpy<2.5,>=2.4'"
     assert not found["numpy"].broken
-    assert (found["tensorflow"].found, found["tensorflow"].broken) == ("not here", True)
+    assert (found["rich"].found, found["rich"].broken) == ("not here", True)
+    light = found["tensorflow"]
+    assert (light.found, light.broken) == ("not here", False)
+    assert light.advice.startswith("pip install 'tensorflow>=2.21'; svm, predict on features")
     assert found["dask"] == doctor.Finding(
         "extra dask", "dask", "not here", "pip install 'cnnfeat[dask]'"
     )
@@ -135,11 +139,16 @@ def test_without_tensorflow_it_still_tells_the_rest(monkeypatch) -> None:
     def broken() -> None:
         raise ImportError("libcublas.so.12: cannot open shared object file")
 
-    monkeypatch.setattr("cnnfeat.network.starting.load_tensorflow", broken)
+    monkeypatch.setattr("cnnfeat.doctor.load_tensorflow", broken)
     (found,) = doctor._devices()
     assert found.broken
     assert "libcublas" in found.found
     assert "go without it" in found.advice
+
+
+def test_a_light_installation_is_no_fault(monkeypatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    assert list(doctor._devices()) == []
 
 
 def test_a_driver_that_tensorflow_does_not_use_is_told(monkeypatch) -> None:

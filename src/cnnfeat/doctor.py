@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import platform
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -17,12 +19,14 @@ from packaging.requirements import Requirement
 import cnnfeat
 from cnnfeat import __version__
 from cnnfeat.memory import available_bytes
+from cnnfeat.network.starting import PACKAGES, load_tensorflow, native_stderr_hidden
 from cnnfeat.processor import has_bfloat16, n_cores, processor_flags, processor_name
 
 _OURS = "cnnfeat"
 _FOR_DEVELOPERS = {"test", "bench"}
 _VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd")
 _GIB = 1 << 30
+_LIGHT = "; svm, predict on features, info, verify and export go without it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,10 @@ def _needed() -> Iterator[Finding]:
     yield Finding("needed", _OURS, found, advice)
     yield Finding("needed", "Python", platform.python_version())
     for requirement in _requirements(""):
-        yield _package("needed", requirement, install=f"pip install '{requirement}'", needed=True)
+        install = f"pip install '{requirement}'"
+        one = _package("needed", requirement, install=install, needed=True)
+        light = one.broken and requirement.name in PACKAGES
+        yield dataclasses.replace(one, advice=f"{install}{_LIGHT}", broken=False) if light else one
 
 
 def _extras() -> Iterator[Finding]:
@@ -144,18 +151,18 @@ def _blas() -> Finding:
 
 
 def _devices() -> Iterator[Finding]:
-    """What TensorFlow computes on."""
+    """What TensorFlow computes on, where there is one."""
+    if any(find_spec(name) is None for name in PACKAGES):
+        return
     try:
-        from cnnfeat.network.starting import load_tensorflow, native_stderr_hidden
-
         load_tensorflow()
         from cnnfeat.network.devices import gpu_names
 
         with native_stderr_hidden(hidden=True):
             names = gpu_names()
     except ImportError as error:
-        advice = "svm, info, verify and export go without it; pip install cnnfeat brings it"
-        yield Finding("machine", "TensorFlow", f"can't be loaded: {error}", advice, broken=True)
+        found = f"not known: TensorFlow can't be loaded: {error}"
+        yield Finding("machine", "GPU", found, f"reinstall it{_LIGHT}", broken=True)
         return
     driver = shutil.which("nvidia-smi")
     advice = (

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from cnnfeat.errors import CnnfeatError
+from cnnfeat.errors import CnnfeatError, NetworkError
 from cnnfeat.options import ArchitectureOptions
 
 # What holds where the environment says nothing else.
@@ -20,6 +20,7 @@ _ENVIRONMENT = {
 }
 
 
+PACKAGES = ("tensorflow", "keras")  # what networks need, and nothing else does
 HALVES = 2  # of a batch that is trained on, computed side by side
 
 
@@ -53,14 +54,27 @@ def start_tensorflow(*, n_calls: int = 1, device: str = "auto", quiet: bool = Tr
         What it computes on; see `devices.choose_device`.
     quiet : bool
         Whether what it writes meanwhile is hidden.
+
+    Raises
+    ------
+    NetworkError
+        If it isn't installed: what computes nothing by a network goes without it.
     """
     # What goes wrong it raises too, and that is told in our words.
     chatter = {"TF_CPP_MIN_LOG_LEVEL": "3" if quiet else "2"}
     for name, value in {**_ENVIRONMENT, **chatter}.items():
         os.environ.setdefault(name, value)
     with native_stderr_hidden(hidden=quiet):
-        from cnnfeat.network import runtime
-
+        try:
+            from cnnfeat.network import runtime
+        except ModuleNotFoundError as error:
+            if error.name not in PACKAGES:
+                raise
+            raise NetworkError(
+                f"this needs {error.name}, which is not installed here",
+                hint="pip install cnnfeat brings TensorFlow and Keras; a light installation has "
+                "svm, predict on features, info, verify and export",
+            ) from error
         runtime.start(n_calls=n_calls, device=device)
 
 

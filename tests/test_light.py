@@ -1,0 +1,94 @@
+"""What goes without TensorFlow, and what is said where it doesn't."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+
+from cnnfeat.features import write_arrays
+
+_ROOT = Path(__file__).parents[1]
+_WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tensorflow", "keras"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+
+sys.meta_path.insert(0, Missing())
+from cnnfeat.cli import main
+
+for words in sys.argv[1:]:
+    try:
+        main(words.split())
+    except SystemExit as done:
+        print("exit", done.code)
+"""
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> Path:
+    """Two classes apart from each other, with a test split."""
+    path = tmp_path_factory.mktemp("light") / "features.h5"
+    chance = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    rows = (chance.normal(size=(60, 4)) + 6 * labels[:, None]).astype(np.float32)
+    write_arrays(
+        path,
+        {"train": {"fc1": rows[:40]}, "test": {"fc1": rows[40:]}},
+        labels={"train": labels[:40], "test": labels[40:]},
+        classes=("a", "b"),
+    )
+    return path
+
+
+def without(folder: Path, *commands: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _WITHOUT, *commands],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_machines_are_trained_and_asked(features) -> None:
+    done = without(
+        features.parent,
+        "svm features.h5 -o out",
+        "predict features.h5 --svm out/svm.skops --split test",
+        "info features.h5",
+        "verify features.h5",
+        "export features.h5 --to npz -o arrays.npz",
+    )
+    assert done.stdout.count("exit 0") == 5, done.stderr
+    assert "100.00% of 20 test rows" in done.stdout
+    with np.load(features.parent / "arrays.npz") as arrays:
+        assert len(arrays.files) > 0
+
+
+@pytest.mark.parametrize("words", ["train --data digits", "layers x.keras", "run"])
+def test_what_needs_it_says_so(tmp_path, words) -> None:
+    (tmp_path / "x.keras").write_bytes(b"")
+    done = without(tmp_path, words)
+    assert "exit 4" in done.stdout
+    assert "error: this needs tensorflow, which is not installed here" in done.stderr
+    assert "hint: pip install cnnfeat brings TensorFlow" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_light_list_is_all_that_is_needed_but_tensorflow() -> None:
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = (_ROOT / "requirements-light.txt").read_text("utf-8").splitlines()
+    listed = {str(Requirement(line)) for line in lines if not line.startswith("#")}
+    needed = {str(one) for one in map(Requirement, project["dependencies"])}
+    left_out = {one for one in needed if Requirement(one).name in ("tensorflow", "keras")}
+    assert listed == needed - left_out
+    assert len(left_out) == 2
