@@ -21,7 +21,6 @@ from tensorflow.core.protobuf import (
 )
 
 from cnnfeat.errors import NetworkError, near_names
-from cnnfeat.network.augmentation import at_inference
 from cnnfeat.network.feeding import can_take_images, graph_inputs, internal_input
 from cnnfeat.network.flattening import (
     CALLS,
@@ -41,6 +40,7 @@ from cnnfeat.network.graph import (
     nodes_by_name,
     shape_of,
 )
+from cnnfeat.network.keras_augmentation import at_inference
 from cnnfeat.network.soundness import check_computed_constants, check_graph
 from cnnfeat.network.weights import (
     Checkpoint,

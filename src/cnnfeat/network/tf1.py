@@ -15,7 +15,6 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.training import checkpoint_state_pb2
 
 from cnnfeat.errors import NetworkError
-from cnnfeat.network.augmentation import at_inference
 from cnnfeat.network.feeding import graph_inputs, internal_input
 from cnnfeat.network.flattening import (
     forward_part,
@@ -26,6 +25,7 @@ from cnnfeat.network.flattening import (
 )
 from cnnfeat.network.formats import read_message
 from cnnfeat.network.graph import FlatGraph, ends, tensor_of
+from cnnfeat.network.keras_augmentation import at_inference
 from cnnfeat.network.soundness import check_computed_constants, check_graph
 from cnnfeat.network.weights import (
     VARIABLES,
