@@ -17,7 +17,7 @@ LEVELS = [
     {"records", "progress", "documents", "archives", "npyheader", "address"},
     {"files", "knobs", "store", "parts", "shards", "brightness", "pixels"},
     {"options", "card", "result", "stages", "divided", "provenance", "transfer"},
-    {"data", "network", "features"},
+    {"data", "network", "features", "configfile", "copies"},
     {"pictures", "origin"},
     {"export"},
     {"extraction", "svm"},
@@ -136,6 +136,7 @@ def test_exported_names_are_these():
 
     assert cnnfeat.__all__ == [
         "ArchitectureOptions",
+        "AugmentOptions",
         "CnnfeatError",
         "DataOptions",
         "ExtractOptions",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnfeat.options import load_config
+from cnnfeat.configfile import load_config
 from cnnfeat.pipeline import run_pipeline
 
 N_IMAGES, SIDE = 300, 12

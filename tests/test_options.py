@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from cnnfeat.configfile import load_config, parse_config
 from cnnfeat.errors import ConfigError, MissingInputError
 from cnnfeat.knobs import checked, fields_of, result_options
 from cnnfeat.options import (
+    AugmentOptions,
     ConvOptions,
     DenseOptions,
     ExtractOptions,
     RunOptions,
     SvmOptions,
     TrainOptions,
-    load_config,
-    parse_config,
+    parse_augment,
 )
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -46,6 +47,7 @@ def test_mnist_toml_says_what_the_defaults_are():
     config = load_config(CONFIGS / "mnist.toml")
     assert config.network == RunOptions().network
     assert config.train == RunOptions().train
+    assert config.augment == RunOptions().augment
     assert config.data.source == "mnist"
 
 
@@ -106,6 +108,11 @@ def test_tables_and_arrays_of_tables_become_records():
         ("[model]\ntrust_model = true", "unknown key 'trust_model'", "--trust-model"),
         ("train = 1", r"\[train\] must be a table, not 1", ""),
         ("[network]\nconv = 1", r"network.conv must be an array of tables, \[\[netw", ""),
+        ("[augment]\nrotate = 3", r"unknown key .rotate. in table \[augment\]", "'rotation'"),
+        ("[augment]\nrotation = 181", "augment.rotation must be .* at most 180, not 181", ""),
+        ("[augment]\nflip = 'left'", "augment.flip must be 'none' or 'horizontal'", ""),
+        ("[extract]\naugment = 'shift'", "extract.augment: .* is no NAME=VALUE", ""),
+        ("[extract]\naugment_copies = 0", "extract.augment_copies must be .*at least 1", ""),
         ("[[network.conv]]\nbatch_norm = 1", "network.conv.batch_norm must be true or false", ""),
     ],
 )  # fmt: skip
@@ -142,3 +149,53 @@ def test_layers_is_another_word_for_layer_in_python():
     with pytest.raises(ConfigError, match="unknown key 'layers'") as caught:
         parse("[extract]\nlayers = ['fc1']")
     assert "did you mean 'layer'?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "rotation=12,shift=0.1,flip=both",
+        ["rotation=12", "shift=0.1", " flip=both"],
+        {"rotation": 12, "shift": 0.1, "flip": "both"},
+        (("rotation", 12.0), ("shift", 0.1), ("flip", "both")),
+    ],
+    ids=["one", "several", "table", "pairs"],
+)
+def test_ways_to_vary_images_are_words_or_a_table(said: object):
+    wanted = AugmentOptions(rotation=12.0, shift=0.1, flip="both")
+    assert parse_augment(said) == wanted
+    assert parse_augment(str(wanted)) == wanted
+    assert parse_augment([]) == AugmentOptions()
+
+
+def test_what_is_said_of_augmentation_goes_before_what_was_said():
+    before = AugmentOptions(rotation=5, zoom=0.1)
+    assert parse_augment("rotation=0", over=before) == AugmentOptions(zoom=0.1)
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "hint"),
+    [
+        ("rotate=3", "--augment: unknown name 'rotate'; it takes: rotation, shift", "'rotation'"),
+        ("rotation", "--augment: 'rotation' is no NAME=VALUE; rotation=12,shift=0.1 is", ""),
+        ("shift=2", "--augment: shift must be at least 0 and at most 1, not 2", ""),
+        ("shift=nan", "--augment: shift must be at least 0", ""),
+        ("elastic_grid=1e9", "--augment: elastic_grid must be a whole number", ""),
+        ("flip=up", "--augment: flip must be 'none' or 'horizontal'", ""),
+        ("", "--augment: '' is no NAME=VALUE", ""),
+    ],
+    ids=lambda value: value if value.startswith("-") else None,
+)
+def test_a_mistake_in_augment_is_named(said: str, message: str, hint: str):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_augment(said, label="--augment")
+    assert hint in caught.value.hint
+
+
+def test_an_extraction_varies_images_as_the_run_does_unless_it_says_how():
+    asked = "[augment]\nshift = 0.1\n[extract]\n"
+    assert parse(asked).extraction == ExtractOptions()
+    copies = parse(asked + "augment_copies = 2").extraction
+    assert copies == ExtractOptions(augment_copies=2, augment=(("shift", 0.1),))
+    own = parse(asked + "average = 2\naugment = {rotation = 3}").extraction
+    assert own.augment == (("rotation", 3.0),)

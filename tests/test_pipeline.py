@@ -20,6 +20,7 @@ from sklearn.datasets import load_sample_image
 
 import cnnfeat.cli
 from cnnfeat import pipeline
+from cnnfeat.configfile import load_config, parse_config
 from cnnfeat.data import open_source
 from cnnfeat.errors import (
     CnnfeatError,
@@ -36,8 +37,6 @@ from cnnfeat.options import (
     ConvOptions,
     DataOptions,
     ExtractOptions,
-    load_config,
-    parse_config,
 )
 from cnnfeat.pipeline import open_images, run_pipeline
 from cnnfeat.stages import StageBook, stamp

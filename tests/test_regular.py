@@ -15,6 +15,7 @@ import pytest
 from cnnfeat.archives import is_archive
 from cnnfeat.artifact import describe_file
 from cnnfeat.card import read_card
+from cnnfeat.configfile import load_config
 from cnnfeat.documents import json_text, printable, read_document
 from cnnfeat.errors import (
     CnnfeatError,
@@ -28,7 +29,6 @@ from cnnfeat.errors import (
 )
 from cnnfeat.features import FeatureFile, write_arrays
 from cnnfeat.files import check_output, locked
-from cnnfeat.options import load_config
 from cnnfeat.prediction import is_feature_file
 from cnnfeat.provenance import Provenance
 from cnnfeat.regular import open_regular, read_text

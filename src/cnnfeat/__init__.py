@@ -19,6 +19,7 @@ if sys.platform not in TESTED_SYSTEMS:
 
 _EXPORTS = {
     "ArchitectureOptions": "cnnfeat.options",
+    "AugmentOptions": "cnnfeat.options",
     "CnnfeatError": "cnnfeat.errors",
     "DataOptions": "cnnfeat.options",
     "ExtractOptions": "cnnfeat.options",
@@ -39,6 +40,7 @@ _EXPORTS = {
 
 __all__ = [
     "ArchitectureOptions",
+    "AugmentOptions",
     "CnnfeatError",
     "DataOptions",
     "ExtractOptions",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from cnnfeat.network import load_network
     from cnnfeat.options import (
         ArchitectureOptions,
+        AugmentOptions,
         DataOptions,
         ExtractOptions,
         ReadOptions,

@@ -23,6 +23,7 @@ from cnnfeat.errors import DataError, UsageError
 from cnnfeat.knobs import checked, from_record
 from cnnfeat.options import (
     ArchitectureOptions,
+    AugmentOptions,
     DataOptions,
     ExtractOptions,
     ReadOptions,
@@ -49,6 +50,7 @@ Pictures: TypeAlias = Array | str | os.PathLike[str] | DataOptions | Source  # w
 
 _FEATURES, _MANIFEST = ".h5", "manifest.json"
 _EXTRACT, _TRAIN, _SEED_NETWORK = ExtractOptions(), TrainOptions(), ArchitectureOptions()
+_AS_THEY_ARE = AugmentOptions()
 
 
 def _nothing(_source: Source) -> None:
@@ -65,6 +67,7 @@ def train(
     *,
     out: Path | str,
     network: ArchitectureOptions = _SEED_NETWORK,
+    augment: AugmentOptions = _AS_THEY_ARE,
     overwrite: bool = False,
     opened: Callable[[Source], None] = _nothing,
     progress: Progress = SILENT,
@@ -82,6 +85,8 @@ def train(
         The model file, ending in `.keras`; its card gets the same name with `.json`.
     network : ArchitectureOptions
         What is trained; by default two blocks of convolutions and a dense layer.
+    augment : AugmentOptions
+        How images are varied at random, anew in each epoch; by default they aren't.
     overwrite : bool
         Whether files of these names may be replaced.
     opened : callable
@@ -116,7 +121,7 @@ def train(
         load_tensorflow()
         from cnnfeat.network.training import train as train_network
 
-        config = RunOptions(data=data, network=network, train=options)
+        config = RunOptions(data=data, network=network, train=options, augment=checked(augment))
         return train_network(config, images, out=Path(out), overwrite=overwrite, progress=progress)
 
 

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import DataError, UsageError, near_names
-from cnnfeat.parts import DivisionRule, Part, hold_out
+from cnnfeat.parts import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    DivisionRule,
+    Part,
+    hold_out,
+    split_trained_on,
+)
 from cnnfeat.records import (
     Batch,
     Fingerprint,
@@ -34,7 +42,6 @@ from cnnfeat.records import (
 )
 
 T = TypeVar("T", bound=np.generic)
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 DIGEST = "parts_sha256"  # beside a rule: what came of it
 _ORDER = (TRAIN, VALIDATION, TEST)
 _LISTED = 10  # classes in a message
@@ -185,13 +192,13 @@ def training_split(source: Source) -> str:
     DataError
         If all there is was set aside for testing or validating.
     """
-    usable = [name for name in source.splits if name not in (VALIDATION, TEST)]
-    if not usable:
+    found = split_trained_on(source.splits)
+    if found is None:
         raise DataError(
             f"{source.name} has nothing to train on: all it has is {' and '.join(source.splits)}",
             hint="name a source with a split called train, or one without splits",
         )
-    return TRAIN if TRAIN in usable else usable[0]
+    return found
 
 
 def rule_for(source: Source, *, test_fraction: float, validation: float, seed: int) -> DivisionRule:

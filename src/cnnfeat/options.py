@@ -11,19 +11,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
-from cnnfeat.documents import parse_toml
-from cnnfeat.errors import ConfigError, MissingInputError, UsageError, near_names
-from cnnfeat.knobs import checked, convert, fields_of, item_type, option
+from cnnfeat.errors import ConfigError, UsageError, near_names
+from cnnfeat.knobs import (
+    check_field,
+    checked,
+    fields_of,
+    from_text,
+    option,
+)
 from cnnfeat.records import Fit, OnError
-from cnnfeat.regular import read_text
 
-T = TypeVar("T")
 APPLICATION = "keras:"  # before the name of a model of keras.applications
 LIVE = "live:"  # before the name of a network that lives in a program, and in no file
 FeedValue: TypeAlias = bool | int | float | str
@@ -314,6 +315,102 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class AugmentOptions:
+    """`[augment]`: how images are varied at random; by default they aren't.
+
+    Each number says how far at most, evenly distributed between both ends, where nothing else is
+    said. All that moves pixels is one resampling, in this order: crop, zoom, rotation and flip,
+    shift; displacements are added to it.
+    """
+
+    rotation: float = option(0.0, low=0, high=180)  # degrees, either way
+    shift: float = option(0.0, low=0, high=1)  # fraction of height and of width, either way
+    zoom: float = option(0.0, low=0, high=0.9)  # fraction of the size, larger or smaller
+    crop: float = option(0.0, low=0, high=0.9)  # fraction of each side that is cut off
+    elastic: float = option(0.0, low=0, high=1_000)  # pixels: displacements' standard deviation
+    elastic_grid: int = option(8, low=2, high=64)  # control points along a side
+    flip: Literal["none", "horizontal", "vertical", "both"] = "none"  # every other image
+    brightness: float = option(0.0, low=0, high=1)  # fraction of what white is, either way
+    contrast: float = option(0.0, low=0, high=1)  # fraction of the distance from the mean
+    # Beyond the image: as its nearest pixel, which is black around digits too; or black.
+    fill: Literal["edge", "black"] = "edge"
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels are moved."""
+        far = (self.rotation, self.shift, self.zoom, self.crop, self.elastic)
+        return any(far) or self.flip != "none"
+
+    @property
+    def varies(self) -> bool:
+        """Whether anything is done at all."""
+        return self.moves or bool(self.brightness or self.contrast)
+
+    @property
+    def given(self) -> tuple[tuple[str, float | str], ...]:
+        """Names and values of what isn't at its default."""
+        values = ((name, getattr(self, name), item) for name, item in fields_of(self).items())
+        return tuple((name, value) for name, value, item in values if value != item.default)
+
+    def __str__(self) -> str:
+        """What `--augment` takes: "rotation=12,shift=0.1"."""
+        return ",".join(
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.given
+        )
+
+
+_AS_THEY_ARE = AugmentOptions()
+
+
+def parse_augment(
+    value: object, *, over: AugmentOptions = _AS_THEY_ARE, label: str = ""
+) -> AugmentOptions:
+    """Read `rotation=12,shift=0.1`, several of them, or a table of names and values.
+
+    Parameters
+    ----------
+    value : str, sequence of str, sequence of pairs, or mapping
+        What is said.
+    over : AugmentOptions
+        What holds where nothing is said.
+    label : str
+        What messages call it.
+
+    Raises
+    ------
+    ConfigError
+        With the name or the value that can't be, and what is allowed.
+    """
+    known, said = fields_of(AugmentOptions), dict[str, object]()
+    before = f"{label}: " if label else ""
+    for name, given in _augment_pairs(value, before):
+        if name not in known:
+            raise ConfigError(
+                f"{before}unknown name {name!r}; it takes: {', '.join(known)}",
+                hint=near_names(name, known),
+            )
+        said[name] = check_field(AugmentOptions, name, given, label=f"{before}{name}")
+    return dataclasses.replace(over, **said)  # type: ignore[arg-type]
+
+
+def _augment_pairs(value: object, before: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        yield from ((str(name), given) for name, given in value.items())
+        return
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, tuple):
+            yield str(item[0]), item[1]
+            continue
+        for pair in str(item).split(","):
+            name, sign, text = pair.strip().partition("=")
+            if not sign:
+                raise ConfigError(f"{before}{pair!r} is no NAME=VALUE; rotation=12,shift=0.1 is")
+            known = name in fields_of(AugmentOptions)
+            yield name, from_text(AugmentOptions, name, text) if known else text
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeOptions:
     """How activations are computed from images."""
 
@@ -358,6 +455,22 @@ class ExtractOptions(ProbeOptions):
     dtype: Literal["float32", "float16"] = option("float32", "How activations are stored.")
     on_error: OnError = option(
         "raise", "Whether one bad image ends the run or is left out (then exit code 6)."
+    )
+    augment_copies: int | None = option(
+        None, "So many varied copies of each row of the training split, too.", low=1, high=1_000
+    )
+    average: int | None = option(
+        None,
+        "Means of features, over an image and as many variations as make so many.",
+        low=2,
+        high=1_000,
+    )
+    augment: tuple[tuple[str, float | str], ...] = option(
+        (),
+        "How images are varied: rotation=12,shift=0.1 and so on; may be repeated.",
+        metavar="NAME=VALUE,...",
+        shown="as in the network's training, else a little",
+        parse=lambda value: parse_augment(value).given,
     )
     layers: dataclasses.InitVar[str | Sequence[str] | None] = None  # no field: `layer` is
 
@@ -447,99 +560,13 @@ class RunOptions:
     model: ModelOptions = ModelOptions()
     network: ArchitectureOptions = ArchitectureOptions()
     train: TrainOptions = TrainOptions()
+    augment: AugmentOptions = AugmentOptions()
     extract: ExtractOptions = ExtractOptions()
     svm: SvmOptions = SvmOptions()
 
-
-def load_config(path: Path) -> RunOptions:
-    """Read and check a TOML file.
-
-    Raises
-    ------
-    MissingInputError
-        If there is no such file.
-    ConfigError
-        If it is not TOML, or a key is unknown, of a wrong type or out of range. The message names
-        table and key.
-    """
-    return parse_config(read_toml(path), where=str(path))
-
-
-def read_toml(path: Path) -> Mapping[str, object]:
-    """Read a TOML file into a dictionary, unchecked but for its syntax."""
-    try:
-        text = read_text(path)
-    except FileNotFoundError as error:
-        raise MissingInputError(
-            f"no configuration file {path}", hint="see configs/ for whole runs"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read as UTF-8 text: {error}") from error
-    try:
-        return parse_toml(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-
-
-def parse_config(table: Mapping[str, object], *, where: str = "config") -> RunOptions:
-    """Check a parsed TOML document and make the records."""
-    options = _build(RunOptions, table, f"{where}: ", "")
-    if options.model.path == "":
-        raise ConfigError(f"{where}: model.path must name a network, not be empty")
-    if options.model.path is not None and "network" in table:
-        raise ConfigError(
-            f"{where}: [model] path is a network that exists, [network] one to train",
-            hint="leave one of them out",
-        )
-    return options
-
-
-def _build(record: type[T], table: object, where: str, name: str) -> T:
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{where}[{name}] must be a table, not {table!r}")
-    fields = fields_of(record)
-    for key in table:
-        if key not in fields:
-            place = f"table [{name}]" if name else "the file's top level"
-            raise ConfigError(
-                f"{where}unknown key {key!r} in {place}; it takes: {', '.join(fields)}",
-                hint=near_names(str(key), fields) or _elsewhere(str(key), name),
-            )
-    hints = typing.get_type_hints(record)
-    values = {
-        key: _value(fields[key], hints[key], value, where, f"{name}.{key}" if name else key)
-        for key, value in table.items()
-    }
-    return record(**values)
-
-
-def _elsewhere(key: str, name: str) -> str:
-    """Name the table that has such a key."""
-    if key == "trust_model":
-        return "trust is asked for each time, on the command line: --trust-model"
-    tables = {f"[{item.name}]": type(item.default) for item in dataclasses.fields(RunOptions)}
-    arrays = {
-        f"[[{table[1:-1]}.{field}]]": inner
-        for table, kind in tables.items()
-        for field, hint in typing.get_type_hints(kind).items()
-        if dataclasses.is_dataclass(inner := item_type(hint))
-    }
-    homes = [table for table, kind in {**tables, **arrays}.items() if key in fields_of(kind)]
-    return f"{key} stands in {' or '.join(homes)}" if homes and name else ""
-
-
-def _value(
-    spec: dataclasses.Field[object], hint: object, value: object, where: str, name: str
-) -> object:
-    inner = item_type(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[object]", hint), value, where, name)
-    if dataclasses.is_dataclass(inner):
-        if not isinstance(value, list):
-            raise ConfigError(
-                f"{where}{name} must be an array of tables, [[{name}]], not {value!r}"
-            )
-        return tuple(
-            _build(typing.cast("type[object]", inner), item, where, name) for item in value
-        )
-    return convert(spec, hint, value, f"{where}{name}")
+    @property
+    def extraction(self) -> ExtractOptions:
+        """`[extract]`, its images varied as `[augment]` says, where it says nothing itself."""
+        if self.extract.augment or not (self.extract.augment_copies or self.extract.average):
+            return self.extract
+        return dataclasses.replace(self.extract, augment=self.augment.given)

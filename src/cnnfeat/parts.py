@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypedDict
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from cnnfeat.documents import Count, Name, Share, take_up
 from cnnfeat.errors import DataError
 from cnnfeat.records import Json, Labels, class_name
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 class Part(IntEnum):
@@ -68,6 +70,12 @@ class KeptDivision(TypedDict, total=False):
     group_by: Name | None
     min_per_class: Count
     parts_sha256: Name
+
+
+def split_trained_on(splits: Iterable[str]) -> str | None:
+    """Name the split that a network is trained on; None where all there are test or validate."""
+    usable = [name for name in splits if name not in (VALIDATION, TEST)]
+    return TRAIN if TRAIN in usable else next(iter(usable), None)
 
 
 def hold_out(

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from PIL import Image
 
+from cnnfeat.copies import CopiedSource
 from cnnfeat.divided import redivide
-from cnnfeat.errors import DataError
+from cnnfeat.errors import ConfigError, DataError
 from cnnfeat.features import FeatureFile
+from cnnfeat.knobs import from_record
+from cnnfeat.options import ExtractOptions, parse_augment
 from cnnfeat.records import ImageTarget, Source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cnnfeat.records import Array
+    from cnnfeat.records import Array, RowNumbers
 
 _READ_AHEAD = 64  # images decoded at a time
 _GAP = 4  # rows that lie this near are read in one go
@@ -47,7 +50,7 @@ class Pictures:
                 f"{found[:12]}…, the file says {recorded[:12]}…",
                 hint="extract the features again, or put the images back as they were",
             )
-        self._file, self._source = file, _divided(source, file)
+        self._file, self._source = file, _copied(_divided(source, file), file)
         self._positions: dict[str, NDArray[np.int64]] = {}
 
     def read(
@@ -128,6 +131,28 @@ def _divided(source: Source, file: FeatureFile) -> Source:
             hint="extract the features again",
         )
     return divided
+
+
+def _copied(source: Source, file: FeatureFile) -> Source:
+    """Put copies behind the rows of the source, as there were for the features."""
+    recorded = file.provenance.options.get("extract", {})
+    if not recorded.get("augment_copies"):
+        return source
+    try:
+        options = from_record(ExtractOptions, recorded)
+    except ConfigError as error:
+        raise DataError(f"{file.path.name}: made by another version of cnnfeat: {error}") from error
+    n_copies, augment = options.augment_copies or 0, parse_augment(options.augment)
+
+    def vary(images: Array, *, turn: int, rows: RowNumbers) -> Array:
+        from cnnfeat.network.starting import load_tensorflow  # only where a copy is looked at
+
+        load_tensorflow()
+        from cnnfeat.network.augmentation import Augmentation
+
+        return Augmentation(augment)(images, turn=turn, rows=rows)
+
+    return CopiedSource(source, n_copies, vary, limit=options.limit)
 
 
 def _spans(places: Sequence[int]) -> Iterator[tuple[int, int]]:

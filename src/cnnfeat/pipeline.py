@@ -359,7 +359,7 @@ def _train(run: _Run) -> StageOutcome:
         from cnnfeat.network.training import train
 
         def foresee(network: Prober, source: Source) -> None:
-            _foresee(run, Extraction.of(network, run.options.extract), source)
+            _foresee(run, Extraction.of(network, run.options.extraction), source)
 
         train(
             run.options,
@@ -371,10 +371,8 @@ def _train(run: _Run) -> StageOutcome:
         )
 
     model = run.folder / MODEL
-    settings = {
-        "network": result_options(run.options.network),
-        "train": result_options(run.options.train),
-    }
+    tables = ("network", "train", "augment")
+    settings = {name: result_options(getattr(run.options, name)) for name in tables}
     return _stage(
         run,
         "train",
@@ -390,7 +388,7 @@ def _extract(run: _Run) -> StageOutcome:
 
         network = open_network(run.model, run.options.model, trust=run.trust)
         source = run.source if path is not None else _divided(run)
-        extraction = Extraction.of(network, run.options.extract)
+        extraction = Extraction.of(network, run.options.extraction)
         _foresee(run, extraction, source)
         with run.stopping() as should_stop:
             again = partial(
@@ -425,7 +423,7 @@ def _extract(run: _Run) -> StageOutcome:
         "division": run.source.division,
         "train": run.book.state("train") if path is None else _model_state(run.options.model),
         "model": result_options(run.options.model),
-        "extract": result_options(run.options.extract),
+        "extract": result_options(run.options.extraction),
     }
     return _stage(run, "extract", inputs=inputs, make=make)
 

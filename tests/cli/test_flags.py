@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from cnnfeat.cli import cli, flags
 from cnnfeat.cli.plot import plot
+from cnnfeat.configfile import parse_config
 from cnnfeat.options import (
     DataOptions,
     ExtractOptions,
@@ -19,7 +20,6 @@ from cnnfeat.options import (
     RunOptions,
     SvmOptions,
     TrainOptions,
-    parse_config,
 )
 
 TABLES = {

@@ -10,7 +10,7 @@ import h5py
 import pytest
 from click.testing import CliRunner
 
-from cnnfeat import options
+from cnnfeat import configfile
 from cnnfeat.cli import flags
 from cnnfeat.errors import ConfigError, Interrupted, UsageError
 from cnnfeat.extraction import extract
@@ -26,7 +26,7 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> type:
     whole = dataclasses.make_dataclass(
         "Whole", [("extract", kind, kind())], bases=(RunOptions,), frozen=True
     )
-    monkeypatch.setattr(options, "RunOptions", whole)
+    monkeypatch.setattr(configfile, "RunOptions", whole)
     monkeypatch.setattr(flags, "RunOptions", whole)
     return kind
 
@@ -43,9 +43,9 @@ def test_a_new_field_is_a_flag_with_its_help_and_default(extended):
 
 
 def test_a_new_field_is_a_toml_key(extended, tmp_path):
-    assert options.parse_config({"extract": {"tint": "red"}}).extract.tint == "red"
+    assert configfile.parse_config({"extract": {"tint": "red"}}).extract.tint == "red"
     with pytest.raises(ConfigError, match=r"extract\.tint must be text, not 7"):
-        options.parse_config({"extract": {"tint": 7}})
+        configfile.parse_config({"extract": {"tint": 7}})
 
 
 def test_a_new_field_is_compared_on_resume_and_kept_in_the_file(extended, work, tmp_path):

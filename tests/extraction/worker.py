@@ -20,7 +20,7 @@ import numpy as np
 from cnnfeat.errors import CnnfeatError, ImageError
 from cnnfeat.extraction import Extraction, extract
 from cnnfeat.extraction.publishing import write_shard
-from cnnfeat.options import ExtractOptions, ReadOptions
+from cnnfeat.options import AugmentOptions, ExtractOptions, ReadOptions
 from cnnfeat.records import (
     Array,
     Batch,
@@ -100,6 +100,7 @@ class CountingSource:
         batch_size: int,
         start: int = 0,
         stop: int | None = None,
+        rows: None = None,
         target: ImageTarget | None = None,
         on_error: str = "raise",
     ) -> Iterator[Batch]:
@@ -201,8 +202,11 @@ class CountingNetwork:
         self.made = probe or CountingProbe()
         self.sha256 = sha256
         self.read_options = self.read_as = read or ReadOptions()
-        self.card = SimpleNamespace(test_accuracy=0.993, pixels=None, source={"name": trained_on})
+        self.card = SimpleNamespace(
+            test_accuracy=0.993, pixels=None, source={"name": trained_on}, config={}
+        )
         self.asked: list[tuple[str, ...]] = []
+        self.varied: list[tuple[AugmentOptions, int, list[int]]] = []  # options, turn, rows
 
     def find(self, names: Sequence[str]) -> tuple[LayerInfo, ...]:
         self.asked.append(tuple(names))
@@ -210,6 +214,17 @@ class CountingNetwork:
 
     def probe(self, layers: object, options: object, **images: object) -> Probe:
         return self.made
+
+    def augmentation(self, options: AugmentOptions) -> Callable[..., Array]:
+        """Copy number k of an image tells it beside its row number."""
+
+        def vary(images: Array, *, turn: int, rows: Array) -> Array:
+            self.varied.append((options, turn, rows.tolist()))
+            images = images.copy()
+            images[:, 1, 0] = turn
+            return images
+
+        return vary
 
 
 def holding(at: int) -> Callable[[int], None]:

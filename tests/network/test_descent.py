@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 
 from cnnfeat.network.architecture import build_network
+from cnnfeat.network.augmentation import Augmentation
 from cnnfeat.network.descent import Samples, Steps, fit
 from cnnfeat.network.starting import HALVES, calls_of_training
-from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions, RunOptions, TrainOptions
+from cnnfeat.options import (
+    ArchitectureOptions,
+    AugmentOptions,
+    ConvOptions,
+    DenseOptions,
+    RunOptions,
+    TrainOptions,
+)
 from cnnfeat.progress import SILENT
 
 PLAIN = ArchitectureOptions(conv=(ConvOptions(4, 3),), dense=(DenseOptions(6),))
@@ -139,6 +148,50 @@ def test_weights_dont_depend_on_how_many_steps_a_call_makes(monkeypatch):
         weights.append(network.get_weights())
     for a, b in zip(*weights, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("n_parts", [1, 2])
+def test_steps_take_images_as_they_are_varied_in_their_epoch(n_parts: int):
+    """The same as steps on images that were varied before."""
+    given, weights = samples(19, (6, 6, 1), "uint8"), []
+    varied = Augmentation(AugmentOptions(rotation=40, elastic=1, elastic_grid=3), seed=3)
+    for before in (True, False):
+        network = build_network(PLAIN, image_shape=(6, 6, 1), n_classes=3, seed=1)
+        rule = keras.optimizers.SGD(0.1)
+        steps = Steps(
+            network, rule, n_parts=n_parts, **({} if before else {"augmentation": varied})
+        )
+        for turn, order in enumerate([np.arange(19), np.arange(19)[::-1]]):
+            images = varied(given.images, turn=turn, rows=np.arange(19)) if before else given.images
+            steps.epoch(
+                replace(given, images=images), order, batch_size=4, turn=turn, told=lambda _: None
+            )
+        weights.append(network.get_weights())
+        assert not np.array_equal(varied(given.images, turn=0, rows=np.arange(19)), given.images)
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_training_varies_the_images_that_it_fits_to(monkeypatch):
+    """By its own seed, anew in each epoch, and no image that validates."""
+    given, turns = samples(16, (6, 6, 1), "uint8"), []
+    draws = Augmentation.draws
+
+    def told(self, turn, rows):
+        turns.append((self._seed, turn, sorted(rows.ravel().tolist())))
+        return draws(self, turn, rows)
+
+    monkeypatch.setattr(Augmentation, "draws", told)
+    train = TrainOptions(epochs=2, batch_size=16, seed=5)
+    config = RunOptions(network=PLAIN, train=train, augment=AugmentOptions(shift=0.2))
+    fit(
+        build_network(PLAIN, image_shape=(6, 6, 1), n_classes=3, seed=5),
+        given,
+        given,
+        config,
+        SILENT,
+    )
+    assert turns == [(5, turn, list(range(16))) for turn in (0, 1)]
 
 
 def test_a_seed_fixes_dropout_too():

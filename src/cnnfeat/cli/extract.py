@@ -119,7 +119,7 @@ def extract(
     result = extract_features(
         model,
         options.data,
-        options.extract,
+        options.extraction,
         out=out,
         read=options.model,
         trust=trust_model,
@@ -175,7 +175,7 @@ def _on_cluster(
     return extract_on_cluster(
         options.model.path or own_model("--model names another"),
         options.data,
-        options.extract,
+        options.extraction,
         cluster=cluster,
         out=out,
         read=options.model,

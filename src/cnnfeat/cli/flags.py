@@ -19,9 +19,10 @@ from cnnfeat import knobs
 from cnnfeat.cli.patience import waiting
 from cnnfeat.cli.places import FeaturePath, LocalPath, OutputPlace
 from cnnfeat.cli.session import Settings, artifact
+from cnnfeat.configfile import load_config
 from cnnfeat.documents import Range
 from cnnfeat.errors import UsageError
-from cnnfeat.options import DataOptions, ReadOptions, RunOptions, load_config
+from cnnfeat.options import DataOptions, ReadOptions, RunOptions, parse_augment
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -296,6 +297,30 @@ def tables(
         return typing.cast("F", _config_file(fields, whole)(wrapped))
 
     return decorate
+
+
+def augment(command: F) -> F:
+    """Add --augment: what it says goes before what the table `augment` of `options` says."""
+
+    @functools.wraps(command)
+    def said(
+        *args: object, options: RunOptions, augment: tuple[str, ...], **values: object
+    ) -> object:
+        varied = parse_augment(augment, over=options.augment, label="--augment")
+        return command(*args, options=dataclasses.replace(options, augment=varied), **values)
+
+    return typing.cast(
+        "F",
+        click.option(
+            "--augment",
+            cls=Heard,
+            multiple=True,
+            metavar="NAME=VALUE,...",
+            help="Vary images at random: rotation (degrees), shift, zoom, crop (fractions), "
+            "elastic (pixels), flip, brightness, contrast (fractions), such as "
+            "rotation=12,shift=0.1; may be repeated.",
+        )(said),
+    )
 
 
 def is_said(ctx: click.Context, parameter: str) -> bool:

@@ -12,7 +12,7 @@ import click
 
 from cnnfeat.cli import console, flags
 from cnnfeat.cli.session import Settings, artifact, own_model
-from cnnfeat.options import ReadOptions
+from cnnfeat.options import ReadOptions, RunOptions
 
 if TYPE_CHECKING:
     from cnnfeat.report.plots import Canvas
@@ -274,3 +274,59 @@ def training(canvas: Canvas) -> None:
     from cnnfeat.report.plots import draw_training
 
     draw_training(canvas)
+
+
+@plot.command()
+@flags.tables("data", shown={"source": "what the model was trained on, else auto"})
+@flags.augment
+@click.option(
+    "--count",
+    cls=flags.Heard,
+    type=flags.Number(1, 100),
+    default=6,
+    show_default=True,
+    help="Images.",
+)
+@click.option(
+    "--variations",
+    cls=flags.Heard,
+    type=flags.Number(1, 50),
+    default=8,
+    show_default=True,
+    help="Of each image.",
+)
+@click.option(
+    "--seed",
+    cls=flags.Heard,
+    type=flags.Number(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Fixes what is drawn by chance.",
+)
+@_drawing("augment", _CARD)
+def augment(canvas: Canvas, *, options: RunOptions, count: int, variations: int, seed: int) -> None:
+    """Draw images as augmentation varies them, each beside itself.
+
+    Without --augment: as in the training of the network whose card is there.
+    """
+    from cnnfeat.card import read_card
+    from cnnfeat.cli.session import start_tensorflow
+    from cnnfeat.extraction.varying import choose_augment
+    from cnnfeat.pipeline import open_images
+    from cnnfeat.report.variations import draw_variations
+
+    card = read_card(Path(canvas.artifacts.model or ""))
+    varied, why = choose_augment(options.augment.given, card)
+    with open_images(options.data, card, progress=canvas.progress) as images:
+        console.say(f"data: {console.source_text(images)}")
+        console.say(f"images are varied by {varied}, {why}")
+        start_tensorflow(click.get_current_context().ensure_object(Settings))
+        draw_variations(
+            images,
+            varied,
+            canvas.out,
+            n_images=count,
+            n_variations=variations,
+            seed=seed,
+            dpi=canvas.dpi,
+        )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @flags.tables("train", "data")
+@flags.augment
 @flags.output("model.keras", help="The model file; its card gets the same name with .json.")
 @flags.overwrite
 @flags.as_json
@@ -43,6 +44,7 @@ def train(
         options.train,
         out=out,
         network=options.network,
+        augment=options.augment,
         overwrite=overwrite,
         opened=opened,
         progress=console.progress(settings),

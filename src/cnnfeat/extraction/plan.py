@@ -10,10 +10,11 @@ from typing import Protocol
 
 from cnnfeat import __version__
 from cnnfeat.card import ModelCard
+from cnnfeat.copies import Vary
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.features import RESERVED_SPLITS, FilePlan, SplitPlan, beside_rows, plan_columns
 from cnnfeat.knobs import result_options, resume_settings
-from cnnfeat.options import ExtractOptions, ProbeOptions, ReadOptions
+from cnnfeat.options import AugmentOptions, ExtractOptions, ProbeOptions, ReadOptions
 from cnnfeat.provenance import Provenance
 from cnnfeat.records import Json, LayerInfo, Probe, Source
 from cnnfeat.shards import ShardNumber
@@ -59,6 +60,9 @@ class Prober(Protocol):
         batch_size: int,
     ) -> Probe:
         """Compile one function from images to activations."""
+
+    def augmentation(self, options: AugmentOptions) -> Vary:
+        """Make what varies images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,9 @@ class Job:
 
     def _n_samples(self, split: str) -> int:
         n_samples, limit = self.source.splits[split].n_samples, self.options.limit
-        return n_samples if limit is None else min(limit, n_samples)
+        if limit is None or self.options.augment_copies:  # then the source is cut off already
+            return n_samples
+        return min(limit, n_samples)
 
     def provenance(self) -> Provenance:
         """Say where the features come from."""

@@ -17,9 +17,10 @@ from cnnfeat.extraction.batch_size import LARGEST as LARGEST_BATCH
 from cnnfeat.extraction.batch_size import default_batch_size, pick_batch_size
 from cnnfeat.extraction.plan import Job, Prober, choose_splits
 from cnnfeat.extraction.threads import Threads, Write
+from cnnfeat.extraction.varying import AveragedProbe, settle_augment, with_copies
 from cnnfeat.features import FeatureFile, FeatureWriter, FilePlan, Header, ShardFile
 from cnnfeat.knobs import checked
-from cnnfeat.options import ExtractOptions, check_fit
+from cnnfeat.options import ExtractOptions, check_fit, parse_augment
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import (
     Array,
@@ -126,13 +127,15 @@ class Extraction:
         UsageError, DataError, NetworkError
             As `extract` does.
         """
-        options = self.options
+        options = settle_augment(self.options, self.network.card)
         if shard is not None and options.batch_size == "auto":
             raise UsageError(
                 "--batch-size auto times a few sizes, and would find another for another shard",
                 hint="give all shards the same --batch-size, or none",
             )
         check_fit(options.fit, options.resize or source.options.get("resize"))
+        vary = self.network.augmentation(parse_augment(options.augment))
+        source = with_copies(source, options, vary)
         splits = choose_splits(source, options.split)
         first = source.splits[splits[0]]
         size = options.batch_size
@@ -148,6 +151,8 @@ class Extraction:
             image_dtype=first.dtype,
             batch_size=LARGEST_BATCH if size == "auto" else size,
         )
+        if options.average:
+            probe = AveragedProbe(probe, vary, options.average)
         if size == "auto":
             size = pick_batch_size(source, splits[0], probe=probe, on_error=options.on_error)
         return Job(self.network, source, probe, options, splits, size, shard)

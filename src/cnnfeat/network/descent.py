@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cnnfeat.card import Epoch
 from cnnfeat.errors import NetworkError
+from cnnfeat.network.augmentation import AS_THEY_ARE, Augmentation, Draws
 from cnnfeat.network.starting import calls_of_training
 from cnnfeat.options import RunOptions, TrainOptions
 from cnnfeat.progress import Progress
@@ -72,19 +73,31 @@ class Steps:
     n_parts : int
         In how many parts a batch is computed side by side. The sum of their gradients is the
         batch's, but for rounding; where images of a batch act on each other it is not: 1.
+    augmentation : Augmentation
+        How images are varied before a step takes them; by default they aren't.
     """
 
     def __init__(
-        self, network: keras.Model, optimizer: keras.optimizers.Optimizer, *, n_parts: int
+        self,
+        network: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        n_parts: int,
+        augmentation: Augmentation = AS_THEY_ARE,
     ) -> None:
         optimizer.build(network.trainable_variables)
         self._network, self._optimizer, self._n_parts = network, optimizer, n_parts
+        self._augmentation = augmentation
         self._n_steps = 1  # of the next call
         images, labels = (None, *network.input_shape[1:]), (None,)
         dtype = network.inputs[0].dtype
         self._descend = self._compiled(
             self._trace_descent,
-            [tf.TensorSpec((None, *images), dtype), tf.TensorSpec((None, *labels), tf.int64)],
+            [
+                tf.TensorSpec((None, *images), dtype),
+                tf.TensorSpec((None, *labels), tf.int64),
+                tf.TensorSpec((None, None, augmentation.n_draws), tf.float32),
+            ],
         )
         self._score = self._compiled(
             self._trace_score, [tf.TensorSpec(images, dtype), tf.TensorSpec(labels, tf.int64)]
@@ -92,9 +105,9 @@ class Steps:
 
     def _compiled(
         self,
-        trace: Callable[[int, tf.Tensor, tf.Tensor], tf.Tensor],
+        trace: Callable[..., tf.Tensor],
         signature: list[tf.TensorSpec],
-    ) -> Callable[[NDArray[np.generic], Labels], NDArray[np.float32]]:
+    ) -> Callable[..., NDArray[np.float32]]:
         """Compile for batches in parts, and for those of fewer images than parts: in one."""
         functions = {
             n_parts: tf.function(
@@ -103,9 +116,9 @@ class Steps:
             for n_parts in {1, self._n_parts}
         }
 
-        def call(images: NDArray[np.generic], labels: Labels) -> NDArray[np.float32]:
+        def call(images: NDArray[np.generic], labels: Labels, *drawn: Draws) -> NDArray[np.float32]:
             n_parts = self._n_parts if labels.shape[-1] >= self._n_parts else 1
-            sums: NDArray[np.float32] = functions[n_parts](images, labels).numpy()
+            sums: NDArray[np.float32] = functions[n_parts](images, labels, *drawn).numpy()
             return sums
 
         return call
@@ -116,6 +129,7 @@ class Steps:
         order: RowNumbers,
         *,
         batch_size: int,
+        turn: int = 0,
         told: Callable[[int], None],
     ) -> Score:
         """Make a step for each batch of an epoch.
@@ -128,6 +142,8 @@ class Steps:
             Rows of `samples`, in the order in which they are taken.
         batch_size : int
             Rows a step; the last one takes what remains.
+        turn : int
+            Number of the epoch: images are varied anew in each.
         told : callable
             Called with a number of rows when they are done.
 
@@ -139,7 +155,8 @@ class Steps:
         totals = np.zeros(2)
         room = BYTES_A_CALL // max(1, batch_size * samples.images[:1].nbytes)
         for rows in self._calls(order, batch_size, most=max(1, min(room, STEPS_A_CALL))):
-            totals += self._descend(samples.images[rows], samples.labels[rows])
+            drawn = self._augmentation.draws(turn, rows)
+            totals += self._descend(samples.images[rows], samples.labels[rows], drawn)
             told(rows.size)
         return Score(*(totals / len(order)).tolist())
 
@@ -167,22 +184,28 @@ class Steps:
             totals += self._score(samples.images[rows], samples.labels[rows])
         return Score(*(totals / len(samples)).tolist())
 
-    def _trace_descent(self, n_parts: int, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def _trace_descent(
+        self, n_parts: int, images: tf.Tensor, labels: tf.Tensor, drawn: tf.Tensor
+    ) -> tf.Tensor:
         """Make a step for each batch of `(n_steps, batch_size, ...)`; return sums over all."""
         n_steps = tf.shape(labels)[0]
 
         def step(number: tf.Tensor, totals: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return number + 1, totals + self._step(images[number], labels[number], n_parts)
+            batch = (images[number], labels[number], drawn[number])
+            return number + 1, totals + self._step(*batch, n_parts=n_parts)
 
         return tf.while_loop(lambda number, _: number < n_steps, step, (0, tf.zeros(2)))[1]
 
-    def _step(self, images: tf.Tensor, labels: tf.Tensor, n_parts: int) -> tf.Tensor:
+    def _step(
+        self, images: tf.Tensor, labels: tf.Tensor, drawn: tf.Tensor, *, n_parts: int
+    ) -> tf.Tensor:
         size = tf.cast(tf.shape(labels)[0], tf.float32)
         weights = self._network.trainable_variables
         sums, gradients = [], []
-        for some_images, some_labels in _parts(images, labels, n_parts):
+        for some_images, some_labels, some_drawn in _parts(n_parts, images, labels, drawn):
+            varied = self._augmentation.graph(some_images, some_drawn)
             with tf.GradientTape() as tape:
-                logits = self._network(some_images, training=True)
+                logits = self._network(varied, training=True)
                 sums.append(_sums(logits, some_labels))
                 loss = sums[-1][0] / size
             gradients.append(tape.gradient(loss, weights))
@@ -193,15 +216,16 @@ class Steps:
         return tf.add_n(
             [
                 _sums(self._network(some_images, training=False), some_labels)
-                for some_images, some_labels in _parts(images, labels, n_parts)
+                for some_images, some_labels in _parts(n_parts, images, labels)
             ]
         )
 
 
-def _parts(images: tf.Tensor, labels: tf.Tensor, n_parts: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    size = tf.shape(labels)[0]
+def _parts(n_parts: int, *batch: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
+    """Cut what belongs to a batch's images into parts, all alike."""
+    size = tf.shape(batch[0])[0]
     bounds = [size * number // n_parts for number in range(n_parts + 1)]
-    return [(images[a:b], labels[a:b]) for a, b in itertools.pairwise(bounds)]
+    return [tuple(one[a:b] for one in batch) for a, b in itertools.pairwise(bounds)]
 
 
 def _sums(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -229,7 +253,7 @@ def fit(
     validation : Samples
         What picks the epoch.
     config : RunOptions
-        Its tables `network` and `train` are used.
+        Its tables `network`, `train` and `augment` are used.
     progress : Progress
         Told each call and epoch.
 
@@ -249,11 +273,18 @@ def fit(
     n_steps = -(-len(samples) // options.batch_size)
     n_epochs = _epochs(options, n_steps)
     rate = keras.optimizers.schedules.CosineDecay(options.learning_rate, n_steps * n_epochs)
-    steps = Steps(network, keras.optimizers.Adam(rate), n_parts=calls_of_training(config.network))
+    steps = Steps(
+        network,
+        keras.optimizers.Adam(rate),
+        n_parts=calls_of_training(config.network),
+        augmentation=Augmentation(config.augment, seed=options.seed),
+    )
     best, orders = _Best(network, options.patience), _orders(len(samples), options.seed)
     with progress.task("training", total=n_epochs * len(samples), unit="images") as task:
         for number, order in zip(range(n_epochs), orders, strict=False):
-            fitted = steps.epoch(samples, order, batch_size=options.batch_size, told=task.advance)
+            fitted = steps.epoch(
+                samples, order, batch_size=options.batch_size, turn=number, told=task.advance
+            )
             validated = steps.evaluate(validation)
             task.advance(
                 0,

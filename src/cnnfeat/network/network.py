@@ -14,6 +14,7 @@ import tensorflow as tf
 from cnnfeat.card import ModelCard
 from cnnfeat.errors import LayerLookupError, NetworkError, UsageError
 from cnnfeat.network import lookup
+from cnnfeat.network.augmentation import Augmentation
 from cnnfeat.network.blocks import FoundBlock, find_blocks
 from cnnfeat.network.devices import choose_device
 from cnnfeat.network.feeding import check_placeholders, fed_tensors, image_input
@@ -41,7 +42,7 @@ from cnnfeat.network.soundness import with_ranks
 from cnnfeat.network.steadiness import shown, unsteady
 from cnnfeat.network.trust import check_operations
 from cnnfeat.network.weights import check_restored
-from cnnfeat.options import ProbeOptions, ReadOptions
+from cnnfeat.options import AugmentOptions, ProbeOptions, ReadOptions
 from cnnfeat.records import LayerInfo, NetworkBlock, Probe, TensorInfo, ordinal, some_of
 
 _LOG = logging.getLogger("cnnfeat")
@@ -373,6 +374,10 @@ class Network:
             del self._probes[oldest]
         self._probes[asked] = probe
         return probe
+
+    def augmentation(self, options: AugmentOptions) -> Augmentation:
+        """Make what varies images by TensorFlow, the same way each time."""
+        return Augmentation(options)
 
     @eagerly
     def kernel(self, layer: LayerInfo) -> Kernel | None:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from cnnfeat import __version__
 from cnnfeat.brightness import measure
 from cnnfeat.card import ModelCard, card_path, file_sha256, write_card
-from cnnfeat.divided import TEST, VALIDATION, divide_source, rule_for, training_split
+from cnnfeat.divided import divide_source, rule_for, training_split
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.files import check_output, replacing
 from cnnfeat.knobs import fields_of, to_dict
@@ -24,7 +24,7 @@ from cnnfeat.network.descent import EVALUATION_BATCH, Samples, best_epoch, fit
 from cnnfeat.network.loading import load_network
 from cnnfeat.network.network import Network
 from cnnfeat.options import FitOptions, RunOptions, TrainOptions
-from cnnfeat.parts import Part
+from cnnfeat.parts import TEST, VALIDATION, Part
 from cnnfeat.pixels import range_warning
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import ImageTarget, Json, Parts, Source, SplitInfo
@@ -120,6 +120,7 @@ def train(
             "data": _data_options(config, source),
             "network": to_dict(config.network),
             "train": to_dict(config.train),
+            "augment": to_dict(config.augment),
         },
         source=_describe(source),
         classes=source.classes,

@@ -23,6 +23,7 @@ from cnnfeat.pixels import LARGEST
 from cnnfeat.records import VALIDATION_WORDS, Groups, Labels, Parts, class_name
 from cnnfeat.result import FITTED, PICKED, UNKNOWN
 from cnnfeat.svm.matrix import FEW, ChainedRows, Floats, Indices, Moments, RowBlocks, SubsetRows
+from cnnfeat.svm.originals import find_copies
 from cnnfeat.svm.trials import TrialPlan, apart, check_classes, in_turn, list_classes
 
 ENOUGH_TO_CHOOSE = 30  # rows; on fewer, C would be chosen by chance
@@ -107,6 +108,7 @@ class RowSet:
     pieces: tuple[SplitRows, ...]
     codes: NDArray[np.intp]  # (n_samples,) class of each row: a place in the division's classes
     groups: Groups | None  # (n_samples,) rows of one number stay together
+    copies: Mask  # (n_samples,) augmented copies: they train, and neither choose nor are scored
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -123,10 +125,26 @@ class RowSet:
 
     def in_turn(self, options: SvmOptions, kept: Mask) -> TrialPlan:
         """Plan to score some of the rows in turn, however few a class has."""
-        groups = None if self.groups is None else self.groups[kept]
         return in_turn(
-            self.codes[kept], options.n_folds, seed=options.seed, rows="rows", groups=groups
+            self.codes[kept],
+            options.n_folds,
+            seed=options.seed,
+            rows="rows",
+            groups=None if self.groups is None else self.groups[kept],
+            copies=self.copies[kept],
         )
+
+    def without_copies(self) -> RowSet:
+        """The rows that are no copies."""
+        if not self.copies.any():
+            return self
+        own, pieces, done = ~self.copies, list[SplitRows](), 0
+        for piece in self.pieces:
+            here = own[done : done + len(piece.rows)]
+            pieces.append(replace(piece, rows=piece.rows[here]))
+            done += len(piece.rows)
+        groups = None if self.groups is None else self.groups[own]
+        return RowSet(tuple(pieces), self.codes[own], groups, self.copies[own])
 
     def place(self, row: int) -> tuple[str, int]:
         """Find the split of a row, and its number there."""
@@ -156,7 +174,7 @@ class Division:
     @property
     def scored(self) -> RowSet:
         """The rows that are scored."""
-        return self.test or self.train
+        return self.test or self.train.without_copies()
 
     def plan(self, options: SvmOptions, *, may_fix_C: bool) -> TrialPlan:
         """Say how settings are tried on the training rows.
@@ -167,7 +185,13 @@ class Division:
             If a class has too few rows for it; the hint says what to do.
         """
         if self.chooses is not None and options.folds is None:
-            return apart(self.chooses, self.train.codes, seed=options.seed, rows=self.choosers)
+            return apart(
+                self.chooses,
+                self.train.codes,
+                seed=options.seed,
+                rows=self.choosers,
+                copies=self.train.copies,
+            )
         ways = ["a fixed --C"] if may_fix_C and not options.cv else []
         return self.in_turn(options, seed=options.seed, ways=ways)
 
@@ -190,7 +214,14 @@ class Division:
             ways=ways,
             folds=True,
         )
-        return in_turn(train.codes, folds, seed=seed, rows=self.rows, groups=train.groups)
+        return in_turn(
+            train.codes,
+            folds,
+            seed=seed,
+            rows=self.rows,
+            groups=train.groups,
+            copies=train.copies,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +235,7 @@ class _Sheet:
     labels: Labels
     parts: Parts | None  # None: unknown
     groups: Groups | None
+    copies: Mask
 
     def of(self, *names: str) -> Mask:
         """Mark the rows of splits."""
@@ -221,7 +253,8 @@ class _Sheet:
             if (mask & (self.split == k)).any()
         ]
         codes = np.searchsorted(labels, self.labels[mask])
-        return RowSet(tuple(pieces), codes, None if self.groups is None else self.groups[mask])
+        groups = None if self.groups is None else self.groups[mask]
+        return RowSet(tuple(pieces), codes, groups, self.copies[mask])
 
 
 def divide(file: FeatureFile, options: SvmOptions) -> Division:
@@ -281,6 +314,7 @@ def _read_sheet(file: FeatureFile, splits: Sequence[str], *, needed: str) -> _Sh
         np.concatenate(list(known.values())),
         None if parts is None else np.concatenate(parts),
         None if groups is None else np.concatenate(groups),
+        np.concatenate([find_copies(file, split) for split in known]),
     )
 
 
@@ -302,7 +336,7 @@ def _leave_small_out(sheet: _Sheet, pool: Mask, min_per_class: int) -> tuple[Mas
     if min_per_class == 1:
         return pool, everything
     labels, codes = np.unique(sheet.labels, return_inverse=True)
-    counts = np.bincount(codes[pool], minlength=len(labels))
+    counts = np.bincount(codes[pool & ~sheet.copies], minlength=len(labels))
     small = counts < min_per_class
     if small.any():
         listed = list_classes(np.flatnonzero(small), counts, [sheet.name(int(k)) for k in labels])
@@ -331,8 +365,9 @@ def _scored_on_test(sheet: _Sheet, pool: Mask, test: Mask, *, chooses: Mask) -> 
 def _with_choice(division: Division, sheet: _Sheet, pool: Mask, chooses: Mask) -> Division:
     """Let rows that the network wasn't fitted to choose, where there are enough of them."""
     codes, n_classes = division.train.codes, len(division.classes)
-    complete = all(len(np.unique(codes[side])) == n_classes for side in (chooses, ~chooses))
-    if complete and np.count_nonzero(chooses) >= ENOUGH_TO_CHOOSE:
+    choosing = chooses & ~division.train.copies
+    complete = all(len(np.unique(codes[side])) == n_classes for side in (choosing, ~chooses))
+    if complete and np.count_nonzero(choosing) >= ENOUGH_TO_CHOOSE:
         picked = sheet.parts is not None and (sheet.parts[pool][chooses] == Part.VALIDATION).any()
         rows = (
             "validation rows, by which the best epoch was picked" if picked else "validation rows"
@@ -341,7 +376,7 @@ def _with_choice(division: Division, sheet: _Sheet, pool: Mask, chooses: Mask) -
     if sheet.parts is not None and chooses.any() and not chooses.all():
         _LOG.info(
             "%s validation rows are too few to choose by: all training rows choose in turn",
-            f"{np.count_nonzero(chooses):,}",
+            f"{np.count_nonzero(choosing):,}",
         )
     return division
 
@@ -355,6 +390,7 @@ def _scored_apart(sheet: _Sheet, pool: Mask, validation: Mask, options: SvmOptio
         apart_rows, how = _held_out(sheet, pool, options), "hold-out"
     train = pool & ~apart_rows
     _check_classes(sheet, train, apart_rows)
+    apart_rows &= ~sheet.copies
     division = _division(sheet, train, pool=pool, test=apart_rows, how=how)
     if parts is not None:
         division = replace(division, caveat=_caveat(parts[apart_rows]))
@@ -413,7 +449,7 @@ def _scored_in_turn(sheet: _Sheet, pool: Mask) -> Division:
             "left out, as the network was fitted to all their rows: %s",
             _named(sheet, without),
         )
-    picked = np.count_nonzero(sheet.parts[pool] == Part.VALIDATION)
+    picked = np.count_nonzero(sheet.parts[pool & ~sheet.copies] == Part.VALIDATION)
     caveat = _caveat(sheet.parts[pool])
     note = "" if caveat or not picked else f"the best epoch was picked by {picked:,} of these rows"
     return replace(division, caveat=caveat, note=note)

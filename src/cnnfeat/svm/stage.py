@@ -243,20 +243,21 @@ def _scored_in_turn(work: _Work, turns: TrialPlan, layers: Sequence[str]) -> _An
     """
     train, options = work.division.train, work.options
     predicted, margin = np.empty(len(train), np.intp), np.empty(len(train))
-    areas: list[float | None] = []
+    own, areas = ~train.copies, list[float | None]()
     with work.progress.task("scoring in turn", total=turns.n_folds, unit="folds") as task:
         for fold in range(turns.n_folds):
             held = turns.fold == fold
             plan = None if work.plan is None else train.in_turn(options, ~held)
             candidates = {layer: _without(work, layer, held, plan) for layer in layers}
             layer, best = max(candidates.items(), key=lambda item: _rank(item[1]))
-            rows = SubsetRows(train.features(work.file, layer), held)
+            scored = held & own
+            rows = SubsetRows(train.features(work.file, layer), scored)
             found = decide(fit_machine(best).pipeline, rows)
-            predicted[held], margin[held] = found.predicted, found.margin
-            areas.append(_area(train.codes[held], found))
+            predicted[scored], margin[scored] = found.predicted, found.margin
+            areas.append(_area(train.codes[scored], found))
             task.advance()
     known = [area for area in areas if area is not None]
-    return _Answers(predicted, margin, float(np.mean(known)) if known else None)
+    return _Answers(predicted[own], margin[own], float(np.mean(known)) if known else None)
 
 
 def _without(
@@ -327,11 +328,12 @@ def _fit_saved(work: _Work, best: _Contender) -> _Saved:
     fixed = replace(work.options, C=candidate.cost, gamma=gamma or work.options.gamma)
     smaller = _without(work, best.layer, work.aside, None, fixed)
     machine = fit_machine(smaller, progress=work.progress)
-    rows = SubsetRows(train.features(work.file, best.layer), work.aside)
+    asked = work.aside & ~train.copies
+    rows = SubsetRows(train.features(work.file, best.layer), asked)
     found = decide(machine.pipeline, rows, most_bytes=math.inf)
     calibration = fit_calibration(
         cast("NDArray[np.float64]", found.values),
-        train.codes[work.aside],
+        train.codes[asked],
         classes=work.division.classes,
     )
     return _Saved(machine, smaller, calibration)

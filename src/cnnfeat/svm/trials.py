@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,11 +32,16 @@ class TrialPlan:
     seed: int
     rows: str  # what is scored, in words
     measure: Measure = "accuracy"
+    copies: NDArray[np.bool_] | None = None  # (n_samples,) rows that are left out, and not scored
 
     @property
     def scored(self) -> NDArray[np.intp]:
-        """The rows that a machine leaves out, ascending."""
-        return np.flatnonzero(self.fold != APART)
+        """The rows that a machine leaves out and is scored on, ascending."""
+        return np.flatnonzero((self.fold != APART) & self._counts)
+
+    @property
+    def _counts(self) -> NDArray[np.bool_]:
+        return np.ones(len(self.fold), np.bool_) if self.copies is None else ~self.copies
 
     @property
     def on(self) -> str:
@@ -46,7 +51,8 @@ class TrialPlan:
 
     def of(self, rows: NDArray[np.intp]) -> TrialPlan:
         """The same for some of the rows."""
-        return TrialPlan(self.fold[rows], self.n_folds, self.seed, self.rows, self.measure)
+        copies = None if self.copies is None else self.copies[rows]
+        return replace(self, fold=self.fold[rows], copies=copies)
 
     def sample(self, codes: NDArray[np.intp], limit: int) -> NDArray[np.intp]:
         """Pick at most about `limit` rows, ascending; rows that stand apart go before others."""
@@ -75,11 +81,8 @@ class TrialPlan:
         C, gamma : float
             The setting.
         """
-        found = [
-            _worth(codes[self.fold == k], predicted[self.fold == k], self.measure)
-            for k in range(self.n_folds)
-            if (self.fold == k).any()
-        ]
+        sides = [(self.fold == k) & self._counts for k in range(self.n_folds)]
+        found = [_worth(codes[side], predicted[side], self.measure) for side in sides if side.any()]
         error = found[0][1] if len(found) == 1 else None
         return Trial(C, tuple(score for score, _ in found), gamma, error)
 
@@ -143,11 +146,16 @@ def measure_for(codes: NDArray[np.intp]) -> Measure:
 
 
 def apart(
-    chooses: NDArray[np.bool_], codes: NDArray[np.intp], *, seed: int, rows: str
+    chooses: NDArray[np.bool_],
+    codes: NDArray[np.intp],
+    *,
+    seed: int,
+    rows: str,
+    copies: NDArray[np.bool_] | None = None,
 ) -> TrialPlan:
     """Plan to score some rows once, by a machine fitted to all others."""
     fold = np.where(chooses, 0, APART).astype(np.intp)
-    return TrialPlan(fold, 1, seed, rows, measure_for(codes))
+    return TrialPlan(fold, 1, seed, rows, measure_for(codes), copies)
 
 
 def in_turn(
@@ -157,10 +165,11 @@ def in_turn(
     seed: int,
     rows: str,
     groups: NDArray[np.int64] | None = None,
+    copies: NDArray[np.bool_] | None = None,
 ) -> TrialPlan:
-    """Plan to score every row, by a machine fitted to the rows of other folds."""
+    """Plan to score every row but copies, by a machine fitted to the rows of other folds."""
     fold = deal(codes, n_folds, seed=seed, groups=groups)
-    return TrialPlan(fold, n_folds, seed, rows, measure_for(codes))
+    return TrialPlan(fold, n_folds, seed, rows, measure_for(codes), copies)
 
 
 def deal(
