@@ -14,15 +14,16 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 # A room may import rooms of a lower level, and itself.
 LEVELS = [
     {"errors", "memory", "processor", "regular", "temporary", "watch"},
-    {"records", "progress", "documents", "archives", "npyheader", "address"},
+    {"records", "progress", "documents", "archives", "npyheader", "address", "patterns"},
     {"files", "knobs", "store", "parts", "shards", "brightness", "pixels"},
     {"options", "card", "result", "stages", "divided", "provenance", "transfer"},
     {"data", "network", "features", "configfile", "copies"},
     {"pictures", "origin"},
     {"export"},
     {"extraction", "svm"},
+    {"activations"},
     {"report", "transformer", "prediction", "artifact"},
-    {"pipeline"},
+    {"pipeline", "predictor"},
     {"cluster"},
     {"commands", "doctor"},
     {"cli"},

@@ -31,7 +31,7 @@ _EXPORTS = {
     "TrainOptions": "cnnfeat.options",
     "extract": "cnnfeat.commands",
     "fit_svm": "cnnfeat.pipeline",
-    "load_machine": "cnnfeat.commands",
+    "load_machine": "cnnfeat.predictor",
     "load_network": "cnnfeat.network",
     "open_arrays": "cnnfeat.data",
     "open_source": "cnnfeat.data",
@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cnnfeat.commands import extract, load_machine, train
+    from cnnfeat.commands import extract, train
     from cnnfeat.data import open_arrays, open_source
     from cnnfeat.errors import CnnfeatError
     from cnnfeat.features import FeatureFile
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         TrainOptions,
     )
     from cnnfeat.pipeline import fit_svm
+    from cnnfeat.predictor import load_machine
     from cnnfeat.svm import LinearSVM
     from cnnfeat.transformer import LayerFeatures
 

@@ -277,16 +277,19 @@ def _division_text(card: ModelCard) -> str:
 
 def _svm_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]]:
     result = SvmResult.from_json(facts, path=path)
-    best, features = result.best, result.features
+    best = result.best
     return [
         ("layer", f"{best.layer} ({best.n_features} features)"),
+        *([("joined of", result.joined_words)] if best.joined else []),
         ("machine", f"{result.kernel} kernel, C = {best.C}, {result.n_train} training rows"),
         (result.score_name, result.score_words),
         *([("note", result.note)] if result.note else []),
-        (
-            "features",
-            f"{features.get('path')}, from {features.get('source')} "
-            f"through {features.get('network')}",
+        *(
+            (
+                "features",
+                f"{one.get('path')}, from {one.get('source')} through {one.get('network')}",
+            )
+            for one in result.files or (result.features,)
         ),
     ]
 

@@ -1,25 +1,22 @@
-"""The commands as functions: what `cnnfeat train`, `extract` and `predict` do, for any program.
+"""The commands as functions: what `cnnfeat train` and `extract` do, for any program.
 
 Each takes paths where the command line does, and what a program has at hand besides: an open source
-or network, a live model, arrays. `cnnfeat svm` is `pipeline.fit_svm`.
+or network, a live model, arrays. `cnnfeat svm` is `pipeline.fit_svm`, `cnnfeat predict`
+`predictor.load_machine`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, overload
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cnnfeat.address import Address, is_stored, place_of, store_address
-from cnnfeat.errors import DataError, UsageError
+from cnnfeat.address import Address, place_of
+from cnnfeat.errors import UsageError
 from cnnfeat.knobs import checked, from_record
 from cnnfeat.options import (
     ArchitectureOptions,
@@ -31,24 +28,19 @@ from cnnfeat.options import (
     TrainOptions,
 )
 from cnnfeat.pipeline import Stopping, as_trained, open_images
+from cnnfeat.predictor import no_images
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.records import Array, OnError, SkippedSample, Source, some_of
+from cnnfeat.records import Source
 from cnnfeat.shards import ShardNumber
-from cnnfeat.store import stat_object
-from cnnfeat.transfer import check_address, incoming, outgoing
+from cnnfeat.transfer import check_address, outgoing
 
 if TYPE_CHECKING:
     from cnnfeat.card import ModelCard
-    from cnnfeat.network import Network
-    from cnnfeat.prediction import Asked, Prediction
     from cnnfeat.records import ExtractResult
-    from cnnfeat.svm import SavedSVM
 
 # A name, a path, how one is opened, or one that is open; None: what the network was trained on.
 Images: TypeAlias = str | os.PathLike[str] | DataOptions | Source | None
-Pictures: TypeAlias = Array | str | os.PathLike[str] | DataOptions | Source  # what is predicted
 
-_FEATURES, _MANIFEST = ".h5", "manifest.json"
 _EXTRACT, _TRAIN, _SEED_NETWORK = ExtractOptions(), TrainOptions(), ArchitectureOptions()
 _AS_THEY_ARE = AugmentOptions()
 
@@ -311,290 +303,4 @@ def _open_source(
         how = dataclasses.replace(from_record(DataOptions, given.options), source=given.name)
         yield given if card is None or given.division else as_trained(given, card), how
     else:
-        raise UsageError(
-            f"images come from a name, a path, DataOptions or an open source, not a "
-            f"{type(given).__name__}",
-            hint="cnnfeat.open_arrays(images, labels) makes a source of arrays",
-        )
-
-
-class Predicted(Sequence["Prediction"]):
-    """What a machine says of several images, in their order.
-
-    It is a sequence of `Prediction`: `id`, `predicted`, `margin` and, where it is known, the true
-    `label` of each. The same stands here by column.
-
-    Attributes
-    ----------
-    skipped : tuple of SkippedSample
-        Pictures that were left out, and why.
-    """
-
-    def __init__(
-        self, items: Sequence[Prediction], *, skipped: Sequence[SkippedSample] = ()
-    ) -> None:
-        self._items = tuple(items)
-        self.skipped = tuple(skipped)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Names of the images: (n_samples,)."""
-        return tuple(item.id for item in self._items)
-
-    @property
-    def predicted(self) -> NDArray[np.str_]:
-        """The class that the machine gives each: (n_samples,) of names."""
-        return np.array([item.predicted for item in self._items], dtype=np.str_)
-
-    @property
-    def margins(self) -> NDArray[np.float64]:
-        """How far each one's decision value lies above the second: (n_samples,)."""
-        return np.array([item.margin for item in self._items], dtype=np.float64)
-
-    @property
-    def labels(self) -> tuple[str | None, ...]:
-        """The true class of each, where it is known: (n_samples,)."""
-        return tuple(item.label for item in self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @overload
-    def __getitem__(self, place: int) -> Prediction: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Predicted: ...
-
-    def __getitem__(self, place: int | slice) -> Prediction | Predicted:
-        if isinstance(place, slice):
-            return Predicted(self._items[place], skipped=self.skipped)
-        return self._items[place]
-
-    def __repr__(self) -> str:
-        shown = self._items[:10]
-        rows = [(one.predicted, f"{one.margin:.3f}", one.label or "", one.id) for one in shown]
-        table = [("predicted", "margin", "label", "id"), *rows]
-        widths = [max(len(row[column]) for row in table) for column in range(4)]
-        lines = [
-            "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
-        more = len(self) - len(shown)
-        return "\n".join([*lines, f"... and {more:,} more"] if more else lines)
-
-
-class Machine:
-    """A saved machine with its network, to predict with as often as there are images.
-
-    The network is opened when images come first, and kept.
-
-    Attributes
-    ----------
-    classes : tuple of str
-        What it tells apart.
-    layer : str
-        The layer whose features it takes.
-    """
-
-    def __init__(
-        self,
-        saved: SavedSVM,
-        *,
-        network: object = None,
-        read: ReadOptions | None = None,
-        trust: bool = False,
-    ) -> None:
-        self.saved = saved
-        self.classes = saved.classes
-        self.layer = saved.layer
-        self._given = network
-        self._read = read
-        self._trust = trust
-        self._said: set[str] = set()  # remarks that are made once
-
-    @functools.cached_property
-    def network(self) -> Network:
-        """The network, read as it was for the features that the machine was trained on."""
-        from cnnfeat.origin import open_recorded
-        from cnnfeat.prediction import check_network
-
-        network = open_recorded(
-            self.saved.provenance,
-            beside=self.saved.path,
-            model=self._given,
-            read=self._read,
-            trust=self._trust,
-        )
-        check_network(self.saved, network)
-        return network
-
-    def predict(
-        self,
-        images: Pictures,
-        *,
-        splits: Sequence[str] = (),
-        on_error: OnError = "raise",
-        batch_size: int | None = None,
-        scores: bool = False,
-    ) -> Predicted:
-        """Say what class each image is of.
-
-        Parameters
-        ----------
-        images : array, str, Path, DataOptions or Source
-            An array of shape (n_samples, height, width[, channels]); a picture, a folder or
-            another source; or a feature file, for which no network is opened.
-        splits : sequence of str
-            Only these; by default all of them.
-        on_error : {"raise", "skip"}
-            Whether a picture that can't be read ends it or is left out.
-        batch_size : int, optional
-            Pictures at a time; by default 512, fewer if they are large.
-        scores : bool
-            Whether the decision values of all classes are wanted.
-
-        Returns
-        -------
-        Predicted
-            A sequence of `Prediction`, and the same by column: `ids`, `predicted`, `margins`,
-            `labels`.
-
-        Raises
-        ------
-        CnnfeatError
-            See `cnnfeat.prediction.predict_images` and `predict_features`.
-        """
-        from cnnfeat.prediction import Asked
-
-        asked = Asked(splits, on_error, batch_size, scores)
-        skipped: list[SkippedSample] = []
-        return Predicted(list(self.each(images, asked, skipped=skipped)), skipped=skipped)
-
-    def each(
-        self, images: Pictures, asked: Asked, *, skipped: list[SkippedSample]
-    ) -> Iterator[Prediction]:
-        """Say it of one image after the other, of more than fit in memory too.
-
-        Parameters
-        ----------
-        images : array, str, Path, DataOptions or Source
-            As `predict` takes them.
-        asked : Asked
-            Of which splits, and how.
-        skipped : list
-            Gets the samples left out.
-        """
-        from cnnfeat.prediction import is_feature_file, predict_features, predict_images
-
-        if isinstance(images, str | os.PathLike):
-            images = DataOptions(source=os.fspath(images))
-        named = images.source if isinstance(images, DataOptions) else None
-        if named is not None and is_stored(named) and _are_features(named):
-            with incoming(named) as path:
-                yield from predict_features(
-                    self.saved, path, splits=asked.splits, scores=asked.scores
-                )
-            return
-        if named is not None and is_feature_file(named):
-            yield from predict_features(
-                self.saved, Path(named), splits=asked.splits, scores=asked.scores
-            )
-            return
-        with contextlib.ExitStack() as opened:
-            try:
-                source = opened.enter_context(self._opened(images))
-            except DataError as error:  # of a single file
-                if asked.on_error == "raise" or named is None or _is_many(named):
-                    raise
-                reason = error.message.removeprefix(f"{Path(named).absolute()}: ")
-                skipped.append(SkippedSample(0, named, reason))
-                return
-            before = len(skipped)
-            found = predict_images(
-                self.saved,
-                self.network,
-                source,
-                splits=asked.splits,
-                batch_size=asked.batch_size,
-                on_error=asked.on_error,
-                skipped=skipped,
-                scores=asked.scores,
-                fitting=asked.fitting,
-                any_size=asked.any_size,
-                said=self._said,
-            )
-            if source.kind == "image" and named is not None:  # several may have one name
-                found = (dataclasses.replace(item, id=named) for item in found)
-            yield from found
-            if source.kind == "image" and named is not None:
-                skipped[before:] = [dataclasses.replace(one, id=named) for one in skipped[before:]]
-
-    @contextlib.contextmanager
-    def _opened(self, given: Array | DataOptions | Source) -> Iterator[Source]:
-        from cnnfeat.data import open_arrays
-        from cnnfeat.prediction import open_to_predict
-
-        if isinstance(given, DataOptions):
-            with open_to_predict(self.saved, checked(given)) as source:
-                yield source
-            return
-        if isinstance(given, np.ndarray | list | tuple):
-            given = open_arrays(np.asarray(given))
-        with _open_source(given, None, progress=SILENT) as (source, _):
-            yield source
-
-    def __repr__(self) -> str:
-        network = self.saved.provenance.network or "?"
-        return (
-            f"Machine {self.saved.path}\n"
-            f"  layer    {self.layer} of {network}\n"
-            f"  classes  {some_of(self.classes)}"
-        )
-
-
-def _are_features(named: str) -> bool:
-    """Whether a feature file lies at an address, by its name; or a sealed set."""
-    address = store_address(named)
-    return named.endswith(_FEATURES) or stat_object(address / _MANIFEST) is not None
-
-
-def _is_many(named: str) -> bool:
-    """Whether a source that can't be opened may be more than one picture."""
-    return is_stored(named) or Path(named).is_dir()
-
-
-def load_machine(
-    path: Path | str,
-    *,
-    network: object = None,
-    read: ReadOptions | None = None,
-    trust: bool = False,
-) -> Machine:
-    """Load a machine that `cnnfeat svm` saved, to predict with, as `cnnfeat predict` does.
-
-    Parameters
-    ----------
-    path : Path or str
-        The machine: `svm.skops`.
-    network : str, Path, keras.Model, tf.Graph or Network, optional
-        The network that its features came from, instead of the one it names.
-    read : ReadOptions, optional
-        What goes before how the network was read for the features.
-    trust : bool
-        Run a network that does more than compute; never taken from the file.
-
-    Raises
-    ------
-    MissingInputError
-        If there is no such file.
-    FeatureFileError
-        If it is a pickle, damaged, foreign, or holds a type that is not trusted.
-
-    Examples
-    --------
-    >>> machine = cnnfeat.load_machine("artifacts/svm.skops")
-    >>> machine.predict("more-photos/").predicted
-    """
-    from cnnfeat.svm import load_svm
-
-    return Machine(load_svm(Path(path)), network=network, read=read, trust=trust)
+        raise no_images(given)

@@ -489,7 +489,8 @@ class SvmOptions:
 
     layer: tuple[str, ...] = option(
         (),
-        "A layer of the file; may be repeated: layers are compared. all: every one.",
+        "A layer of the file, or several joined (conv2+fc1, or a pattern); may be repeated: they "
+        "are compared. all: every one.",
         shown="the only one",
     )
     kernel: Literal["linear", "rbf", "poly", "nystroem"] = option(

@@ -9,7 +9,7 @@ import dataclasses
 import glob
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -431,9 +431,7 @@ def _extract(run: _Run) -> StageOutcome:
 def _foresee(run: _Run, extraction: Extraction, source: Source) -> None:
     """Refuse now what could only be refused once networks are trained and features written."""
     plan = extraction.foresee(source)
-    for layer in run.options.svm.layer:
-        if layer != "all":
-            plan.find_layer(layer)
+    plan.check_layers(run.options.svm.layer)
     weights = run.options.svm.class_weight
     if weights != "balanced" and source.classes:
         from cnnfeat.svm.classweight import check_named
@@ -513,7 +511,7 @@ def svm_files(options: SvmOptions) -> tuple[str, ...]:
 
 
 def fit_svm(
-    features: Path | str,
+    features: Path | str | Sequence[Path | str],
     folder: Path | str,
     options: SvmOptions = _DEFAULT_SVM,
     *,
@@ -524,8 +522,8 @@ def fit_svm(
 
     Parameters
     ----------
-    features : Path or str
-        The feature file, or its address in a store.
+    features : Path or str, or a sequence of them
+        The feature file, or its address in a store; rows of several are joined by id.
     folder : Path or str
         Gets `svm.skops`, `svm.json`, `predictions.csv` and pictures.
     options : SvmOptions

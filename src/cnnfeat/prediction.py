@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.activations import PlannedProbe, activate, plan_probes
 from cnnfeat.brightness import opposites_warning, some_images
 from cnnfeat.data import open_data
 from cnnfeat.divided import redivide
@@ -19,24 +20,21 @@ from cnnfeat.errors import (
     DataError,
     FeatureFileError,
     LayerLookupError,
-    MisfitError,
     NetworkError,
     UsageError,
 )
-from cnnfeat.extraction import default_batch_size
-from cnnfeat.features import FeatureFile, is_set
-from cnnfeat.options import DataOptions, FitOptions, ProbeOptions, Size, check_fit
-from cnnfeat.origin import recorded_data, recorded_fitting, recorded_pixels, recorded_probe
+from cnnfeat.features import FeatureFile, FeatureTable, LayerPart, is_set, open_table
+from cnnfeat.options import DataOptions, FitOptions
+from cnnfeat.origin import recorded_data, recorded_pixels
 from cnnfeat.parts import Part, unpack_parts
 from cnnfeat.pixels import unusable
+from cnnfeat.provenance import Provenance
 from cnnfeat.records import (
     Array,
-    Batch,
-    Fit,
     ImageTarget,
     Labels,
     OnError,
-    Probe,
+    Parts,
     SkippedSample,
     Source,
     SplitInfo,
@@ -46,7 +44,7 @@ from cnnfeat.regular import open_regular
 from cnnfeat.svm.evaluation import margins
 from cnnfeat.svm.machine import decision_values
 from cnnfeat.svm.matrix import Floats
-from cnnfeat.svm.persistence import SavedSVM
+from cnnfeat.svm.persistence import LayerFacts, SavedSVM
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -101,16 +99,21 @@ def is_feature_file(spec: str) -> bool:
 
 
 def predict_features(
-    saved: SavedSVM, path: Path, *, splits: Sequence[str] = (), scores: bool = False
+    saved: SavedSVM,
+    paths: Path | str | Sequence[Path | str],
+    *,
+    splits: Sequence[str] = (),
+    scores: bool = False,
 ) -> Iterator[Prediction]:
-    """Predict every row of a feature file, a block at a time.
+    """Predict every row of a feature file, or of several that are joined, a block at a time.
 
     Parameters
     ----------
     saved : SavedSVM
         From `cnnfeat.svm.load_svm`.
-    path : Path
-        The feature file.
+    paths : Path or str, or a sequence of them
+        The feature file, or its address; of a machine on several, all in their order, or one that
+        has all of their layers.
     splits : sequence of str
         Only these; by default all of them.
     scores : bool
@@ -118,13 +121,15 @@ def predict_features(
 
     Raises
     ------
+    UsageError
+        If there are more files, or fewer.
     FeatureFileError
         If the file is damaged, or was made by another network than the machine's.
     LayerLookupError
         If it does not have the machine's layer in the machine's width.
     """
-    with FeatureFile(path) as file:
-        _check_features(saved, file)
+    with open_table(paths) as file:
+        layer = _joined_as(saved, file)
         said = file.provenance
         unknown = _unknown(saved, said.source, said.source_fingerprint)
         _say(None, unknown, level=logging.WARNING)
@@ -132,8 +137,8 @@ def predict_features(
             labels = file.labels(split)
             n_rows = file.n_rows(split)
             machine = machine_parts(saved, said.source_fingerprint, split, n_samples=n_rows)
-            network = file.parts(split)
-            for start, rows in file.blocks(split, saved.layer, rows=BATCH_ROWS):
+            network = None if file.unknown(split) else file.parts(split)
+            for start, rows in file.blocks(split, layer, rows=BATCH_ROWS):
                 stop = start + len(rows)
                 known = _Known(
                     split,
@@ -183,7 +188,7 @@ def _unknown(saved: SavedSVM, source: str, fingerprint: str) -> str:
 
 def predict_images(
     saved: SavedSVM,
-    network: Network,
+    network: Network | Sequence[Network],
     source: Source,
     *,
     splits: Sequence[str] = (),
@@ -201,8 +206,8 @@ def predict_images(
     ----------
     saved : SavedSVM
         From `cnnfeat.svm.load_svm`.
-    network : Network
-        The one the machine's features came from.
+    network : Network, or a sequence of them
+        The one the machine's features came from; of features of several files, that of each.
     source : Source
         From `cnnfeat.data.open_source`.
     splits : sequence of str
@@ -230,115 +235,57 @@ def predict_images(
     UsageError
         If `fitting` has no size to fit to.
     """
-    check_network(saved, network)
-    facts = saved.facts
-    layers = network.find([facts.tensor or facts.layer_name or facts.layer])
-    asked = _Fitting.of(saved, fitting, any_size=any_size)
+    networks = _of_each_file(saved, network)
     fingerprint = source.fingerprint().digest
     _say(said, _unknown(saved, source.name, fingerprint), level=logging.WARNING)
     for split in _asked(splits, tuple(source.splits)):
         info = source.splits[split]
         machine = machine_parts(saved, fingerprint, split, n_samples=info.n_samples)
-        seen = source.parts(split)
-        how = asked.how(network, info)
-        size = asked.size(network, info)
-        shape = ImageTarget(size).shape_of(info.image_shape)
-        rows_at_once = batch_size or default_batch_size(shape)
-        probe = network.probe(
-            layers,
-            how,
-            image_shape=shape,  # of all sizes that become one, one function is compiled
-            image_dtype=info.dtype,
-            batch_size=rows_at_once,
+        seen = _network_parts(saved, source, split)
+        probes, rows_at_once = plan_probes(
+            saved, networks, info, given=fitting, any_size=any_size, batch_size=batch_size
         )
-        target = dataclasses.replace(probe.target, invert=asked.invert)
-        _say(said, _becomes(info, target))
-        _say(said, _other_pixels(saved, info, how), level=logging.WARNING)
-        if network.card is not None and network.card.pixels is not None:
-            images = some_images(source, split, target)
-            warning = opposites_warning(images, network.card.pixels, inverted=asked.invert)
-            _say(said, warning, level=logging.WARNING)
-        for read in source.batches(
-            split, batch_size=rows_at_once, target=target, on_error=on_error
-        ):
-            batch, rows = _computed(read, probe, size=None if any_size else size, on_error=on_error)
+        for probe in probes:
+            _say_of(probe, source, info, said)
+        for found in activate(probes, source, split, batch_size=rows_at_once, on_error=on_error):
             if skipped is not None:
-                skipped.extend(batch.skipped)
-            if len(batch):
-                left_out = [sample.row for sample in batch.skipped]
-                here = np.setdiff1d(np.arange(batch.start, batch.stop), left_out)
+                skipped.extend(found.skipped)
+            if len(found.rows):
                 known = _Known(
                     split,
-                    batch.ids,
-                    batch.labels,
+                    found.ids,
+                    found.labels,
                     source.classes,
-                    machine=None if machine is None else machine[here],
-                    network=None if seen is None else seen[here],
+                    machine=None if machine is None else machine[found.rows],
+                    network=None if seen is None else seen[found.rows],
                 )
-                yield from _predict(saved, rows, known, scores=scores)
+                yield from _predict(saved, found.features(saved), known, scores=scores)
 
 
-def _computed(
-    batch: Batch, probe: Probe, *, size: Size | None, on_error: OnError
-) -> tuple[Batch, Array]:
-    """Compute features; pictures whose shape doesn't go through are left out, if they may be."""
-    if not len(batch):
-        return batch, np.empty(0)
-    try:
-        _check_size(batch, size)
-        (rows,) = probe(batch.images)
-    except MisfitError as error:  # all pictures of a batch have one shape
-        if on_error == "raise":
-            raise MisfitError(f"{batch.ids[0]}: {error.message}", hint=error.hint) from error
-        return batch.without(dict.fromkeys(range(len(batch)), error.message)), np.empty(0)
-    return batch, rows
+def _of_each_file(saved: SavedSVM, network: Network | Sequence[Network]) -> Sequence[Network]:
+    """Take the network of each of the machine's files, held against what they were made with."""
+    files = range(len(saved.files))
+    networks = network if isinstance(network, Sequence) else [network for _ in files]
+    for number in files:
+        check_network(saved, networks[number], saved.files[number])
+    return networks
 
 
-@dataclass(frozen=True, slots=True)
-class _Fitting:
-    """What pictures are brought to: as asked, as for the machine, or as the network takes."""
-
-    recorded: ProbeOptions
-    resize: Size | None
-    fit: Fit | None
-    invert: bool
-    any_size: bool
-
-    @classmethod
-    def of(cls, saved: SavedSVM, given: FitOptions, *, any_size: bool) -> _Fitting:
-        known = recorded_fitting(saved.provenance)
-        return cls(
-            recorded=recorded_probe(saved.provenance, pool=saved.facts.pooling),
-            resize=given.resize or known.resize,
-            fit=given.fit or known.fit,
-            invert=given.invert or known.invert,
-            any_size=any_size,
-        )
-
-    def size(self, network: Network, info: SplitInfo) -> Size | None:
-        """What size pictures have when they come to the network; None: their own."""
-        return self.resize or network.size_for(info.image_shape)
-
-    def how(self, network: Network, info: SplitInfo) -> ProbeOptions:
-        """How activations of a split's pictures are computed."""
-        size = self.size(network, info)
-        if not self.any_size:
-            return dataclasses.replace(self.recorded, resize=None, fit=None)
-        check_fit(self.fit, size)
-        if info.uniform and info.image_shape[:2] == size:
-            size = None
-        return dataclasses.replace(self.recorded, resize=size, fit=self.fit if size else None)
+def _network_parts(saved: SavedSVM, source: Source, split: str) -> Parts | None:
+    """What the networks saw of each row, where all of them divided the source alike."""
+    alike = all(said.division == saved.provenance.division for said in saved.files)
+    return source.parts(split) if alike else None
 
 
-def _check_size(batch: Batch, size: Size | None) -> None:
-    """Refuse pictures of another size than one, where there is one."""
-    height, width = batch.images.shape[1:3]
-    if size not in (None, (height, width)):
-        raise MisfitError(
-            f"it is {height}×{width}, and the machine was trained on pictures of "
-            f"{size[0]}×{size[1]}",
-            hint="without --no-resize it is brought to that size",
-        )
+def _say_of(probe: PlannedProbe, source: Source, info: SplitInfo, said: set[str] | None) -> None:
+    """Say what becomes of pictures, and what may be wrong with them."""
+    _say(said, _becomes(info, probe.target))
+    _say(said, _other_pixels(info, probe), level=logging.WARNING)
+    card = probe.network.card
+    if card is not None and card.pixels is not None:
+        images = some_images(source, info.name, probe.target)
+        warning = opposites_warning(images, card.pixels, inverted=probe.target.invert)
+        _say(said, warning, level=logging.WARNING)
 
 
 def _becomes(info: SplitInfo, target: ImageTarget) -> str:
@@ -350,10 +297,10 @@ def _becomes(info: SplitInfo, target: ImageTarget) -> str:
     return f"pictures are brought to {'×'.join(map(str, shape))}, as the network takes them{by}"
 
 
-def _other_pixels(saved: SavedSVM, info: SplitInfo, how: ProbeOptions) -> str:
+def _other_pixels(info: SplitInfo, probe: PlannedProbe) -> str:
     """Say that white is another number than it was for the machine; "" where it isn't."""
-    known = recorded_pixels(saved.provenance)
-    if how.scale != "raw" or known in (None, info.dtype):
+    known = recorded_pixels(probe.made)
+    if probe.how.scale != "raw" or known in (None, info.dtype):
         return ""
     return (
         f"pixels are {info.dtype}, and were {known} for the machine's features; the network takes "
@@ -369,43 +316,76 @@ def _say(said: set[str] | None, remark: str, *, level: int = logging.INFO) -> No
         said.add(remark)
 
 
-def check_network(saved: SavedSVM, network: Network) -> None:
+def check_network(saved: SavedSVM, network: Network, made: Provenance) -> None:
     """Refuse any network but the one whose features the machine was trained on.
+
+    Parameters
+    ----------
+    saved : SavedSVM
+        The machine.
+    network : Network
+        What was found.
+    made : Provenance
+        Of the machine's file that it is to have made.
 
     Raises
     ------
     NetworkError
         With both digests.
     """
-    expected = saved.provenance.network_sha256
+    expected = made.network_sha256
     if network.sha256 != expected:
         raise NetworkError(
             f"{network.path} is not the network that {saved.path} was trained on: its SHA-256 "
-            f"begins {network.sha256[:12]}, expected {expected[:12]} ({saved.provenance.network})",
+            f"begins {network.sha256[:12]}, expected {expected[:12]} ({made.network})",
             hint="--model names the right one; or train again: cnnfeat extract, cnnfeat svm",
         )
 
 
-def _check_features(saved: SavedSVM, file: FeatureFile) -> None:
-    expected, found = saved.provenance.network_sha256, file.provenance.network_sha256
+def _joined_as(saved: SavedSVM, table: FeatureTable) -> str:
+    """Find the machine's layers in feature files; give back what they are called there."""
+    n_files = len(table.files)
+    if n_files not in (1, len(saved.files)):
+        raise UsageError(
+            f"{saved.path} was trained on the features of {_count(len(saved.files), 'file')}, and "
+            f"{n_files:,} are given",
+            hint="name all of them, in their order, or one that has all of its layers",
+        )
+    parts = [LayerPart(layer.file if n_files > 1 else 0, layer.layer) for layer in saved.layers]
+    for part, layer in zip(parts, saved.layers, strict=True):
+        file, expected = table.files[part.file], saved.files[layer.file].network_sha256
+        _check_made_by(saved, file, expected)
+        _check_layer(saved, file, layer)
+    return table.join(saved.layer, parts)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _check_made_by(saved: SavedSVM, file: FeatureFile, expected: str) -> None:
+    found = file.provenance.network_sha256
     if found != expected:
         raise FeatureFileError(
             f"{file.path} was made by another network than {saved.path} was trained on: its "
             f"SHA-256 begins {found[:12]}, expected {expected[:12]}",
             hint="extract again with the right model, or train again with cnnfeat svm",
         )
-    if saved.layer not in file.layers:
+
+
+def _check_layer(saved: SavedSVM, file: FeatureFile, layer: LayerFacts) -> None:
+    if layer.layer not in file.layers:
         raise LayerLookupError(
-            f"{saved.path} was trained on layer {saved.layer!r}; {file.path} has "
+            f"{saved.path} was trained on layer {layer.layer!r}; {file.path} has "
             + (", ".join(repr(name) for name in file.layers) or "none in all splits"),
-            hint=f"cnnfeat extract --layer {saved.facts.layer_name or saved.layer}",
+            hint=f"cnnfeat extract --layer {layer.layer_name or layer.layer}",
         )
-    stored = file.layer(file.splits[0], saved.layer)
+    stored = file.layer(file.splits[0], layer.layer)
     width = int(np.prod(stored.shape[1:], dtype=np.int64))
-    if width != saved.facts.n_features:
+    if width != layer.n_features:
         raise LayerLookupError(
-            f"{file.path}: {saved.layer!r} has {width:,} features; {saved.path} was trained on "
-            f"{saved.facts.n_features:,}",
+            f"{file.path}: {layer.layer!r} has {width:,} features; {saved.path} was trained on "
+            f"{layer.n_features:,}",
             hint="extract with the same pooling and image size as for training",
         )
 
@@ -459,12 +439,6 @@ class _Known:
 
 def _predict(saved: SavedSVM, rows: Array, known: _Known, *, scores: bool) -> Iterator[Prediction]:
     flat = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
-    if flat.shape[1] != saved.facts.n_features:
-        raise LayerLookupError(
-            f"{saved.layer!r} gives {flat.shape[1]:,} features for these pictures; {saved.path} "
-            f"was trained on {saved.facts.n_features:,}",
-            hint="use pictures of the size it was trained on",
-        )
     for row, reason in unusable(flat).items():
         raise DataError(
             f"{known.ids[row]}: {reason} in its features of {saved.layer!r}",

@@ -97,6 +97,16 @@ class MacroScores:
     roc_auc: Share | None = None  # of one against the rest; None: no decision values, or one class
 
 
+@dataclass(frozen=True, slots=True)
+class LayerColumns:
+    """One of the layers that are joined, and whose they are."""
+
+    layer: Name
+    tensor: Name
+    n_features: Length
+    file: Count = 0  # a place in `SvmResult.files`
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerScore:
     """How well a machine does on one layer.
@@ -120,6 +130,7 @@ class LayerScore:
     elapsed_s: Duration | None = None
     macro: MacroScores | None = None  # None: written before there were any
     compared_on: Name | None = None  # which rows, in words; None: those the result is scored on
+    joined: tuple[LayerColumns, ...] = ()  # what the features are of, side by side; (): one layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +189,7 @@ class SvmResult:
     versions: Mapping[str, str]
     class_weight: Mapping[str, float] | None = None  # factors of C; None: 1 for each class
     calibration: Learned | None = None  # of probabilities; None: there are none
+    files: tuple[Mapping[str, Fact], ...] = ()  # all of them, where the features are of several
 
     @property
     def accuracy(self) -> float:
@@ -221,6 +233,16 @@ class SvmResult:
         return f"{self.scored_rows}; {self.caveat}" if self.caveat else self.scored_rows
 
     @property
+    def joined_words(self) -> str:
+        """Say which layers, networks and files the features are joined of; "": one layer."""
+        files = self.files or (self.features,)
+        return "; ".join(
+            f"{one.layer} ({one.n_features:,} features) of {files[one.file].get('path')}, "
+            f"through {files[one.file].get('network')}"
+            for one in self.best.joined
+        )
+
+    @property
     def compared_on(self) -> str:
         """Which rows the scores in `layers` are of, and what must be said of them."""
         return self.layers[0].compared_on or self.scored_words
@@ -228,11 +250,13 @@ class SvmResult:
     def to_json(self) -> dict[str, Json]:
         """Make the document: the saved machine's scores stand at its top level."""
         named = {name: getattr(self, name) for name in SvmResult.__slots__}
+        if not self.files:
+            del named["files"]  # of one file, as `features`
         return {
             "format": SVM_FORMAT,
             "format_version": SVM_VERSION,
             "created": named.pop("created"),
-            **dataclasses.asdict(named.pop("best")),
+            **_score_json(named.pop("best")),
             **named,
             "per_class": [
                 {("class" if key == "name" else key): value for key, value in fields.items()}
@@ -240,7 +264,7 @@ class SvmResult:
             ],
             "confusion": self.confusion.tolist(),
             "selection": None if self.selection is None else _selection_json(self.selection),
-            "layers": [dataclasses.asdict(score) for score in self.layers],
+            "layers": list(map(_score_json, self.layers)),
             "mcnemar": None if self.mcnemar is None else dataclasses.asdict(self.mcnemar),
         }
 
@@ -298,6 +322,13 @@ def read_result(path: Path) -> SvmResult:
     except (OSError, ValueError) as error:
         raise FeatureFileError(f"{path}: can't be read as JSON: {error}") from error
     return SvmResult.from_json(document, path=path)
+
+
+def _score_json(score: LayerScore) -> dict[str, Json]:
+    document: dict[str, Json] = dataclasses.asdict(score)
+    if not score.joined:
+        del document["joined"]
+    return document
 
 
 def _selection_json(selection: CostSearch) -> dict[str, Json]:
@@ -383,6 +414,7 @@ class _Written:
     versions: Mapping[str, Name] | None = None
     class_weight: Mapping[str, Positive] | None = None
     calibration: Learned | None = None
+    files: tuple[Mapping[str, Fact], ...] | None = None
 
 
 def _parse(document: Mapping[str, object]) -> SvmResult:
@@ -396,6 +428,7 @@ def _parse(document: Mapping[str, object]) -> SvmResult:
                 f"accuracy_interval of {score.layer!r:.60} is {low:g} to {high:g}, without the "
                 f"accuracy itself, {score.accuracy:g}"
             )
+        _check_joined(score, n_files=len(written.files or ()) or 1)
     return SvmResult(
         created=written.created,
         best=best,
@@ -420,7 +453,16 @@ def _parse(document: Mapping[str, object]) -> SvmResult:
         versions=written.versions or {},
         class_weight=written.class_weight,
         calibration=written.calibration,
+        files=written.files or (),
     )
+
+
+def _check_joined(score: LayerScore, *, n_files: int) -> None:
+    for columns in score.joined:
+        if columns.file >= n_files:
+            raise ValueError(
+                f"{columns.layer!r:.60} is of file {columns.file}, and there are {n_files:,} files"
+            )
 
 
 def _caveat(written: _Written, *, said: bool) -> str:

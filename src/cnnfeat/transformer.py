@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +19,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from cnnfeat.data.arrays import is_one_picture
 from cnnfeat.data.fitting import fit_to_target
-from cnnfeat.errors import DataError, NetworkError, UsageError
-from cnnfeat.features import FeatureFile
+from cnnfeat.errors import DataError, LayerLookupError, NetworkError, UsageError
+from cnnfeat.features import FeatureFile, FeatureTable
 from cnnfeat.options import (
     EngineName,
     FeedValue,
@@ -30,11 +32,12 @@ from cnnfeat.options import (
     Size,
 )
 from cnnfeat.origin import recorded_fitting, recorded_network, recorded_probe, recorded_reading
+from cnnfeat.patterns import split_side_by_side
 from cnnfeat.pixels import unusable
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
-    from cnnfeat.records import Fit, Probe
+    from cnnfeat.records import Fit, LayerInfo, Probe
 
 
 class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -52,7 +55,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     model : str, Path, keras.Model, tf.Graph or Network
         A network, as `cnnfeat.load_network` takes it, or what that gave.
     layer : str
-        A layer's or tensor's name.
+        A layer's or tensor's name; "conv2+fc1" is both, their features side by side.
     pool : {"none", "avg", "max", "flatten"}
         What is done over an activation's image axes.
     scale : {"unit", "symmetric", "raw", "imagenet", "caffe"}, optional
@@ -89,7 +92,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     image_dtype_ : str
         "uint8", "uint16" or "float32".
     feature_shape_ : tuple of int
-        One image's activation, before it is flattened in C order.
+        One image's activation, before it is flattened in C order; of several layers, after.
     n_features_out_ : int
     sha256_ : str
         The digest of the network's file; of a live one, of its weights and plan.
@@ -165,7 +168,7 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         path : Path or str
             The feature file.
         layer : str, optional
-            One of the file's; not needed where it has one.
+            One of the file's, or several ("conv2+fc1"); not needed where it has one.
         model : str, Path, keras.Model, tf.Graph or Network, optional
             The network, instead of the one that the file names.
         read : ReadOptions, optional
@@ -182,13 +185,14 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             If the network has moved, and `model` is not given.
         """
         with FeatureFile(Path(path)) as file:
-            stored = file.layer(file.splits[0], file.find_layer(layer))
+            table = FeatureTable([file])
+            found = [one for _, one in table.described(file.splits[0], table.find_layer(layer))]
             said = file.provenance
-            how, fitting = recorded_probe(said, pool=stored.pooling), recorded_fitting(said)
+            how, fitting = recorded_probe(said, pool=found[0].pooling), recorded_fitting(said)
             is_open = hasattr(model, "read_options")  # a Network, read already
             return cls(
                 recorded_network(said, beside=file.path) if model is None else model,
-                layer=stored.tensor,
+                layer="+".join(stored.tensor for stored in found),
                 pool=how.pool,
                 scale=how.scale,
                 trust=trust,
@@ -225,9 +229,12 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.image_shape_ = (int(height), int(width), int(channels))
         self.image_dtype_ = images.dtype.name
         self.sha256_ = network.sha256
-        (output,) = self._compile(network).outputs
-        self.feature_shape_ = tuple(output.row_shape)
-        self.n_features_out_ = int(np.prod(output.row_shape, dtype=np.int64))
+        outputs = self._compile(network).outputs
+        self._shapes = [(output.layer, tuple(output.row_shape)) for output in outputs]
+        self.n_features_out_ = sum(math.prod(shape) for _, shape in self._shapes)
+        if len(outputs) == 1:
+            self._shapes = [(self.layer, shape) for _, shape in self._shapes]
+        self.feature_shape_ = self._shapes[0][1] if len(outputs) == 1 else (self.n_features_out_,)
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.floating]:
@@ -254,16 +261,24 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         parts = []
         for start in range(0, len(images), self.batch_size):
             batch = fit_to_target(images[start : start + self.batch_size], target)
-            (rows,) = probe(batch)
-            parts.append(rows.reshape(len(rows), -1).astype(np.float32, copy=False))
+            parts.append(
+                np.concatenate(
+                    [
+                        rows.reshape(len(rows), -1).astype(np.float32, copy=False)
+                        for rows in probe(batch)
+                    ],
+                    axis=1,
+                )
+            )
         return np.concatenate(parts)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:  # noqa: ARG002
         """Name the features: "conv2[0,0,3]" is row 0, column 0, channel 3."""
         check_is_fitted(self)
         names = [
-            f"{self.layer}[{','.join(map(str, place))}]"
-            for place in np.ndindex(self.feature_shape_)
+            f"{layer}[{','.join(map(str, place))}]"
+            for layer, shape in self._shapes
+            for place in np.ndindex(shape)
         ]
         return np.array(names, dtype=object)
 
@@ -304,15 +319,8 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return said.over(self.read or ReadOptions())
 
     def _compile(self, network: Network) -> Probe:
-        layers = network.find([self.layer])
-        if len(layers) != 1:
-            raise UsageError(
-                f"{self.layer!r} means {len(layers)} layers: "
-                + ", ".join(layer.name for layer in layers),
-                hint="name one",
-            )
         self._compiled: Probe = network.probe(
-            layers,
+            self._layers(network),
             ProbeOptions(
                 self.precision,
                 self.pool,
@@ -327,6 +335,24 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             batch_size=self.batch_size,
         )
         return self._compiled
+
+    def _layers(self, network: Network) -> list[LayerInfo]:
+        """Find the layer, or those with `+` between their names."""
+        known = {item.name for item in network.layers} | {item.name for item in network.tensors}
+        longest = max((name.count("+") for name in known), default=0)
+        layers: list[LayerInfo] = []
+        for name in split_side_by_side(self.layer, partial(_is_found, network), longest=longest):
+            found = network.find([name])
+            if len(found) != 1:
+                raise UsageError(
+                    f"{name!r} means {len(found)} layers: "
+                    + ", ".join(layer.name for layer in found),
+                    hint="name one, or several with + between them",
+                )
+            layers += found
+        if len(set(layers)) < len(layers):
+            raise UsageError(f"{self.layer!r} has a layer twice: its columns would count twice")
+        return layers
 
     def _forget(self) -> None:
         for name in ("_compiled", "sha256_"):
@@ -365,6 +391,13 @@ class LayerFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.three_d_array = True
         tags.requires_fit = True
         return tags
+
+
+def _is_found(network: Network, name: str) -> bool:
+    try:
+        return bool(network.find([name]))
+    except LayerLookupError:
+        return False
 
 
 def _images(X: ArrayLike) -> NDArray[np.generic]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cnnfeat.errors import LayerLookupError
-from cnnfeat.network.lookup import Found, Names, find, match_names
+from cnnfeat.network.lookup import Found, Names, find
+from cnnfeat.patterns import match_names
 
 NAMES = Names(
     layers=[

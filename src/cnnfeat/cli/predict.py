@@ -35,8 +35,11 @@ _log = logging.getLogger("cnnfeat")
 )
 @click.option(
     "--model",
+    "models",
+    cls=flags.Heard,
+    multiple=True,
     show_default="the machine's own",
-    help="The network the machine's features came from.",
+    help="The network the machine's features came from; of several, each in turn.",
 )
 @click.option("--split", multiple=True, help="Only this split; may be repeated.")
 @flags.data_dir
@@ -64,7 +67,7 @@ def predict(
     *,
     inputs: tuple[str, ...],
     svm_file: Path,
-    model: str | None,
+    models: tuple[str, ...],
     split: tuple[str, ...],
     data_dir: Path | None,
     on_error: OnError,
@@ -79,16 +82,17 @@ def predict(
 ) -> None:
     """Label pictures with a trained SVM.
 
-    INPUT is a picture, a source (cnnfeat data list, a folder, an array file), or a feature file.
+    INPUT is a picture, a source (cnnfeat data list, a folder, an array file), or a feature file. Of
+    a machine on several feature files all are given, in the order that it was trained on.
     """
-    from cnnfeat.commands import load_machine
     from cnnfeat.prediction import Asked
+    from cnnfeat.predictor import load_machine
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other")
     if no_resize and (fitting.resize or fitting.fit):
         raise click.UsageError("--no-resize excludes --resize and --fit")
-    machine = load_machine(svm_file, network=model, read=read, trust=trust_model)
+    machine = load_machine(svm_file, network=models, read=read, trust=trust_model)
     skipped: list[SkippedSample] = []
     wanted = Wanted(machine.classes, machine.saved.calibration is not None, top or 0, scores)
     tally = Tally()
@@ -101,8 +105,13 @@ def predict(
     )
     folder = None if data_dir is None else str(data_dir)
     predictions = itertools.chain.from_iterable(
-        tally.counting(machine.each(DataOptions(spec, folder), asked, skipped=skipped), source=spec)
-        for spec in inputs
+        tally.counting(
+            machine.each(
+                DataOptions(group[0], folder) if len(group) == 1 else group, asked, skipped=skipped
+            ),
+            source=", ".join(group),
+        )
+        for group in machine.grouped(inputs)
     )
     write = write_csv if as_csv else write_json if as_json else write_table
     write(predictions, wanted)

@@ -115,7 +115,8 @@ def run(
 def _for_layers(options: RunOptions, config: RunOptions) -> RunOptions:
     """Forget the layer that the file's machine is for, where other layers are extracted."""
     asked = options.extract.layer
-    if asked == config.extract.layer or set(options.svm.layer) <= {"all", *asked}:
+    parts = {part for layer in options.svm.layer if layer not in asked for part in layer.split("+")}
+    if asked == config.extract.layer or parts <= {"all", *asked}:
         return options
     return dataclasses.replace(options, svm=dataclasses.replace(options.svm, layer=()))
 

@@ -19,11 +19,7 @@ _CELLS = 20  # classes up to which the confusion matrix is printed
 
 
 @click.command()
-@click.argument(
-    "features",
-    type=FeaturePath(),
-    default=lambda: artifact("features.h5"),
-)
+@click.argument("features", metavar="[FEATURES]...", type=FeaturePath(), nargs=-1)
 @flags.common
 @flags.tables("svm")
 @click.option(
@@ -42,13 +38,17 @@ _CELLS = 20  # classes up to which the confusion matrix is printed
 def svm(
     settings: Settings,
     *,
-    features: Path,
+    features: tuple[Path, ...],
     options: RunOptions,
     out: Path,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Train a support vector machine on the features of FEATURES.
+    """Train a support vector machine on the features of FEATURES, by default artifacts/features.h5.
+
+    --layer conv2+fc1 joins layers: one machine on the columns of conv2 and then of fc1. Of several
+    FEATURES, whose rows are joined by their ids, the first layer is the first file's and the second
+    the second's; one layer alone is meant in each of them.
 
     C is chosen on rows that the network wasn't fitted to, else by cross-validation. Several layers
     are compared by the same rows; the test rows are scored once, for the best layer.
@@ -56,7 +56,7 @@ def svm(
     from cnnfeat.pipeline import fit_svm, svm_files
 
     result = fit_svm(
-        features,
+        features or artifact("features.h5"),
         out,
         options=options.svm,
         overwrite=overwrite,
@@ -76,6 +76,7 @@ def _show(result: SvmResult) -> None:
         _show_layers(result)
     facts = [
         ("layer", f"{best.layer}: {best.n_features:,} features"),
+        *([("joined of", result.joined_words)] if best.joined else []),
         (result.score_name, result.score_words),
         (f"balanced {result.score_name}", f"{best.balanced_accuracy:.2%}"),
     ]

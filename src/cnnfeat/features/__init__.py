@@ -12,8 +12,10 @@ from cnnfeat.features.format import (
 )
 from cnnfeat.features.inventory import ShardEntry, is_set
 from cnnfeat.features.journal import Header
+from cnnfeat.features.naming import LayerPart
 from cnnfeat.features.reader import FeatureFile
 from cnnfeat.features.shardfile import PlannedFile, ShardFile
+from cnnfeat.features.table import FeatureTable, open_table
 from cnnfeat.features.verification import (
     Damage,
     Unusable,
@@ -29,9 +31,11 @@ __all__ = [
     "Damage",
     "Disk",
     "FeatureFile",
+    "FeatureTable",
     "FeatureWriter",
     "FilePlan",
     "Header",
+    "LayerPart",
     "PlannedFile",
     "ShardEntry",
     "ShardFile",
@@ -42,6 +46,7 @@ __all__ = [
     "Verification",
     "beside_rows",
     "is_set",
+    "open_table",
     "plan_columns",
     "storage_errors",
     "stored_text",

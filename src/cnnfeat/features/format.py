@@ -18,13 +18,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from cnnfeat.documents import Name
 from cnnfeat.errors import LayerLookupError, near_names
+from cnnfeat.features.naming import Spelled, find_joined, find_stored
 from cnnfeat.records import Array, Groups, Parts, ProbeOutput, SkippedSample
 
 FORMAT = "cnnfeat-features"
@@ -97,6 +98,15 @@ class FilePlan:
         """Rows of all splits."""
         return sum(split.n_rows for split in self.splits)
 
+    @property
+    def spelled(self) -> Spelled:
+        """What its layers are called, as a `FeatureFile` will say."""
+        return {
+            column.name: (column.output.layer, column.output.tensor)
+            for column in self.splits[0].columns
+            if column.output is not None
+        }
+
     def find_layer(self, name: str) -> str:
         """Find the stored name of a layer, as a `FeatureFile` will.
 
@@ -105,11 +115,7 @@ class FilePlan:
         LayerLookupError
             If there will be none of that name; near names are in the hint.
         """
-        outputs = {
-            column.name: (column.output.layer, column.output.tensor)
-            for column in self.splits[0].columns
-            if column.output is not None
-        }
+        outputs = self.spelled
         found = find_stored(name, outputs)
         if found is None:
             raise LayerLookupError(
@@ -117,6 +123,18 @@ class FilePlan:
                 hint=near_names(name, outputs),
             )
         return found
+
+    def check_layers(self, texts: Iterable[str]) -> None:
+        """Refuse what a machine could not be asked for: "fc1", "conv2+fc1"; "all" is all of them.
+
+        Raises
+        ------
+        CnnfeatError
+            As `naming.find_joined` does.
+        """
+        for text in texts:
+            if text != "all":
+                find_joined(text, [self])
 
     def listed_arrays(self) -> dict[str, object]:
         """List all arrays plainly, to be compared with a journal's."""
@@ -207,37 +225,6 @@ def _free_name(layer: str, taken: Iterable[str]) -> str:
     while name in taken:
         name += "_"
     return name
-
-
-def find_stored(name: str, layers: Mapping[str, tuple[str, str]]) -> str | None:
-    """Return the stored name of a layer that `name` means, or None.
-
-    In turn: the stored name; that in any case; the layer's or tensor's own name, `/` and `:0`
-    included.
-
-    Parameters
-    ----------
-    name : str
-        As a person gave it.
-    layers : mapping of str to (str, str)
-        Stored names, and the names of each one's layer and tensor.
-    """
-    wanted = name.replace("/", ".")
-    for candidates in _spellings(wanted, layers):
-        if len(candidates) == 1:
-            return candidates[0]
-    return None
-
-
-def _spellings(wanted: str, layers: Mapping[str, tuple[str, str]]) -> Iterator[list[str]]:
-    yield [stored for stored in layers if stored == wanted]
-    yield [stored for stored in layers if stored.lower() == wanted.lower()]
-    for without in ("", ":0"):
-        yield [
-            stored
-            for stored, (layer, tensor) in layers.items()
-            if wanted in (layer.replace("/", "."), tensor.removesuffix(without).replace("/", "."))
-        ]
 
 
 def _stored_dtype(computed: str, floats: str) -> str:

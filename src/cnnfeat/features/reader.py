@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -19,6 +20,7 @@ from cnnfeat.features import format as fmt
 from cnnfeat.features import safety
 from cnnfeat.features.attributes import has_attribute, read_attributes, read_record, read_shape
 from cnnfeat.features.format import LayerNames, StoredLayer
+from cnnfeat.features.naming import Spelled, find_stored
 from cnnfeat.features.rows import Place, RowReader
 from cnnfeat.features.safety import Sums, read_sums
 from cnnfeat.features.seal import RunningChecksum
@@ -302,6 +304,12 @@ class FeatureFile:
             raise self._unknown_layer(column)
         return self._places[split, column]
 
+    @functools.cached_property
+    def spelled(self) -> Spelled:
+        """What its layers and their tensors are called in the network, by stored name."""
+        described = {name: self.layer(self.splits[0], name) for name in self.layers}
+        return {name: (one.layer, one.tensor) for name, one in described.items()}
+
     def find_layer(self, name: str | None) -> str:
         """Find the stored name of a layer.
 
@@ -326,9 +334,7 @@ class FeatureFile:
                 f"{self.path} holds {len(self.layers)} layers: {', '.join(self.layers)}",
                 hint=f"name one: --layer {self.layers[0]}",
             )
-        described = (self.layer(self.splits[0], layer) for layer in self.layers)
-        spelled = [(one.layer, one.tensor) for one in described]
-        found = fmt.find_stored(name, dict(zip(self.layers, spelled, strict=True)))
+        found = find_stored(name, self.spelled)
         if found is None:
             raise self._unknown_layer(name)
         return found

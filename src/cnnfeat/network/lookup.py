@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cnnfeat.errors import LayerLookupError, near_names
+from cnnfeat.patterns import glob_expression, is_pattern, match_names
 
 SHOWN = 12  # candidates listed in an error
 LIST_THEM = "`cnnfeat layers` lists them"
@@ -69,11 +70,6 @@ def find(names: Names, query: str) -> tuple[Found, ...]:
     raise _miss(names, query)
 
 
-def is_pattern(query: str) -> bool:
-    """Whether a name is one of many."""
-    return bool(re.search(r"[*?\[]", query))
-
-
 def parts_of(names: Names) -> frozenset[str]:
     """All that stands between slashes in a name of a layer or tensor, in small letters."""
     tensors = [text for name in names.tensors for text in (name, name.removesuffix(":0"))]
@@ -118,8 +114,8 @@ def _by_path(names: Names, query: str, *, fold: bool = False) -> tuple[Found, ..
 
 def _matching(names: Names, pattern: str) -> tuple[Found, ...]:
     layers = match_names(names.layers, pattern)
-    blocks = [name for name in names.blocks if re.fullmatch(_glob(pattern), name)]
-    if blocks and not any(re.fullmatch(_glob(pattern), name) for name in layers):
+    blocks = [name for name in names.blocks if re.fullmatch(glob_expression(pattern), name)]
+    if blocks and not any(re.fullmatch(glob_expression(pattern), name) for name in layers):
         return tuple(Found(name, is_layer=False, is_block=True) for name in blocks)
     if layers:
         return tuple(Found(name, True) for name in layers)
@@ -131,34 +127,6 @@ def _matching(names: Names, pattern: str) -> tuple[Found, ...]:
         f"no layer matches the pattern {pattern!r}; the network has {_all_of(names)}",
         hint=names.listed_by,
     )
-
-
-def match_names(names: Iterable[str], pattern: str) -> list[str]:
-    """Names that match a glob: whole names first; if none does, names that end in a match.
-
-    `*` and `?` stop at `/`; `**` doesn't. `conv*` is `conv1` but not `conv1/relu`.
-    """
-    names = list(names)
-    body = _glob(pattern)
-    for expression in (body, f"(?i:{body})", f"(?:.*/)?{body}", f"(?i:(?:.*/)?{body})"):
-        found = [name for name in names if re.fullmatch(expression, name)]
-        if found:
-            return found
-    return []
-
-
-def _glob(pattern: str) -> str:
-    special = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
-
-    def translate(token: str) -> str:
-        if token in special:
-            return special[token]
-        if re.fullmatch(r"\[!?[^\]]+\]", token):
-            inner = token[1:-1].replace("\\", "\\\\")
-            return f"[^{inner[1:]}]" if inner[0] == "!" else f"[{inner}]"
-        return re.escape(token)
-
-    return "".join(translate(token) for token in re.findall(r"\*\*|\*|\?|\[!?[^\]]+\]|.", pattern))
 
 
 def _by_index(names: Names, query: str) -> Found:

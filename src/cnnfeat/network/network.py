@@ -43,6 +43,7 @@ from cnnfeat.network.steadiness import shown, unsteady
 from cnnfeat.network.trust import check_operations
 from cnnfeat.network.weights import check_restored
 from cnnfeat.options import AugmentOptions, ProbeOptions, ReadOptions
+from cnnfeat.patterns import is_pattern
 from cnnfeat.records import LayerInfo, NetworkBlock, Probe, TensorInfo, ordinal, some_of
 
 _LOG = logging.getLogger("cnnfeat")
@@ -286,7 +287,7 @@ class Network:
                     layer = self._block_layer(item.name)
                 else:
                     layer = by_name[item.name] if item.is_layer else self._tensor_layer(item.name)
-                optional = lookup.is_pattern(name) and found.get(layer.name, layer) is layer
+                optional = is_pattern(name) and found.get(layer.name, layer) is layer
                 found[layer.name] = dataclasses.replace(layer, optional=optional)
         return tuple(found.values())
 

@@ -68,7 +68,7 @@ def plot_confusion(
         bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
         bar.set_ticks([0, 0.01, 0.1, 0.5, 1.0], labels=["0", "1 %", "10 %", "50 %", "100 %"])
         _name_axes(axes, classes)
-        lines = [title, _summary(counts), *wrap(caveat, 60)]
+        lines = [*wrap(title, 80), _summary(counts), *wrap(caveat, 60)]
         axes.set_title("\n".join(lines))
         axes.spines[:].set_visible(False)
         if n_classes <= _NUMBERED:

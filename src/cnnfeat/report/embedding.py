@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from cnnfeat.errors import DataError, UsageError, near_names
-from cnnfeat.features import FeatureFile
+from cnnfeat.features import FeatureFile, FeatureTable
 from cnnfeat.records import class_name
 from cnnfeat.report.figure import CLASS_COLOURS, CLASS_MARKERS, drawing, short
 
@@ -45,7 +45,7 @@ class Embedding:
 
 
 def embed_layer(
-    file: FeatureFile,
+    file: FeatureFile | FeatureTable,
     layer: str,
     *,
     split: str,
@@ -58,7 +58,7 @@ def embed_layer(
 
     Parameters
     ----------
-    file : FeatureFile
+    file : FeatureFile or FeatureTable
         Where the features are.
     layer, split : str
         Which of them.

@@ -120,6 +120,23 @@ class Evidence:
         """The split that is shown: the one the SVM was tested on, or the last."""
         return self.predictions.split if self.predictions else self.file.splits[-1]
 
+    @property
+    def machine_layer(self) -> str | None:
+        """The layer that the SVM is on; of several files, what of it is in this one.
+
+        Without an SVM, the last one of the file.
+        """
+        last = next(reversed(self.file.layers), None)
+        if self.svm is None or not self.svm.files:
+            return last if self.svm is None else self.svm.best.layer
+        own = [
+            one.layer
+            for one in self.svm.best.joined
+            if one.layer in self.file.layers
+            and not _differs(self.svm.files[one.file], self.file.attributes)
+        ]
+        return "+".join(dict.fromkeys(own)) or last
+
 
 @contextmanager
 def open_evidence(
@@ -209,7 +226,7 @@ def _open_svm(
     except CnnfeatError as error:
         missing.append(f"No SVM: {error}.")
         return None, None
-    if _differs(svm.features, file.attributes):
+    if all(_differs(one, file.attributes) for one in svm.files or (svm.features,)):
         missing.append(
             f"No SVM: {artifacts.svm.name} was made from other features than {file.path.name}."
         )

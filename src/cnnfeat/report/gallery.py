@@ -202,8 +202,8 @@ def plot_errors(
         for axes in panels:
             axes.set_axis_off()
         figure.suptitle(
-            f"SVM on {result.best.layer}: {len(shown)} of {len(wrong):,} mistakes, "
-            f"surest first\n" + "\n".join(wrap(result.scored_words, 80))
+            f"SVM on {short(result.best.layer, limit=60)}: {len(shown)} of {len(wrong):,} "
+            "mistakes, surest first\n" + "\n".join(wrap(result.scored_words, 80))
         )
 
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from cnnfeat import __version__
 from cnnfeat.documents import printable
 from cnnfeat.errors import CnnfeatError, FeatureFileError
+from cnnfeat.features import FeatureTable
 from cnnfeat.files import check_output, replacing
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.report.charts import plot_layers, plot_training
@@ -154,15 +155,11 @@ class _Wish:
 
 def _scatter(evidence: Evidence, album: Album, wish: _Wish, missing: list[str]) -> Scatter | None:
     """Place features in the plane."""
-    file, predictions, svm = evidence.file, evidence.predictions, evidence.svm
+    predictions, table = evidence.predictions, FeatureTable([evidence.file])
     try:
-        if wish.layer is None:  # the SVM's, or the file's last
-            layer = file.find_layer(svm.best.layer if svm else next(reversed(file.layers), None))
-        else:
-            layer = file.find_layer(wish.layer)
         points = embed_layer(
-            file,
-            layer,
+            table,
+            table.find_layer(wish.layer or evidence.machine_layer),
             split=evidence.split,
             method=wish.method,
             n_points=wish.n_points,
@@ -361,6 +358,8 @@ def _svm_facts(evidence: Evidence) -> list[tuple[str, str]]:
     if svm is None:
         return []
     facts = [("SVM", f"{svm.kernel}, {svm.n_train:,} training rows, {svm.scored_rows}")]
+    if svm.best.joined:
+        facts.append(("SVM: joined of", svm.joined_words))
     said = {"caveat": svm.caveat, "note": svm.note}
     facts += [(f"SVM: {name}", words) for name, words in said.items() if words]
     settings = {

@@ -17,7 +17,7 @@ from cnnfeat.errors import (
     NetworkError,
     UsageError,
 )
-from cnnfeat.features import FeatureFile
+from cnnfeat.features import FeatureFile, FeatureTable
 from cnnfeat.pictures import Pictures
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import class_name
@@ -159,10 +159,10 @@ def draw_embedding(
 ) -> None:
     """Draw features as points, coloured by class; see `embedding.embed_layer`."""
     with FeatureFile(canvas.artifacts.features) as file:
-        split = choose_split(file, split)
+        split, table = choose_split(file, split), FeatureTable([file])
         embedding = embed_layer(
-            file,
-            file.find_layer(layer),
+            table,
+            table.find_layer(layer),
             split=split,
             method=method,
             n_points=n_points,

@@ -8,7 +8,7 @@ scored the network has never seen. Where that can't be had, the result says so: 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import DataError, FeatureFileError
-from cnnfeat.features import FeatureFile
+from cnnfeat.features import FeatureFile, FeatureTable
 from cnnfeat.options import SvmOptions
 from cnnfeat.parts import Part, hold_out
 from cnnfeat.pixels import LARGEST
 from cnnfeat.records import VALIDATION_WORDS, Groups, Labels, Parts, class_name
 from cnnfeat.result import FITTED, PICKED, UNKNOWN
-from cnnfeat.svm.matrix import FEW, ChainedRows, Floats, Indices, Moments, RowBlocks, SubsetRows
+from cnnfeat.svm.featurerows import FeatureRows
+from cnnfeat.svm.matrix import ChainedRows, Moments, RowBlocks, SubsetRows
 from cnnfeat.svm.originals import find_copies
 from cnnfeat.svm.trials import TrialPlan, apart, check_classes, in_turn, list_classes
 
@@ -35,54 +36,6 @@ Mask: TypeAlias = NDArray[np.bool_]
 T = TypeVar("T")
 
 
-class FeatureRows:
-    """Rows of one layer in a feature file, flattened in C order (the last axis runs fastest).
-
-    Whether something can be computed from all of their numbers is counted by `matrix.moments`.
-
-    Parameters
-    ----------
-    features : FeatureFile
-    split, layer : str
-    rows_per_block : int, optional
-        By default the blocks of the file.
-    """
-
-    dtype: np.dtype[np.floating] = np.dtype(np.float32)
-
-    def __init__(
-        self, features: FeatureFile, split: str, *, layer: str, rows_per_block: int | None = None
-    ) -> None:
-        self._features, self._split, self._layer = features, split, layer
-        self._step = rows_per_block
-        self.n_samples = features.n_rows(split)
-        self.n_features = int(np.prod(features.layer(split, layer).shape[1:], dtype=np.int64))
-
-    def blocks(self) -> Iterator[tuple[int, Floats]]:
-        """Read the file once, in its own order."""
-        for start, block in self._features.blocks(
-            self._split, self._layer, rows=self._step, any_numbers=True
-        ):
-            yield start, self._flat(block)
-
-    def take(self, rows: Indices) -> Floats:
-        """Collect some rows: few of them one by one, many in one sequential read."""
-        if len(rows) <= FEW * self.n_samples:
-            some = self._features.take(self._split, self._layer, rows, any_numbers=True)
-            return self._flat(some)
-        taken = np.empty((len(rows), self.n_features), self.dtype)
-        done = 0
-        for start, block in self.blocks():
-            stop = done + int(np.searchsorted(rows[done:], start + len(block)))
-            taken[done:stop] = block[rows[done:stop] - start]
-            done = stop
-        return taken
-
-    def _flat(self, block: NDArray[np.generic]) -> Floats:
-        with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then is refused
-            return block.reshape(len(block), self.n_features).astype(self.dtype, copy=False)
-
-
 @dataclass(frozen=True, slots=True)
 class SplitRows:
     """Rows of one split, some or all."""
@@ -91,7 +44,7 @@ class SplitRows:
     rows: NDArray[np.intp]  # of the split, ascending
     n_split: int
 
-    def features(self, file: FeatureFile, layer: str) -> RowBlocks:
+    def features(self, file: FeatureTable, layer: str) -> RowBlocks:
         """Make these rows readable by blocks."""
         whole = FeatureRows(file, self.split, layer=layer)
         if len(self.rows) == self.n_split:
@@ -118,7 +71,7 @@ class RowSet:
         """Where they stand, in words."""
         return " and ".join(piece.split for piece in self.pieces)
 
-    def features(self, file: FeatureFile, layer: str) -> RowBlocks:
+    def features(self, file: FeatureTable, layer: str) -> RowBlocks:
         """Make these rows readable by blocks."""
         parts = [piece.features(file, layer) for piece in self.pieces]
         return parts[0] if len(parts) == 1 else ChainedRows(parts)
@@ -228,7 +181,7 @@ class Division:
 class _Sheet:
     """All rows that have labels, one below the other, and what is known of them."""
 
-    file: FeatureFile
+    file: FeatureTable
     splits: tuple[str, ...]
     split: NDArray[np.intp]  # (n_samples,) place in `splits`
     row: NDArray[np.intp]
@@ -236,6 +189,7 @@ class _Sheet:
     parts: Parts | None  # None: unknown
     groups: Groups | None
     copies: Mask
+    strangers: tuple[FeatureFile, ...]  # files that don't say what their network has seen
 
     def of(self, *names: str) -> Mask:
         """Mark the rows of splits."""
@@ -257,7 +211,7 @@ class _Sheet:
         return RowSet(tuple(pieces), codes, groups, self.copies[mask])
 
 
-def divide(file: FeatureFile, options: SvmOptions) -> Division:
+def divide(features: FeatureFile | FeatureTable, options: SvmOptions) -> Division:
     """Decide what machines are fitted to, what chooses, and what is scored.
 
     Raises
@@ -266,6 +220,7 @@ def divide(file: FeatureFile, options: SvmOptions) -> Division:
         If a split has no labels, if there is one class, one that stands in the
         training or the test rows alone, or one of too few rows.
     """
+    file = FeatureTable.of(features)
     train, validation, test = _roles(file)
     splits = file.splits if options.cv else (train, *validation, *test)
     sheet = _read_sheet(file, splits, needed=train)
@@ -291,7 +246,7 @@ def divide(file: FeatureFile, options: SvmOptions) -> Division:
     return division
 
 
-def _roles(file: FeatureFile) -> tuple[str, list[str], list[str]]:
+def _roles(file: FeatureTable) -> tuple[str, list[str], list[str]]:
     """Say what the splits are for: the training's, those of validation, those of testing."""
     others = [name for name in file.splits if name not in ("test", *VALIDATION_WORDS)]
     train = "train" if "train" in file.splits else (others or file.splits)[0]
@@ -300,7 +255,7 @@ def _roles(file: FeatureFile) -> tuple[str, list[str], list[str]]:
     return train, validation, test
 
 
-def _read_sheet(file: FeatureFile, splits: Sequence[str], *, needed: str) -> _Sheet:
+def _read_sheet(file: FeatureTable, splits: Sequence[str], *, needed: str) -> _Sheet:
     labels = {split: _labels(file, split, needed=split == needed) for split in splits}
     known = {split: found for split, found in labels.items() if found is not None}
     counts = [len(found) for found in known.values()]
@@ -315,6 +270,7 @@ def _read_sheet(file: FeatureFile, splits: Sequence[str], *, needed: str) -> _Sh
         None if parts is None else np.concatenate(parts),
         None if groups is None else np.concatenate(groups),
         np.concatenate([find_copies(file, split) for split in known]),
+        tuple({id(one): one for split in known for one in file.unknown(split)}.values()),
     )
 
 
@@ -394,7 +350,7 @@ def _scored_apart(sheet: _Sheet, pool: Mask, validation: Mask, options: SvmOptio
     division = _division(sheet, train, pool=pool, test=apart_rows, how=how)
     if parts is not None:
         division = replace(division, caveat=_caveat(parts[apart_rows]))
-    elif _trained_on_source(sheet.file):
+    if division.caveat != FITTED and any(map(_trained_on_source, sheet.strangers)):
         division = replace(division, caveat=UNKNOWN, note="")
     _LOG.info(
         "no test split: trained on %s rows of %s, scored on %s %s; --cv scores all of them in turn",
@@ -451,6 +407,8 @@ def _scored_in_turn(sheet: _Sheet, pool: Mask) -> Division:
         )
     picked = np.count_nonzero(sheet.parts[pool & ~sheet.copies] == Part.VALIDATION)
     caveat = _caveat(sheet.parts[pool])
+    if caveat != FITTED and sheet.strangers:
+        caveat = UNKNOWN
     note = "" if caveat or not picked else f"the best epoch was picked by {picked:,} of these rows"
     return replace(division, caveat=caveat, note=note)
 
@@ -493,7 +451,7 @@ def set_aside(division: Division, *, seed: int) -> Mask:
     )
 
 
-def check_finite(file: FeatureFile, layer: str, rows: RowSet, seen: Moments) -> None:
+def check_finite(file: FeatureTable, layer: str, rows: RowSet, seen: Moments) -> None:
     """Refuse features that are NaN, infinite, or too large for sums of their squares.
 
     Raises
@@ -503,15 +461,16 @@ def check_finite(file: FeatureFile, layer: str, rows: RowSet, seen: Moments) -> 
     """
     if seen.bad_rows:
         split, row = rows.place(seen.first_bad_row)
+        path, name, own = file.unusable_part(split, layer, row)
         raise FeatureFileError(
-            f"{file.path}: {split}/{layer} has NaN, infinite or immense features "
+            f"{path}: {split}/{name} has NaN, infinite or immense features "
             f"(beyond {LARGEST:g}) in {seen.bad_rows:,} of {len(rows):,} rows; the first is row "
-            f"{row} ({file.ids(split, start=row, stop=row + 1)[0]})",
+            f"{own} ({file.ids(split, start=row, stop=row + 1)[0]})",
             hint="look at the network and its weights; extract again with cnnfeat extract",
         )
 
 
-def _labels(file: FeatureFile, split: str, *, needed: bool) -> Labels | None:
+def _labels(file: FeatureTable, split: str, *, needed: bool) -> Labels | None:
     """Read a split's labels; None where they are none and the split can do without."""
     labels = file.labels(split)
     if labels is not None:
@@ -592,5 +551,5 @@ def _division(sheet: _Sheet, train: Mask, *, pool: Mask, test: Mask | None, how:
         labels=tuple(int(k) for k in labels),
         totals=np.bincount(totals, minlength=len(labels)),
         how=how,
-        note=UNKNOWN if sheet.parts is None else "",
+        note=UNKNOWN if sheet.strangers else "",
     )

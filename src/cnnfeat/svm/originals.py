@@ -6,18 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.errors import FeatureFileError
-from cnnfeat.features import FeatureFile
+from cnnfeat.features import FeatureFile, FeatureTable
 from cnnfeat.parts import split_trained_on
 
 
-def find_copies(file: FeatureFile, split: str) -> NDArray[np.bool_]:
-    """Mark the rows of a split that are copies, (n_rows,): those that stand behind all others.
+def find_copies(features: FeatureFile | FeatureTable, split: str) -> NDArray[np.bool_]:
+    """Mark the rows of a split that are copies in any file, (n_rows,).
 
     Raises
     ------
     FeatureFileError
-        If the file says that there are copies, and its rows can't be so many times others.
+        If a file says that there are copies, and its rows can't be so many times others.
     """
+    found = [
+        one.ordered(split, _copies_in(one.file, split)) for one in FeatureTable.of(features).aligned
+    ]
+    copies: NDArray[np.bool_] = np.any(found, axis=0)
+    return copies
+
+
+def _copies_in(file: FeatureFile, split: str) -> NDArray[np.bool_]:
+    """Mark the copies in a file's own order: they stand behind all others."""
     n_rows = file.n_rows(split)
     n_copies = file.provenance.options.get("extract", {}).get("augment_copies")
     if not n_copies or split != split_trained_on(file.splits):

@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline
 from skops import io as skops_io
 
 from cnnfeat.archives import Archive, is_archive
-from cnnfeat.documents import Length, Name, take_up
+from cnnfeat.documents import Count, Length, Name, take_up
 from cnnfeat.errors import ArchiveError, FeatureFileError, MissingInputError
 from cnnfeat.files import replacing
 from cnnfeat.provenance import Provenance
@@ -30,6 +30,28 @@ from cnnfeat.svm.skopsfile import Stored, UntrustedTypesError, Value, as_json, r
 from cnnfeat.svm.stored import PIPELINE, TRUSTED, rebuild
 
 _HINT = "make it again with cnnfeat svm --overwrite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFacts:
+    """One layer whose features a machine takes."""
+
+    layer: Name  # as it is stored in feature files
+    layer_name: Name = ""
+    tensor: Name = ""
+    pooling: Name = "none"
+    shape: tuple[Length, ...] | None = None  # of one image's activations
+    n_features: Length
+    file: Count = 0  # a place among the files
+
+    def check(self, *, n_files: int) -> None:
+        """Refuse a shape of other features, and a file that is none."""
+        if self.shape is not None and math.prod(self.shape) != self.n_features:
+            raise ValueError(f"n_features is {self.n_features}, and shape is {self.shape}")
+        if self.file >= n_files:
+            raise ValueError(
+                f"{self.layer!r:.60} is of file {self.file}, and there are {n_files:,} files"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +67,22 @@ class MachineFacts:
     classes: tuple[Name, ...]  # label k of the pipeline means classes[k]
     parts: Mapping[str, str] | None = None  # what it saw of each row, by split: `pack_parts`
     calibration: Mapping[str, Json] | None = None
+    joined: tuple[LayerFacts, ...] = ()  # layers side by side; (): it is one, and all is said above
+    files: tuple[Mapping[str, Json], ...] = ()  # where each file of joined layers came from
+
+    @property
+    def layers(self) -> tuple[LayerFacts, ...]:
+        """The layers that are side by side; often one."""
+        return self.joined or (
+            LayerFacts(
+                layer=self.layer,
+                layer_name=self.layer_name,
+                tensor=self.tensor,
+                pooling=self.pooling,
+                shape=self.shape,
+                n_features=self.n_features,
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +93,7 @@ class SavedSVM:
     pipeline: Pipeline
     facts: MachineFacts
     calibration: Calibration | None  # what its decision values mean as probabilities
-    provenance: Provenance  # of its features
+    files: tuple[Provenance, ...]  # of its features: often one
     metadata: Mapping[str, Json]  # all of this as it stands in the file
 
     @property
@@ -64,8 +102,18 @@ class SavedSVM:
         return self.facts.classes
 
     @property
+    def provenance(self) -> Provenance:
+        """Where its features came from; of several files, the first, whose rows it counts."""
+        return self.files[0]
+
+    @property
+    def layers(self) -> tuple[LayerFacts, ...]:
+        """The layers whose features it takes, side by side in this order."""
+        return self.facts.layers
+
+    @property
     def layer(self) -> str:
-        """The layer it was trained on."""
+        """The layer it was trained on, or the layers: "conv2+fc1"."""
         return self.facts.layer
 
 
@@ -125,13 +173,16 @@ def _saved(path: Path, stored: Stored, metadata: Mapping[str, Json]) -> SavedSVM
     n_classes = len(facts.classes)
     if n_classes < 2:
         raise ValueError(f"a machine tells classes apart, and classes is {facts.classes}")
-    if facts.shape is not None and math.prod(facts.shape) != facts.n_features:
-        raise ValueError(f"n_features is {facts.n_features}, and shape is {facts.shape}")
-    provenance, calibration = Provenance.from_attributes(metadata), None
+    files = tuple(map(Provenance.from_attributes, facts.files or [metadata]))
+    for layer in facts.layers:
+        layer.check(n_files=len(files))
+    if sum(layer.n_features for layer in facts.layers) != facts.n_features:
+        raise ValueError(f"n_features is {facts.n_features}, and its layers have others")
+    calibration = None
     if facts.calibration is not None:
         calibration = Calibration.from_json(facts.calibration, n_classes=n_classes)
     pipeline = rebuild(stored, n_features=facts.n_features, n_classes=n_classes)
-    return SavedSVM(path, pipeline, facts, calibration, provenance, metadata)
+    return SavedSVM(path, pipeline, facts, calibration, files, metadata)
 
 
 def _refuse_pickle(path: Path) -> None:

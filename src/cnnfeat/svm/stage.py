@@ -20,7 +20,7 @@ from sklearn.metrics import log_loss
 
 from cnnfeat import __version__
 from cnnfeat.errors import Interrupted
-from cnnfeat.features import FeatureFile
+from cnnfeat.features import FeatureTable, open_table
 from cnnfeat.files import check_output, csv_lines, replacing
 from cnnfeat.options import SvmOptions
 from cnnfeat.parts import Part, pack_parts
@@ -28,7 +28,6 @@ from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Json
 from cnnfeat.result import (
     CostSearch,
-    Fact,
     LayerScore,
     Learned,
     McNemar,
@@ -39,6 +38,7 @@ from cnnfeat.svm.calibration import Calibration, fit_calibration
 from cnnfeat.svm.classweight import weight_by_code
 from cnnfeat.svm.division import Division, check_finite, divide, set_aside
 from cnnfeat.svm.evaluation import Scores, interval_in_turn, mcnemar, mean_roc_auc, score
+from cnnfeat.svm.lineage import file_facts, joined_columns, machine_metadata, network_accuracy
 from cnnfeat.svm.machine import (
     Candidate,
     Decisions,
@@ -50,25 +50,8 @@ from cnnfeat.svm.machine import (
 from cnnfeat.svm.matrix import SubsetRows, moments
 from cnnfeat.svm.persistence import save_svm
 from cnnfeat.svm.trials import TrialPlan
-from cnnfeat.transfer import incoming, name_of
 
 OUTPUTS = ("svm.skops", "svm.json", "predictions.csv")
-
-# What a feature file's attributes tell of its making, and machines and results repeat.
-PROVENANCE = (
-    "network",
-    "network_sha256",
-    "network_format",
-    "source",
-    "source_kind",
-    "source_fingerprint",
-    "source_fingerprint_method",
-    "preprocessing",
-    "precision",
-    "engine",
-    "options",
-    "division",
-)
 
 _LOG = logging.getLogger("cnnfeat")
 
@@ -77,7 +60,7 @@ _LOG = logging.getLogger("cnnfeat")
 class _Work:
     """What all layers of one run share."""
 
-    file: FeatureFile
+    file: FeatureTable
     division: Division
     options: SvmOptions
     plan: TrialPlan | None  # None: C is given, and there is nothing to compare
@@ -117,7 +100,7 @@ class _Answers:
 
 
 def svm_stage(
-    features: Path | str,
+    features: Path | str | Sequence[Path | str],
     out: Path,
     *,
     options: SvmOptions | None = None,
@@ -129,13 +112,15 @@ def svm_stage(
 
     Parameters
     ----------
-    features : Path or str
-        A feature file, or the address of one in a store.
+    features : Path or str, or a sequence of them
+        A feature file, or the address of one in a store. The rows of several are joined by id, and
+        their layers stand side by side.
     out : Path
         The folder for `svm.skops`, `svm.json` and `predictions.csv`.
     options : SvmOptions, optional
-        Layers ("all" names every one of the file), kernel, C, whether rows are scored by
-        cross-validation rather than on a test split or a hold-out, the memory allowed ...
+        Layers ("all" names every one of the file, "conv2+fc1" two joined), kernel, C, whether rows
+        are scored by cross-validation rather than on a test split or a hold-out, the memory allowed
+        ...
     overwrite : bool
         Whether outputs that exist may be replaced.
     extra_outputs : sequence of str
@@ -160,7 +145,7 @@ def svm_stage(
     """
     options = options or SvmOptions()
     try:
-        with incoming(features) as path, FeatureFile(path) as file:
+        with open_table(features) as file:
             for name in (*OUTPUTS, *extra_outputs):
                 check_output(out / name, overwrite=overwrite)
             layers = _asked_layers(file, options)
@@ -180,12 +165,17 @@ def svm_stage(
         ) from error
 
 
-def _asked_layers(file: FeatureFile, options: SvmOptions) -> list[str]:
-    if any(name == "all" for name in options.layer) and "all" not in file.layers:
-        return list(file.layers)
-    if not options.layer:
+def _asked_layers(file: FeatureTable, options: SvmOptions) -> list[str]:
+    asked: list[str] = []
+    for name in options.layer:
+        every = name == "all" and not any(name in one.layers for one in file.files)
+        asked += file.layers if every else [file.find_layer(name)]
+    if not asked:
         return [file.find_layer(None)]
-    return list(dict.fromkeys(file.find_layer(name) for name in options.layer))
+    unique: dict[object, str] = {}  # two names may mean the same
+    for name in asked:
+        unique.setdefault(file.parts_of(name), name)
+    return list(unique.values())
 
 
 def _try_layer(work: _Work, layer: str) -> _Contender:
@@ -298,8 +288,7 @@ def _finish(work: _Work, out: Path, contenders: Sequence[_Contender]) -> SvmResu
     best = replace(best, elapsed_s=best.elapsed_s + time.monotonic() - started)
     result = _result(work, contenders, best=best, saved=saved, answers=answers)
     _say_never_predicted(result)
-    n_features = best.candidate.rows.n_features
-    metadata = machine_metadata(file, division, layer=best.layer, n_features=n_features)
+    metadata = machine_metadata(file, division, layer=best.layer)
     metadata["parts"] = _parts(work)
     if saved.calibration is not None:
         metadata["calibration"] = saved.calibration.to_json()
@@ -430,8 +419,8 @@ def _result(
         per_class=scores.per_class,
         confusion=scores.confusion,
         selection=best.candidate.selection,
-        features={"path": name_of(file.path), **_provenance(file)},
-        network_test_accuracy=file.provenance.network_test_accuracy,
+        features=file_facts(file.files[0]),
+        network_test_accuracy=network_accuracy(file),
         layers=tuple(compared) if len(contenders) > 1 else (finished,),
         mcnemar=_compared_best(work, contenders) if len(contenders) > 1 else None,
         versions={
@@ -443,6 +432,7 @@ def _result(
         },
         class_weight=_class_weight(division, saved.candidate),
         calibration=_calibration(work, saved, answers),
+        files=tuple(map(file_facts, file.files)) if len(file.files) > 1 else (),
     )
 
 
@@ -456,6 +446,7 @@ def _layer_score(
 ) -> LayerScore:
     """Say what is known of a layer; only the saved one has a machine."""
     candidate, layer = contender.candidate, contender.layer
+    split = work.division.train.pieces[0].split
     tried, selection = candidate.tried, candidate.selection
     crossed = None if selection is None or selection.folds == 1 else selection.chosen
     gamma = None if tried is None else tried.selection.chosen.gamma
@@ -467,7 +458,7 @@ def _layer_score(
         interval = interval_in_turn(scores.accuracy, scores.n_samples, folds=folds)
     return LayerScore(
         layer=layer,
-        tensor=work.file.layer(work.division.train.pieces[0].split, layer).tensor,
+        tensor=work.file.layer(split, layer).tensor or None,
         n_features=candidate.rows.n_features,
         C=candidate.cost,
         gamma=gamma if machine is None else machine.gamma,
@@ -482,6 +473,7 @@ def _layer_score(
         elapsed_s=contender.elapsed_s,
         macro=scores.macro,
         compared_on=tried.selection.on if compared and tried is not None else None,
+        joined=joined_columns(work.file, split, layer=layer),
     )
 
 
@@ -498,31 +490,8 @@ def _compared_best(work: _Work, contenders: Sequence[_Contender]) -> McNemar | N
     return mcnemar(first.predicted[here] == codes, second.predicted[there] == codes)
 
 
-def machine_metadata(
-    file: FeatureFile, division: Division, *, layer: str, n_features: int
-) -> dict[str, Json]:
-    """What a saved machine says of itself: enough to refuse pictures it wasn't made for."""
-    stored = file.layer(division.train.pieces[0].split, layer)
-    return {
-        "layer": layer,
-        "layer_name": stored.layer,
-        "tensor": stored.tensor,
-        "pooling": stored.pooling,
-        "shape": [int(length) for length in stored.shape[1:]],
-        "n_features": n_features,
-        "classes": list(division.classes),
-        "labels": list(division.labels),
-        "cnnfeat": __version__,
-        **_provenance(file),
-    }
-
-
-def _provenance(file: FeatureFile) -> dict[str, Fact]:
-    return {name: file.attributes.get(name) for name in PROVENANCE}
-
-
 def _write_predictions(
-    path: Path, file: FeatureFile, division: Division, answers: _Answers
+    path: Path, file: FeatureTable, division: Division, answers: _Answers
 ) -> None:
     """Write a line for each scored row."""
     with (
@@ -535,7 +504,7 @@ def _write_predictions(
 
 
 def _prediction_rows(
-    file: FeatureFile, division: Division, answers: _Answers, step: int = 10_000
+    file: FeatureTable, division: Division, answers: _Answers, step: int = 10_000
 ) -> Iterator[list[str]]:
     """Read ids a part at a time, and put each beside what was said of its row."""
     codes, classes = division.scored.codes, division.classes
