@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfeat.copies import Vary
 from cnnfeat.errors import LayerLookupError, MisfitError
-from cnnfeat.options import FitOptions, ProbeOptions, Size, check_fit
+from cnnfeat.options import AverageOptions, ExtractOptions, FitOptions, Size, check_fit
 from cnnfeat.origin import recorded_fitting, recorded_probe
 from cnnfeat.records import (
     Array,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 class Fitting:
     """What pictures are brought to: as asked, as for the machine, or as the network takes."""
 
-    recorded: ProbeOptions
+    recorded: ExtractOptions
     resize: Size | None
     fit: Fit | None
     invert: bool
@@ -61,7 +62,7 @@ class Fitting:
         """What size pictures have when they come to the network; None: their own."""
         return self.resize or network.size_for(info.image_shape)
 
-    def how(self, network: Network, info: SplitInfo) -> ProbeOptions:
+    def how(self, network: Network, info: SplitInfo) -> ExtractOptions:
         """How activations of a split's pictures are computed."""
         size = self.size(network, info)
         if not self.any_size:
@@ -78,11 +79,13 @@ class PlannedProbe:
 
     network: Network
     made: Provenance  # of the features that it made for the machine
-    how: ProbeOptions
+    how: ExtractOptions
     probe: Probe
+    vary: Vary
     outputs: Mapping[int, int]  # by place among the machine's layers, that among the probe's
     target: ImageTarget  # what pictures are brought to
     size: Size | None  # that pictures must have; None: they are brought to one
+    turn: int = 0  # which variation is looked at; 0: the picture itself
 
     def __call__(self, images: Array) -> dict[int, Array]:
         """Compute activations, by place among the machine's layers.
@@ -99,6 +102,8 @@ class PlannedProbe:
                 f"{self.size[0]}×{self.size[1]}",
                 hint="without --no-resize it is brought to that size",
             )
+        if self.turn:
+            images = self.vary(images, turn=self.turn, rows=np.zeros(len(images), np.intp))
         found = self.probe(images)
         return {place: found[number] for place, number in self.outputs.items()}
 
@@ -110,6 +115,7 @@ def plan_probes(
     *,
     given: FitOptions,
     any_size: bool,
+    averaging: AverageOptions,
     batch_size: int | None,
 ) -> tuple[list[PlannedProbe], int]:
     """Ask each network once for all of its layers; also say how many pictures at a time.
@@ -126,12 +132,14 @@ def plan_probes(
         What pictures are brought to, where that is not what was done for the machine.
     any_size : bool
         Whether pictures of another size may be brought to that.
+    averaging : AverageOptions
+        Over which variations of pictures features, or decision values, are averaged.
     batch_size : int, optional
         Pictures at a time; by default 512, fewer if they are large.
     """
     from cnnfeat.extraction import default_batch_size
 
-    places: dict[tuple[int, ProbeOptions, Size | None, bool], list[int]] = {}
+    places: dict[tuple[int, ExtractOptions, Size | None, bool], list[int]] = {}
     for place, layer in enumerate(saved.layers):
         network, said = networks[layer.file], saved.files[layer.file]
         fitting = Fitting.of(said, given, pooling=layer.pooling, any_size=any_size)
@@ -157,13 +165,25 @@ def plan_probes(
                 network,
                 saved.files[saved.layers[own[0]].file],
                 how,
-                probe,
+                *_averaged(probe, network, how, averaging),
                 {place: unique.index(layer) for place, layer in layers.items()},
                 dataclasses.replace(probe.target, invert=invert),
                 None if any_size else size,
             )
         )
     return planned, rows
+
+
+def _averaged(
+    probe: Probe, network: Network, how: ExtractOptions, asked: AverageOptions
+) -> tuple[Probe, Vary]:
+    """Average features as is asked for, else as for the machine; also say how pictures vary."""
+    from cnnfeat.extraction.varying import AveragedProbe, choose_augment
+
+    augment, _ = choose_augment(asked.augment or how.augment, network.card)
+    vary: Vary = network.augmentation(augment)
+    n = how.average if asked.average is None or asked.average_scores else asked.average
+    return (AveragedProbe(probe, vary, n) if n and n > 1 else probe), vary
 
 
 def _find(network: Network, saved: SavedSVM, place: int) -> LayerInfo:

@@ -32,6 +32,7 @@ Size: TypeAlias = tuple[int, int]
 Scale: TypeAlias = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]
 Pooling: TypeAlias = Literal["none", "avg", "max", "flatten"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
+Given: TypeAlias = tuple[tuple[str, float | str], ...]  # names and values
 EngineName: TypeAlias = Literal["auto", "tensorflow", "openvino"]
 
 
@@ -347,7 +348,7 @@ class AugmentOptions:
         return self.moves or bool(self.brightness or self.contrast)
 
     @property
-    def given(self) -> tuple[tuple[str, float | str], ...]:
+    def given(self) -> Given:
         """Names and values of what isn't at its default."""
         values = ((name, getattr(self, name), item) for name, item in fields_of(self).items())
         return tuple((name, value) for name, value, item in values if value != item.default)
@@ -392,6 +393,16 @@ def parse_augment(
             )
         said[name] = check_field(AugmentOptions, name, given, label=f"{before}{name}")
     return dataclasses.replace(over, **said)  # type: ignore[arg-type]
+
+
+def _augment_option(shown: str) -> Given:
+    return option(
+        (),
+        "How images are varied: rotation=12,shift=0.1 and so on; may be repeated.",
+        metavar="NAME=VALUE,...",
+        shown=shown,
+        parse=lambda value: parse_augment(value).given,
+    )
 
 
 def _augment_pairs(value: object, before: str) -> Iterator[tuple[str, object]]:
@@ -465,19 +476,28 @@ class ExtractOptions(ProbeOptions):
         low=2,
         high=1_000,
     )
-    augment: tuple[tuple[str, float | str], ...] = option(
-        (),
-        "How images are varied: rotation=12,shift=0.1 and so on; may be repeated.",
-        metavar="NAME=VALUE,...",
-        shown="as in the network's training, else a little",
-        parse=lambda value: parse_augment(value).given,
-    )
+    augment: Given = _augment_option("as in the network's training, else a little")
     layers: dataclasses.InitVar[str | Sequence[str] | None] = None  # no field: `layer` is
 
     def __post_init__(self, layers: str | Sequence[str] | None) -> None:
         if layers is not None:
             given = (layers,) if isinstance(layers, str) else tuple(layers)
             object.__setattr__(self, "layer", given)
+
+
+@dataclass(frozen=True, slots=True)
+class AverageOptions:
+    """What is averaged where pictures are predicted; by default what was for the machine."""
+
+    average: int | None = option(
+        None,
+        "Mean over a picture and as many variations as make so many.",
+        low=1,
+        high=1_000,
+        shown="as for the machine's features",
+    )
+    average_scores: bool = option(False, "With --average: of decision values, not of features.")
+    augment: Given = _augment_option("as for the features or in the training, else a little")
 
 
 FOLDS = 5

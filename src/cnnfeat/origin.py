@@ -21,7 +21,6 @@ from cnnfeat.options import (
     DataOptions,
     ExtractOptions,
     FitOptions,
-    ProbeOptions,
     ReadOptions,
 )
 from cnnfeat.provenance import Provenance
@@ -69,7 +68,7 @@ def recorded_reading(
     return whole
 
 
-def recorded_probe(said: Provenance, *, pool: str = "none") -> ProbeOptions:
+def recorded_probe(said: Provenance, *, pool: str = "none") -> ExtractOptions:
     """How activations were computed, by what was left open as it came to be.
 
     Raises

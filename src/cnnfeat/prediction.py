@@ -24,7 +24,7 @@ from cnnfeat.errors import (
     UsageError,
 )
 from cnnfeat.features import FeatureFile, FeatureTable, LayerPart, is_set, open_table
-from cnnfeat.options import DataOptions, FitOptions
+from cnnfeat.options import AverageOptions, DataOptions, FitOptions
 from cnnfeat.origin import recorded_data, recorded_pixels
 from cnnfeat.parts import Part, unpack_parts
 from cnnfeat.pixels import unusable
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 512
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_AS_RECORDED = FitOptions()
+_AS_RECORDED, _AS_FOR_THE_MACHINE = FitOptions(), AverageOptions()
 _MAKE_AGAIN = "make it again with cnnfeat svm --overwrite"
 _log = logging.getLogger("cnnfeat")
 
@@ -66,6 +66,7 @@ class Asked:
     scores: bool = False
     fitting: FitOptions = _AS_RECORDED
     any_size: bool = True
+    averaging: AverageOptions = _AS_FOR_THE_MACHINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def predict_features(
                     machine=None if machine is None else machine[start:stop],
                     network=None if network is None else network[start:stop],
                 )
-                yield from _predict(saved, rows, known, scores=scores)
+                yield from _predict(saved, [rows], known, scores=scores)
 
 
 def open_to_predict(saved: SavedSVM, options: DataOptions) -> Source:
@@ -198,6 +199,7 @@ def predict_images(
     scores: bool = False,
     fitting: FitOptions = _AS_RECORDED,
     any_size: bool = True,
+    averaging: AverageOptions = _AS_FOR_THE_MACHINE,
     said: set[str] | None = None,
 ) -> Iterator[Prediction]:
     """Predict every picture of a source, a batch at a time.
@@ -225,6 +227,9 @@ def predict_images(
         and then whatever size the network takes.
     any_size : bool
         Whether pictures of another size may be brought to that; else they are refused.
+    averaging : AverageOptions
+        Whether features, or decision values, are means over variations of each picture, where that
+        is not what was done for the machine's features.
     said : set of str, optional
         Remarks that were made before and are not made again; those made now are added.
 
@@ -233,8 +238,9 @@ def predict_images(
     NetworkError
         If the network is not the one the machine was trained on, or the pictures don't fit it.
     UsageError
-        If `fitting` has no size to fit to.
+        If `fitting` has no size to fit to, or `averaging` says how to vary and not how often.
     """
+    _check_averaging(averaging)
     networks = _of_each_file(saved, network)
     fingerprint = source.fingerprint().digest
     _say(said, _unknown(saved, source.name, fingerprint), level=logging.WARNING)
@@ -243,11 +249,29 @@ def predict_images(
         machine = machine_parts(saved, fingerprint, split, n_samples=info.n_samples)
         seen = _network_parts(saved, source, split)
         probes, rows_at_once = plan_probes(
-            saved, networks, info, given=fitting, any_size=any_size, batch_size=batch_size
+            saved,
+            networks,
+            info,
+            given=fitting,
+            any_size=any_size,
+            averaging=averaging,
+            batch_size=batch_size,
         )
         for probe in probes:
             _say_of(probe, source, info, said)
-        for found in activate(probes, source, split, batch_size=rows_at_once, on_error=on_error):
+        turns = range(averaging.average or 1) if averaging.average_scores else range(1)
+        readings = [
+            activate(
+                [dataclasses.replace(probe, turn=turn) for probe in probes],
+                source,
+                split,
+                batch_size=rows_at_once,
+                on_error=on_error,
+            )
+            for turn in turns
+        ]
+        for variations in zip(*readings, strict=True):
+            found = variations[0]
             if skipped is not None:
                 skipped.extend(found.skipped)
             if len(found.rows):
@@ -259,7 +283,18 @@ def predict_images(
                     machine=None if machine is None else machine[found.rows],
                     network=None if seen is None else seen[found.rows],
                 )
-                yield from _predict(saved, found.features(saved), known, scores=scores)
+                features = [one.features(saved) for one in variations]
+                yield from _predict(saved, features, known, scores=scores)
+
+
+def _check_averaging(asked: AverageOptions) -> None:
+    for given, flag in ((asked.average_scores, "--average-scores"), (asked.augment, "--augment")):
+        if given and asked.average is None:
+            raise UsageError(
+                f"{flag} says how means over variations of a picture are taken, and not over how "
+                "many",
+                hint=f"--average 8 {flag}",
+            )
 
 
 def _of_each_file(saved: SavedSVM, network: Network | Sequence[Network]) -> Sequence[Network]:
@@ -356,7 +391,24 @@ def _joined_as(saved: SavedSVM, table: FeatureTable) -> str:
         file, expected = table.files[part.file], saved.files[layer.file].network_sha256
         _check_made_by(saved, file, expected)
         _check_layer(saved, file, layer)
+        _warn_of_averages(saved, file, saved.files[layer.file])
     return table.join(saved.layer, parts)
+
+
+def _warn_of_averages(saved: SavedSVM, file: FeatureFile, made: Provenance) -> None:
+    """Say that features are means over other variations than the machine's."""
+    found, wanted = (
+        {name: said.options.get("extract", {}).get(name) for name in ("average", "augment")}
+        for said in (file.provenance, made)
+    )
+    if found["average"] != wanted["average"] or (found["average"] and found != wanted):
+        _log.warning(
+            "%s holds means over other variations of pictures than %s was trained on: %s, not %s",
+            file.path,
+            saved.path,
+            found["average"] or "none",
+            wanted["average"] or "none",
+        )
 
 
 def _count(n: int, what: str) -> str:
@@ -416,7 +468,12 @@ def machine_parts(
     own, recorded = saved.provenance.source_fingerprint, saved.facts.parts or {}
     if not own or own != fingerprint or split not in recorded:
         return None
-    return unpack_parts(recorded[split], n_samples=n_samples)
+    found = unpack_parts(recorded[split], n_samples=n_samples)
+    n_copies = saved.provenance.options.get("extract", {}).get("augment_copies")
+    if found is None and isinstance(n_copies, int) and n_copies > 0:  # behind the rows themselves
+        found = unpack_parts(recorded[split], n_samples=n_samples * (n_copies + 1))
+        found = None if found is None else found[:n_samples]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,14 +494,12 @@ class _Known:
         return class_name(int(self.truth[place]), self.names)
 
 
-def _predict(saved: SavedSVM, rows: Array, known: _Known, *, scores: bool) -> Iterator[Prediction]:
-    flat = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
-    for row, reason in unusable(flat).items():
-        raise DataError(
-            f"{known.ids[row]}: {reason} in its features of {saved.layer!r}",
-            hint="look at the network and its weights",
-        )
-    values = _decisions(saved, flat, known.ids)
+def _predict(
+    saved: SavedSVM, variations: Sequence[Array], known: _Known, *, scores: bool
+) -> Iterator[Prediction]:
+    """Say what rows are, by the mean of the decision values of their variations."""
+    found = [_decisions(saved, rows, known.ids) for rows in variations]
+    values = found[0] if len(found) == 1 else np.mean(found, axis=0)
     codes, distances = margins(values)
     chances = None if saved.calibration is None else saved.calibration.probabilities(values)
     columns = np.column_stack([-values, values]) if values.ndim == 1 else values
@@ -463,11 +518,17 @@ def _predict(saved: SavedSVM, rows: Array, known: _Known, *, scores: bool) -> It
         )
 
 
-def _decisions(saved: SavedSVM, rows: Floats, ids: Sequence[str]) -> Floats:
+def _decisions(saved: SavedSVM, rows: Array, ids: Sequence[str]) -> Floats:
     """Compute decision values, which a machine of immense numbers has none of."""
+    flat = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
+    for row, reason in unusable(flat).items():
+        raise DataError(
+            f"{ids[row]}: {reason} in its features of {saved.layer!r}",
+            hint="look at the network and its weights",
+        )
     try:
         with np.errstate(all="ignore"):
-            values = decision_values(saved.pipeline, rows)
+            values = decision_values(saved.pipeline, flat)
     except ValueError as error:  # of scikit-learn, between two steps
         raise FeatureFileError(
             f"{saved.path}: nothing can be computed with its numbers: {error}", hint=_MAKE_AGAIN

@@ -17,7 +17,7 @@ from cnnfeat.address import is_stored, store_address
 from cnnfeat.documents import json_text
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.knobs import checked
-from cnnfeat.options import DataOptions, ReadOptions
+from cnnfeat.options import AverageOptions, DataOptions, ReadOptions
 from cnnfeat.records import Array, OnError, SkippedSample, Source, some_of
 from cnnfeat.store import stat_object
 
@@ -173,6 +173,7 @@ class Machine:
         on_error: OnError = "raise",
         batch_size: int | None = None,
         scores: bool = False,
+        averaging: AverageOptions | None = None,
     ) -> Predicted:
         """Say what class each image is of.
 
@@ -190,6 +191,8 @@ class Machine:
             Pictures at a time; by default 512, fewer if they are large.
         scores : bool
             Whether the decision values of all classes are wanted.
+        averaging : AverageOptions, optional
+            Means over variations of each picture; by default as for the machine's features.
 
         Returns
         -------
@@ -204,7 +207,9 @@ class Machine:
         """
         from cnnfeat.prediction import Asked
 
-        asked = Asked(splits, on_error, batch_size, scores)
+        asked = Asked(
+            splits, on_error, batch_size, scores, averaging=checked(averaging or AverageOptions())
+        )
         skipped: list[SkippedSample] = []
         return Predicted(list(self.each(images, asked, skipped=skipped)), skipped=skipped)
 
@@ -226,6 +231,11 @@ class Machine:
 
         files = _feature_files(images)
         if files:
+            if asked.averaging.average is not None:
+                raise UsageError(
+                    "--average is for pictures, and features are what they are",
+                    hint="leave it out; cnnfeat extract --average stores means",
+                )
             yield from predict_features(self.saved, files, splits=asked.splits, scores=asked.scores)
             return
         if isinstance(images, str | os.PathLike):
@@ -252,6 +262,7 @@ class Machine:
                 scores=asked.scores,
                 fitting=asked.fitting,
                 any_size=asked.any_size,
+                averaging=asked.averaging,
                 said=self._said,
             )
             if source.kind == "image" and named is not None:  # several may have one name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,14 @@ def trained(cnnfeat, kept: Path, monkeypatch) -> Callable:
     shutil.rmtree("artifacts", ignore_errors=True)
     shutil.copytree("kept", "artifacts")
     return cnnfeat
+
+
+@pytest.fixture
+def machine(trained) -> Callable:
+    """Types commands where there is a machine on features of single pictures, too."""
+    assert trained("extract", "--layer", "fc1").returncode == 0
+    assert trained("svm", "--C", "1").returncode == 0
+    return trained
 
 
 @pytest.mark.parametrize(
@@ -122,3 +131,62 @@ def test_copies_are_varied_as_in_the_training_and_only_train(trained):
     assert code == 0, err
     result = json.loads(out)
     assert (result["n_train"], result["n_test"]) == (3 * 72, 18)
+
+
+def test_averages_are_kept_and_done_again_for_new_pictures(trained):
+    words = ("--layer", "fc1", "--average", "3", "--augment", "shift=0.2")
+    assert trained("extract", *words).returncode == 0
+    assert trained("svm", "--C", "1").returncode == 0
+    by_file = trained("predict", "artifacts/features.h5", "--split", "test", "--scores", "--json")
+    again = trained("predict", "x.npz", "--split", "test", "--scores", "--json")
+    single = trained("predict", "x.npz", "--split", "test", "--scores", "--json", "--average", "1")
+    scores = [
+        np.array([list(row["scores"].values()) for row in json.loads(done.stdout)])
+        for done in (by_file, again, single)
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
+    assert np.abs(scores[0] - scores[2]).max() > 1e-3
+
+
+def test_the_mean_of_scores_is_that_of_features_where_a_machine_is_linear(trained):
+    assert trained("extract", "--layer", "fc1").returncode == 0
+    for kernel, same in (("linear", True), ("rbf", False)):
+        words = ("--kernel", kernel, "--C", "1", "--normalize", "none", "--overwrite")
+        assert trained("svm", *words).returncode == 0
+        ask = ("predict", "x.npz", "--split", "test", "--scores", "--json", "--average", "4")
+        scores = [
+            np.array([list(row["scores"].values()) for row in json.loads(done.stdout)])
+            for done in (trained(*ask), trained(*ask, "--average-scores"))
+        ]
+        assert np.allclose(*scores, atol=1e-4) == same
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["x.npz", "--average-scores"], "--average-scores says how means .* not over how many"),
+        (["x.npz", "--augment", "shift=0.1"], "--augment says how means .* not over how many"),
+        (["artifacts/features.h5", "--average", "2"], "--average is for pictures"),
+    ],
+    ids=["scores", "augment", "features"],
+)
+def test_what_cant_be_averaged_is_refused(machine, words: list[str], message: str):
+    code, _, err = machine("predict", *words)
+    assert code == 2
+    assert re.search(message, err)
+
+
+def test_features_that_are_other_means_are_told(machine):
+    words = ("--layer", "fc1", "--average", "2", "-o", "means.h5", "--overwrite")
+    assert machine("extract", *words).returncode == 0
+    code, _, err = machine("predict", "means.h5", "--split", "test")
+    assert code == 0
+    assert "means.h5 holds means over other variations" in err and "trained on: 2, not none" in err
+
+
+def test_what_a_machine_saw_of_pictures_is_known_where_it_had_copies_of_them(trained):
+    assert trained("extract", "--layer", "fc1", "--augment-copies", "1").returncode == 0
+    assert trained("svm", "--C", "1").returncode == 0
+    for split, part in (("train", "fitted"), ("test", "unseen")):
+        done = trained("predict", "x.npz", "--split", split, "--json")
+        assert {row["machine_part"] for row in json.loads(done.stdout)} == {part}

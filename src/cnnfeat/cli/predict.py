@@ -14,7 +14,7 @@ from cnnfeat.cli.places import LocalPath
 from cnnfeat.cli.predictions import Tally, Wanted, write_csv, write_json, write_table
 from cnnfeat.cli.session import artifact
 from cnnfeat.errors import SKIPPED_EXIT_CODE
-from cnnfeat.options import DataOptions, FitOptions, ReadOptions
+from cnnfeat.options import AverageOptions, DataOptions, FitOptions, ReadOptions
 
 if TYPE_CHECKING:
     from cnnfeat.records import OnError, SkippedSample
@@ -59,6 +59,7 @@ _log = logging.getLogger("cnnfeat")
     "fitting",
     shown={"resize": "what the network takes", "fit": "as for the machine, else stretch"},
 )
+@flags.record(AverageOptions, "averaging")
 @click.option("--no-resize", is_flag=True, help="Refuse pictures of another size.")
 @flags.reading
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
@@ -74,6 +75,7 @@ def predict(
     top: int | None,
     scores: bool,
     fitting: FitOptions,
+    averaging: AverageOptions,
     no_resize: bool,
     read: ReadOptions,
     trust_model: bool,
@@ -102,6 +104,7 @@ def predict(
         scores=scores or bool(top),
         fitting=fitting,
         any_size=not no_resize,
+        averaging=averaging,
     )
     folder = None if data_dir is None else str(data_dir)
     predictions = itertools.chain.from_iterable(
