@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[1] / "src" / "cnnfeat"
 LEVELS = [
     {"errors", "memory", "processor", "regular", "temporary", "watch"},
     {"records", "progress", "documents", "archives", "npyheader", "address", "patterns"},
-    {"files", "knobs", "store", "parts", "shards", "brightness", "pixels"},
+    {"files", "knobs", "store", "parts", "shards", "brightness", "pixels", "spelling"},
     {"options", "card", "result", "stages", "divided", "provenance", "transfer"},
     {"data", "network", "features", "configfile", "copies"},
     {"pictures", "origin"},

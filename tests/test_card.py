@@ -44,11 +44,11 @@ def test_a_card_comes_back_as_it_was(tmp_path: Path):
 
 def test_a_card_of_a_version_that_kept_less_is_read(tmp_path: Path):
     document = CARD.to_json()
-    for name in ("division", "pixels"):
+    for name in ("division", "pixels", "members"):
         del document[name]
     (tmp_path / "model.json").write_text(json.dumps(document), "utf-8")
     card = read_card(tmp_path / "model.keras")
-    assert (card.division, card.pixels) == (None, None)
+    assert (card.division, card.pixels, card.members) == (None, None, ())
 
 
 def test_a_card_of_another_file_is_none(tmp_path: Path):
@@ -90,8 +90,10 @@ def test_json_that_is_no_card_is_none(tmp_path: Path):
             {"pixels": {"mean": 0.5, "spread": 0.1, "colour": 0, "histogram": [1]}},
             r"pixels.histogram must be a list \(16 items\), not \[1\]",
         ),
+        ({"members": [{}]}, r"members\[0\] lacks seed, history"),
+        ({"best_epoch": 0}, r"best_epoch must be a whole number \(at least 1\), not 0"),
     ],
-    ids=range(19),
+    ids=range(21),
 )
 def test_a_card_that_cannot_be_is_refused(tmp_path: Path, change: dict, message: str):
     write_card(CARD, tmp_path / "model.json")
@@ -138,5 +140,35 @@ def test_a_card_shows_how_it_went():
 
 
 def test_epochs_of_which_too_little_is_known_are_not_drawn():
-    assert CARD.curve == (EPOCH,)
-    assert dataclasses.replace(CARD, history=(EPOCH, {"epoch": 2, "loss": 0.5})).curve == ()
+    (only,) = CARD.curves
+    assert only["history"] == (EPOCH,) and only["best_epoch"] == 1
+    for lacking in ({"epoch": 2, "loss": 0.5}, {"epoch": 2, "loss": 0.5, "accuracy": 0.5}):
+        assert dataclasses.replace(CARD, history=(EPOCH, lacking)).curves == ()
+
+
+UNPICKED = {"epoch": 1, "loss": 0.5, "accuracy": 0.25}
+MEMBER = {
+    "seed": 3,
+    "history": (UNPICKED,),
+    "best_epoch": None,
+    "validation_accuracy": None,
+    "test_accuracy": 0.5,
+    "elapsed_s": 2.0,
+}
+
+
+def test_a_card_of_several_networks_comes_back_as_it_was(tmp_path: Path):
+    card = dataclasses.replace(
+        CARD,
+        history=(),
+        best_epoch=None,
+        validation_accuracy=None,
+        members=(MEMBER, {**MEMBER, "seed": 4}),
+    )
+    write_card(card, tmp_path / "model.json")
+    again = read_card(tmp_path / "model.keras")
+    assert again.members == card.members == again.trainings == again.curves
+    assert again.epochs == 2
+    assert "none: all were trained on, the mean of 2 networks, after epochs 1 of 1, 1 of 1" in repr(
+        again
+    )

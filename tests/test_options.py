@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cnnfeat.configfile import load_config, parse_config
 from cnnfeat.errors import ConfigError, MissingInputError
 from cnnfeat.knobs import checked, fields_of, result_options
 from cnnfeat.options import (
+    ArchitectureOptions,
     AugmentOptions,
     ConvOptions,
     DenseOptions,
@@ -49,6 +51,13 @@ def test_mnist_toml_says_what_the_defaults_are():
     assert config.train == RunOptions().train
     assert config.augment == RunOptions().augment
     assert config.data.source == "mnist"
+
+
+@pytest.mark.parametrize("kind", [ArchitectureOptions, ConvOptions, DenseOptions, TrainOptions])
+def test_mnist_toml_says_what_every_key_of_a_training_is(kind):
+    text = (CONFIGS / "mnist.toml").read_text("utf-8")
+    said = set(re.findall(r"^(?:# )?\[*(?:network\.)?(\w+)(?: =|\])", text, re.MULTILINE))
+    assert fields_of(kind).keys() <= said
 
 
 def test_every_config_in_the_repository_is_valid():
@@ -93,7 +102,7 @@ def test_tables_and_arrays_of_tables_become_records():
         ("[train]\nlearning_rate = nan", "train.learning_rate must be more than 0", ""),
         ("[train]\nbatch_size = 0", "at least 1 and at most 1048576, not 0", ""),
         ("[train]\nseed = -1", "at least 0 and at most 4294967295, not -1", ""),
-        ("[train]\nvalidation = 0.9", "train.validation must be more than 0 and at most 0.5", ""),
+        ("[train]\nvalidation = 0.9", "train.validation must be at least 0 and at most 0.5", ""),
         ("[svm]\nC = -1", "svm.C must be more than 0", ""),
         ("[svm]\nC = 'aut'", "svm.C must be a number .* or 'auto', not 'aut'", "'auto'"),
         ("[svm]\nkernel = 'rbff'", "svm.kernel must be 'linear' or 'rbf'", "'rbf'"),
@@ -199,3 +208,37 @@ def test_an_extraction_varies_images_as_the_run_does_unless_it_says_how():
     assert copies == ExtractOptions(augment_copies=2, augment=(("shift", 0.1),))
     own = parse(asked + "average = 2\naugment = {rotation = 3}").extraction
     assert own.augment == (("rotation", 3.0),)
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"), [("0,1,2", (0, 1, 2)), ([5], (5,)), ((0, 4294967295), (0, 2**32 - 1))]
+)
+def test_seeds_are_a_list_of_different_numbers(given, seeds):
+    options = checked(TrainOptions(seeds=given, seed=7))
+    assert options.seeds == options.members == seeds
+    assert TrainOptions(seed=7).members == (7,)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "'' is no list of whole numbers; 0,1,2 is"),
+        ("1,-2", "'1,-2' is no list of whole numbers"),
+        ("1,²", "is no list of whole numbers"),
+        ("[]", "is no list of whole numbers"),
+        ([], r"takes 1 to 100 different numbers of at most 4294967295, not \[\]"),
+        ("1,2,1", "takes 1 to 100 different numbers of at most 4294967295, not 1,2,1"),
+        ("4294967296", "not 4294967296"),
+        ("9" * 10_000, "not 9999"),
+        (list(range(101)), "takes 1 to 100 different numbers"),
+    ],
+    ids=range(9),
+)
+def test_what_is_no_list_of_seeds_is_refused(given, message: str):
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"train": {"seeds": given}})
+
+
+def test_patience_without_validation_is_refused():
+    with pytest.raises(ConfigError, match="waits for a gain in validation, and validation is 0"):
+        parse("[train]\npatience = 3\nvalidation = 0\n")

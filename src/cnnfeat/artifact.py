@@ -254,12 +254,31 @@ def _card_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]
         ("source SHA-256", f"{source.get('fingerprint')}, of {source.get('fingerprint_method')}"),
         (
             "accuracy",
-            f"validation {_percent(card.validation_accuracy)}, test {_percent(card.test_accuracy)}",
+            f"validation {_validation(card)}, test {_percent(card.test_accuracy)}",
         ),
-        ("epochs", f"{card.epochs}, best {card.best_epoch}"),
+        ("epochs", _epochs_text(card)),
         ("created", f"{card.created} by cnnfeat {card.cnnfeat}, TensorFlow {card.tensorflow}"),
         ("model SHA-256", card.model_sha256),
     ]
+
+
+def _validation(card: ModelCard) -> str:
+    known = card.n_validation or card.validation_accuracy is not None
+    return _percent(card.validation_accuracy) if known else "none"
+
+
+def _epochs_text(card: ModelCard) -> str:
+    """Say how many, and which one's weights were kept, of each network: "6, best 5"."""
+    texts = [
+        f"{len(one['history'])}, "
+        + ("the last kept" if one["best_epoch"] is None else f"best {one['best_epoch']}")
+        for one in card.trainings
+    ]
+    if len(texts) == 1:
+        return texts[0]
+    return "; ".join(
+        f"seed {one['seed']}: {text}" for one, text in zip(card.trainings, texts, strict=True)
+    )
 
 
 def _division_text(card: ModelCard) -> str:

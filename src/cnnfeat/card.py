@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -32,7 +32,19 @@ class Epoch(TypedDict, total=False):
     learning_rate: float
 
 
-_DRAWN = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy"}
+class Training(TypedDict):
+    """How the training of one network went."""
+
+    seed: Count
+    history: tuple[Epoch, ...]
+    best_epoch: Length | None  # counted from 1; None: none was picked, and the last one is kept
+    validation_accuracy: Share | None  # of that epoch
+    test_accuracy: Share | None
+    elapsed_s: Duration
+
+
+_DRAWN = {"epoch", "loss", "accuracy"}
+_VALIDATED = {"val_loss", "val_accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +59,9 @@ class ModelCard:
     source: Mapping[str, Name]  # name, kind, fingerprint, fingerprint_method
     classes: tuple[Name, ...]
     image_shape: tuple[Length, Length, Length]  # (height, width, channels)
-    history: tuple[Epoch, ...]
-    best_epoch: Length  # counted from 1
-    validation_accuracy: Share
+    history: tuple[Epoch, ...]  # of a committee none: its members have theirs
+    best_epoch: Length | None  # counted from 1; None: none was picked
+    validation_accuracy: Share | None  # None: no rows were held back
     test_accuracy: Share | None
     n_train: Count
     n_validation: Count
@@ -61,21 +73,54 @@ class ModelCard:
     division: Mapping[str, Json] | None = None
     # Of the pixels trained on, as the network got them; None: unknown.
     pixels: Brightness | None = None
+    # Networks of a committee, whose answers' mean the accuracies above are of; else none.
+    members: tuple[Training, ...] = ()
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """How the training of each network in it went: of one that is alone, its own."""
+        seed = self.config.get("train", {}).get("seed")
+        alone = Training(
+            seed=seed if isinstance(seed, int) else 0,
+            history=self.history,
+            best_epoch=self.best_epoch,
+            validation_accuracy=self.validation_accuracy,
+            test_accuracy=self.test_accuracy,
+            elapsed_s=self.elapsed_s,
+        )
+        return self.members or (alone,)
 
     @property
     def epochs(self) -> int:
-        """How many were trained."""
-        return len(self.history)
+        """How many were trained, of all networks in it."""
+        return sum(len(one["history"]) for one in self.trainings)
 
     @property
-    def curve(self) -> tuple[Epoch, ...]:
-        """The epochs, where losses and accuracies of all of them are known; else none."""
-        return self.history if all(one.keys() >= _DRAWN for one in self.history) else ()
+    def kept(self) -> str:
+        """Which epochs' weights were kept, in words."""
+        trainings = self.trainings
+        if len(trainings) == 1:
+            return f"after epoch {_kept(trainings[0])} of {self.epochs}"
+        epochs = [f"{_kept(one)} of {len(one['history'])}" for one in trainings]
+        return f"the mean of {len(trainings)} networks, after epochs {', '.join(epochs)}"
+
+    @property
+    def curves(self) -> tuple[Training, ...]:
+        """The trainings, where losses and accuracies of all their epochs are known; else none."""
+        trainings = self.trainings
+        return trainings if all(_is_drawn(one["history"]) for one in trainings) else ()
 
     @property
     def source_name(self) -> str:
         """What it was trained on."""
         return self.source.get("name", "unknown")
+
+    @property
+    def validation_words(self) -> str:
+        """The accuracy on what was held back: "98.50% of 6,000 images"."""
+        if self.validation_accuracy is None:
+            return "none: all were trained on"
+        return f"{self.validation_accuracy:.2%} of {self.n_validation:,} images"
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
@@ -84,8 +129,7 @@ class ModelCard:
             f"ModelCard of a network for {len(self.classes)} classes of images of "
             f"{height}×{width}×{channels}\n"
             f"  trained on  {self.source_name}: {self.n_train:,} images, {self.elapsed_s:.0f} s\n"
-            f"  validation  {self.validation_accuracy:.2%} of {self.n_validation:,} images, "
-            f"after epoch {self.best_epoch} of {self.epochs}\n"
+            f"  validation  {self.validation_words}, {self.kept}\n"
             f"  test        {test} of {self.n_test:,} images"
         )
 
@@ -123,6 +167,16 @@ class ModelCard:
         except ValueError as error:
             raise NetworkError(f"{path}: damaged: {error}", hint=_WAY_ON) from error
         return card
+
+
+def _kept(training: Training) -> int:
+    """The epoch whose weights are kept."""
+    return training["best_epoch"] or len(training["history"])
+
+
+def _is_drawn(history: Sequence[Epoch]) -> bool:
+    validated = [one.keys() >= _VALIDATED for one in history]
+    return all(one.keys() >= _DRAWN for one in history) and len(set(validated)) == 1
 
 
 def card_path(model: Path) -> Path:

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,7 +26,7 @@ from cnnfeat.options import (
     RunOptions,
     TrainOptions,
 )
-from cnnfeat.pipeline import Stopping, as_trained, open_images
+from cnnfeat.pipeline import Stopping, as_trained, not_stopping, open_images
 from cnnfeat.predictor import no_images
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import Source
@@ -49,10 +48,6 @@ def _nothing(_source: Source) -> None:
     """Say nothing of a source."""
 
 
-def _not_stopping() -> AbstractContextManager[Callable[[], bool]]:
-    return contextlib.nullcontext(lambda: False)
-
-
 def train(
     source: Images = None,
     options: TrainOptions = _TRAIN,
@@ -61,6 +56,7 @@ def train(
     network: ArchitectureOptions = _SEED_NETWORK,
     augment: AugmentOptions = _AS_THEY_ARE,
     overwrite: bool = False,
+    resume: bool = False,
     opened: Callable[[Source], None] = _nothing,
     progress: Progress = SILENT,
 ) -> ModelCard:
@@ -81,6 +77,8 @@ def train(
         How images are varied at random, anew in each epoch; by default they aren't.
     overwrite : bool
         Whether files of these names may be replaced.
+    resume : bool
+        Whether to go on with an interrupted training; one that has ended is left as it is.
     opened : callable
         Called with the source before TensorFlow is needed.
     progress : Progress
@@ -100,11 +98,9 @@ def train(
     --------
     >>> cnnfeat.train("photos/", TrainOptions(epochs=20), out="photos.keras")
     """
-    from cnnfeat.card import card_path
-    from cnnfeat.files import check_output
+    from cnnfeat.network.standing import check_training_output
 
-    for path in (Path(out), card_path(Path(out))):
-        check_output(path, overwrite=overwrite)
+    check_training_output(Path(out), overwrite=overwrite, resume=resume)
     options = checked(options)
     with _open_source(source, None, progress=progress) as (images, data):
         opened(images)
@@ -114,7 +110,9 @@ def train(
         from cnnfeat.network.training import train as train_network
 
         config = RunOptions(data=data, network=network, train=options, augment=checked(augment))
-        return train_network(config, images, out=Path(out), overwrite=overwrite, progress=progress)
+        return train_network(
+            config, images, out=Path(out), overwrite=overwrite, resume=resume, progress=progress
+        )
 
 
 def extract(
@@ -130,7 +128,7 @@ def extract(
     resume: bool = False,
     add: bool = False,
     opened: Callable[[Source], None] = _nothing,
-    stopping: Stopping = _not_stopping,
+    stopping: Stopping = not_stopping,
     progress: Progress = SILENT,
 ) -> ExtractResult:
     """Write activations of named layers into a feature file, as `cnnfeat extract` does.

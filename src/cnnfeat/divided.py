@@ -204,13 +204,14 @@ def training_split(source: Source) -> str:
 def rule_for(source: Source, *, test_fraction: float, validation: float, seed: int) -> DivisionRule:
     """Say how a source is divided for a training: its own splits are kept as they are.
 
-    A split without labels can neither test nor validate.
+    A split without labels can neither test nor validate. With a `validation` of 0 none is held
+    back, and a split of that name is left alone.
     """
     group_by = source.options.get("group_by")
     labelled = {name for name, info in source.splits.items() if info.has_labels}
     return DivisionRule(
         test_fraction=None if TEST in labelled else test_fraction,
-        validation=None if VALIDATION in labelled else validation,
+        validation=None if VALIDATION in labelled and validation else validation,
         seed=seed,
         group_by=None if group_by is None else str(group_by),
         min_per_class=int(str(source.options.get("min_per_class", 1))),
@@ -246,18 +247,18 @@ def divide_source(source: Source, rule: DivisionRule) -> PickedSource:
     groups = source.groups(base)
     _check_sizes(source, rule, labels=labels, groups=groups)
     picks = {
-        _name_beside(name, info, source): Pick(name, parts=_parts_of(name, info))
+        _name_beside(name, info, source): Pick(name, parts=_parts_of(name, info, rule))
         for name, info in source.splits.items()
         if name != base
     }
     rows = np.arange(len(labels))
     if rule.test_fraction is not None:
-        keep = 1 if rule.validation is None else 2
+        keep = 2 if rule.validation else 1
         held = _held(source, rule, rule.test_fraction, labels=labels, groups=groups, keep=keep)
         rows, tested = np.flatnonzero(~held), np.flatnonzero(held)
         picks[TEST] = Pick(base, tested, np.full(len(tested), Part.UNSEEN, np.uint8))
     parts = np.full(len(rows), Part.FITTED, np.uint8)
-    if rule.validation is not None:
+    if rule.validation:
         inside = None if groups is None else groups[rows]
         held = _held(source, rule, rule.validation, labels=labels[rows], groups=inside)
         parts[held] = Part.VALIDATION
@@ -284,8 +285,8 @@ def _name_beside(split: str, info: SplitInfo, source: Source) -> str:
     return f"unlabelled-{split}"
 
 
-def _parts_of(split: str, info: SplitInfo) -> Parts:
-    validates = split == VALIDATION and info.has_labels
+def _parts_of(split: str, info: SplitInfo, rule: DivisionRule) -> Parts:
+    validates = split == VALIDATION and info.has_labels and rule.validation is None
     return np.full(info.n_samples, Part.VALIDATION if validates else Part.UNSEEN, np.uint8)
 
 
@@ -314,7 +315,7 @@ def _check_sizes(
 ) -> None:
     """Refuse classes that are too small to be on every side, by name and with their sizes."""
     sides = ["one to train on"]
-    sides += ["one to pick the best epoch by"] if rule.validation is not None else []
+    sides += ["one to pick the best epoch by"] if rule.validation else []
     sides += ["one to test on"] if rule.test_fraction is not None else []
     sizes = {int(label): labels == label for label in np.unique(labels)}
     rare = {label: int(rows.sum()) for label, rows in sizes.items() if rows.sum() < len(sides)}

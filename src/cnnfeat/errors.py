@@ -153,6 +153,7 @@ class Interrupted(CnnfeatError):  # noqa: N818 - a request, no error
 
     def __init__(self, message: str, *, signal_number: int = 2, hint: str = "") -> None:
         super().__init__(message, hint=hint)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 
 

@@ -8,9 +8,7 @@ option that is added here is in all of them; see `Knob` for what a field can say
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -24,120 +22,26 @@ from cnnfeat.knobs import (
     option,
 )
 from cnnfeat.records import Fit, OnError
+from cnnfeat.spelling import (
+    LARGEST_SEED,
+    FeedValue,
+    parse_bytes,
+    parse_class_weight,
+    parse_device,
+    parse_feeds,
+    parse_grid,
+    parse_seeds,
+    parse_size,
+)
 
 APPLICATION = "keras:"  # before the name of a model of keras.applications
 LIVE = "live:"  # before the name of a network that lives in a program, and in no file
-FeedValue: TypeAlias = bool | int | float | str
 Size: TypeAlias = tuple[int, int]
 Scale: TypeAlias = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]
 Pooling: TypeAlias = Literal["none", "avg", "max", "flatten"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 Given: TypeAlias = tuple[tuple[str, float | str], ...]  # names and values
 EngineName: TypeAlias = Literal["auto", "tensorflow", "openvino"]
-
-
-def _parse_device(value: object) -> object:
-    """`auto`, `cpu`, or `gpu:0`, which `gpu` is too."""
-    found = re.fullmatch(r"auto|cpu|gpu(?::([0-9]{1,4}))?", str(value).lower())
-    if not found:
-        raise ValueError(f"{value!r} is no device; auto, cpu and gpu:0 are")
-    return f"gpu:{int(found[1] or 0)}" if found[0].startswith("gpu") else found[0]
-
-
-_MOST_PIXELS = 10_000 * 10_000  # that images can be brought to
-
-
-def _parse_size(value: object) -> object:
-    """`224x160`: height and width; `224`: both."""
-    parts = (
-        value
-        if isinstance(value, list | tuple)
-        else str(value).lower().replace("×", "x").split("x")
-    )
-    sides = [int(str(part)) for part in parts if str(part).isdecimal()]
-    if not 1 <= len(sides) == len(parts) <= 2 or not all(sides):
-        raise ValueError(f"{value!r} is no size; 224x160 is 224 high and 160 wide")
-    if sides[0] * sides[-1] > _MOST_PIXELS:
-        raise ValueError(f"{value!r} is too large; {_MOST_PIXELS:,} pixels are the most")
-    return sides[0], sides[-1]
-
-
-def _parse_feeds(value: object) -> object:
-    """`keep_prob=1.0`, several of them, or a table of names and values."""
-    if isinstance(value, Mapping):
-        items: list[object] = list(value.items())
-    else:
-        items = list(value) if isinstance(value, list | tuple) else [value]
-    feeds: dict[str, FeedValue] = {}
-    for item in items:
-        name, given = item if isinstance(item, tuple) else _split_feed(item)
-        if not isinstance(given, bool | int | float | str):
-            raise ValueError(f"{name!r} takes a number, a text, true or false, not {given!r}")
-        feeds[str(name)] = given
-    return tuple(sorted(feeds.items()))
-
-
-def _split_feed(item: object) -> tuple[str, FeedValue]:
-    """Split at the first `=`, and read the value as the simplest type it fits."""
-    name, sign, text = str(item).partition("=")
-    if not name or not sign:
-        raise ValueError(f"{item!r} is no NAME=VALUE; try keep_prob=1.0")
-    if text.lower() in ("true", "false"):
-        return name, text.lower() == "true"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return name, kind(text)
-    return name, text
-
-
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_LEAST_MEMORY = 64 * 2**20
-
-
-def _parse_bytes(value: object) -> object:
-    """`2GiB`, `512MiB`, or a number of bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", str(value).lower())
-    if not found or isinstance(value, bool):
-        raise ValueError(f"{value!r} is no size; 2GiB and 512MiB are")
-    size_bytes = int(float(found[1]) * _UNITS[found[2]])
-    if size_bytes < _LEAST_MEMORY:
-        raise ValueError(f"must be at least 64MiB, not {value}")
-    return size_bytes
-
-
-def _parse_grid(value: object) -> object:
-    """`0.01,0.1,1`, or a list of numbers."""
-    parts = value if isinstance(value, list | tuple) else str(value).split(",")
-    try:
-        grid = tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is no list of numbers; 0.01,0.1,1 is") from None
-    if len(set(grid)) < 2 or not all(0 < C < float("inf") for C in grid):
-        raise ValueError(f"needs at least 2 different values above 0, not {value}")
-    return grid
-
-
-def _parse_class_weight(value: object) -> object:
-    """`balanced`; `cat=2.0`, several of them; or a table of names and numbers."""
-    if isinstance(value, Mapping):
-        items: list[object] = list(value.items())
-    else:
-        items = list(value) if isinstance(value, list | tuple) else [value]
-    if items == ["balanced"]:
-        return "balanced"
-    weights: dict[str, float] = {}
-    for item in items:
-        name, given = item if isinstance(item, tuple) else str(item).rpartition("=")[::2]
-        if not name:
-            raise ValueError(f"{item!r} is no NAME=VALUE; cat=2.0 is, and balanced stands alone")
-        try:
-            weight = float(str(given))
-        except ValueError:
-            weight = 0.0
-        if not 0 < weight <= 1e9:
-            raise ValueError(f"{name!r} takes a number above 0 and at most 1e9, not {given!r}")
-        weights[str(name)] = weight
-    return tuple(sorted(weights.items()))
 
 
 _RESIZE = "Bring all images to one size, such as 224x224."
@@ -151,7 +55,7 @@ _FIT = (
 class FitOptions:
     """What images are brought to as they are read."""
 
-    resize: Size | None = option(None, _RESIZE, metavar="HxW", parse=_parse_size)
+    resize: Size | None = option(None, _RESIZE, metavar="HxW", parse=parse_size)
     fit: Fit | None = option(None, _FIT, shown="stretch")
     invert: bool = option(False, "Turn light into dark, and dark into light.")
 
@@ -217,7 +121,7 @@ class ReadOptions:
     signature: str | None = option(None, "Which signature of a SavedModel.")
     input: str | None = option(None, "The input that takes the images.")
     feed: tuple[tuple[str, FeedValue], ...] = option(
-        (), "A value for a placeholder; may be repeated.", metavar="NAME=VALUE", parse=_parse_feeds
+        (), "A value for a placeholder; may be repeated.", metavar="NAME=VALUE", parse=parse_feeds
     )
     weights: str | None = option(None, "For keras:NAME: imagenet, none, or a file.")
     architecture: str | None = option(
@@ -260,13 +164,17 @@ class ModelOptions(ReadOptions):
 
 @dataclass(frozen=True, slots=True)
 class ConvOptions:
-    """`[[network.conv]]`: convolution, batch norm, pooling, ReLU, dropout, in this order."""
+    """`[[network.conv]]`: convolution, batch norm, pooling, ReLU, dropout, in this order.
+
+    Behind them stand `residual` units of two 3×3 convolutions each, which a shortcut passes by.
+    """
 
     filters: int = option(16, low=1, high=65_536)
     kernel_size: int = option(5, low=1, high=1_024)
     pool_size: int = option(2, low=1, high=1_024)  # 1: no pooling
     batch_norm: bool = False
     dropout: float = option(0.0, low=0, high=0.99)
+    residual: int = option(0, low=0, high=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +191,11 @@ class ArchitectureOptions:
     """`[network]`: a small convolutional network to train. The defaults are the seed network."""
 
     conv: tuple[ConvOptions, ...] = (ConvOptions(filters=16), ConvOptions(filters=36))
+    pooling: Literal["flatten", "average", "max"] = "flatten"  # what leads to the dense layers
     dense: tuple[DenseOptions, ...] = (DenseOptions(),)
-    weight_stddev: float = option(0.05, above=0, high=10)  # truncated normal
+    width: float = option(1.0, above=0, high=64)  # of all filters and units, a factor
+    # Of a truncated normal; he: as many inputs need for signals to keep their size through ReLUs.
+    weight_stddev: float | Literal["he"] = option(0.05, above=0, high=10)
     bias: float = option(0.05, low=-10, high=10)
 
 
@@ -300,11 +211,38 @@ class TrainOptions:
     )
     batch_size: int = option(128, "Images a step.", low=1, high=1_048_576)
     learning_rate: float = option(
-        2e-3, "Adam's first; falls to 0 along a cosine.", above=0, high=10
+        2e-3, "Adam's highest; falls to 0 along a cosine.", above=0, high=10
     )
-    seed: int = option(0, "Fixes weights, division and order.", low=0, high=2**32 - 1)
+    warmup: float = option(
+        0.0, "Fraction of the steps in which the rate rises from 0.", low=0, high=0.9
+    )
+    weight_decay: float = option(
+        0.0, "Of kernels, each step, times the rate; decoupled from the gradient.", low=0, high=10
+    )
+    label_smoothing: float = option(
+        0.0, "Share of each label that is spread over all classes.", low=0, high=0.9
+    )
+    ema: float = option(
+        0.0,
+        "Keep a moving average of the weights, which remembers so much at a step; 0: none.",
+        low=0,
+        high=0.999_999,
+    )
+    precision: Precision = option("float32", "How the network computes while it is trained.")
+    seed: int = option(0, "Fixes weights, division and order.", low=0, high=LARGEST_SEED)
+    seeds: tuple[int, ...] | None = option(
+        None,
+        "Train a network for each, and join them in one that answers with their mean.",
+        metavar="SEED,SEED,...",
+        shown="one network, of --seed",
+        parse=parse_seeds,
+    )
     validation: float = option(
-        0.1, "Fraction of what is trained on, held back to pick the best epoch.", above=0, high=0.5
+        0.1,
+        "Fraction of what is trained on, held back to pick the best epoch; 0: train on all of it, "
+        "and keep the last.",
+        low=0,
+        high=0.5,
     )
     test_fraction: float = option(
         0.2,
@@ -313,6 +251,18 @@ class TrainOptions:
         high=0.9,
     )
     patience: int = option(0, "Epochs without gain before a stop; 0: never.", low=0, high=100_000)
+
+    def __post_init__(self) -> None:
+        if self.patience and not self.validation:
+            raise ConfigError(
+                f"patience = {self.patience} waits for a gain in validation, and validation is 0",
+                hint="leave patience out; or hold some images back, such as --validation 0.1",
+            )
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The seed of each network that is trained; the first divides the source."""
+        return self.seeds or (self.seed,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,13 +380,13 @@ class ProbeOptions:
     scale: Scale | None = option(
         None, "How pixels are scaled before the network.", shown="as the model's file says"
     )
-    resize: Size | None = option(None, _RESIZE, metavar="HxW", parse=_parse_size)
+    resize: Size | None = option(None, _RESIZE, metavar="HxW", parse=parse_size)
     fit: Fit | None = option(None, _FIT, shown="stretch")
     device: str = option(
         "auto",
         "What the network computes on; auto: a GPU where TensorFlow sees one.",
         metavar="auto|cpu|gpu:N",
-        parse=_parse_device,
+        parse=parse_device,
     )
     engine: EngineName = option(
         "auto",
@@ -527,7 +477,7 @@ class SvmOptions:
         "Factors of C by class; balanced: the rarer a class, the higher. May be repeated.",
         metavar="balanced|NAME=VALUE",
         shown="1 for each",
-        parse=_parse_class_weight,
+        parse=parse_class_weight,
     )
     normalize: Literal["standard", "l2", "none"] = option(
         "standard", "Mean 0 and deviation 1 of features, length 1 of rows, or neither."
@@ -545,9 +495,9 @@ class SvmOptions:
         "Values of C to try.",
         metavar="C,C,...",
         shown="9 half-decades",
-        parse=_parse_grid,
+        parse=parse_grid,
     )
-    seed: int = option(0, "Fixes folds and samples.", low=0, high=2**32 - 1)
+    seed: int = option(0, "Fixes folds and samples.", low=0, high=LARGEST_SEED)
     cv: bool = option(
         False, "Score each row by a machine that hasn't seen it, instead of on a test split."
     )
@@ -563,7 +513,7 @@ class SvmOptions:
         "About how much may be used; features beyond it are read by blocks.",
         metavar="SIZE",
         shown="2GiB",
-        parse=_parse_bytes,
+        parse=parse_bytes,
         changes_result=False,
     )
 

@@ -36,7 +36,7 @@ class Part(IntEnum):
 class DivisionRule:
     """How a source was divided for a training: with the source, all that the division depends on.
 
-    A fraction is None where the source has such a split of its own.
+    A fraction is None where the source has such a split of its own; `validation` may be 0: no rows.
     """
 
     test_fraction: Share | None  # of all rows

@@ -133,7 +133,8 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _not_stopping() -> Iterator[Callable[[], bool]]:
+def not_stopping() -> Iterator[Callable[[], bool]]:
+    """Never ask to stop."""
     yield lambda: False
 
 
@@ -245,7 +246,7 @@ def run_pipeline(
     folder: Path,
     overwrite: bool = False,
     trust: bool = False,
-    stopping: Stopping = _not_stopping,
+    stopping: Stopping = not_stopping,
     before_network: Callable[[], None] = _nothing,
     progress: Progress = SILENT,
 ) -> RunResult:
@@ -356,21 +357,19 @@ def _train(run: _Run) -> StageOutcome:
     def make() -> None:
         run.before_network()
         from cnnfeat.extraction import Extraction
+        from cnnfeat.network.standing import standing_path
         from cnnfeat.network.training import train
 
         def foresee(network: Prober, source: Source) -> None:
             _foresee(run, Extraction.of(network, run.options.extraction), source)
 
-        train(
-            run.options,
-            run.source,
-            out=model,
-            overwrite=True,
-            foresee=foresee,
-            progress=run.progress,
+        again = partial(
+            train, run.options, run.source, out=model, foresee=foresee, progress=run.progress
         )
+        _go_on(again, begun=standing_path(model).exists(), own=own)
 
     model = run.folder / MODEL
+    own = run.overwrite or run.book.knows("train")  # what an interrupted training left
     tables = ("network", "train", "augment")
     settings = {name: result_options(getattr(run.options, name)) for name in tables}
     return _stage(
@@ -398,18 +397,7 @@ def _extract(run: _Run) -> StageOutcome:
                 should_stop=should_stop,
                 progress=run.progress,
             )
-            if FeatureWriter.unfinished(out) is None:
-                again(overwrite=True)
-                return
-            try:
-                again(resume=True)
-            except ImageError:
-                raise
-            except (UsageError, DataError) as error:
-                if not own:
-                    raise
-                logger.warning("starting over: %s", error)  # the settings have changed
-                again(overwrite=True)
+            _go_on(again, begun=FeatureWriter.unfinished(out) is not None, own=own)
 
     from cnnfeat.extraction import Extraction
     from cnnfeat.features import FeatureWriter
@@ -426,6 +414,19 @@ def _extract(run: _Run) -> StageOutcome:
         "extract": result_options(run.options.extraction),
     }
     return _stage(run, "extract", inputs=inputs, make=make)
+
+
+def _go_on(again: Callable[..., object], *, begun: bool, own: bool) -> None:
+    """Go on with what was interrupted; start over if that is a run's own, of other settings."""
+    try:
+        again(overwrite=not begun, resume=begun)
+    except ImageError:
+        raise
+    except (UsageError, DataError) as error:
+        if not (begun and own):
+            raise
+        logger.warning("starting over: %s", error)  # the settings have changed
+        again(overwrite=True)
 
 
 def _foresee(run: _Run, extraction: Extraction, source: Source) -> None:

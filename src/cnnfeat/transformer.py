@@ -23,7 +23,6 @@ from cnnfeat.errors import DataError, LayerLookupError, NetworkError, UsageError
 from cnnfeat.features import FeatureFile, FeatureTable
 from cnnfeat.options import (
     EngineName,
-    FeedValue,
     Pooling,
     Precision,
     ProbeOptions,
@@ -34,6 +33,7 @@ from cnnfeat.options import (
 from cnnfeat.origin import recorded_fitting, recorded_network, recorded_probe, recorded_reading
 from cnnfeat.patterns import split_side_by_side
 from cnnfeat.pixels import unusable
+from cnnfeat.spelling import FeedValue
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cnnfeat.data import open_source
-from cnnfeat.errors import NetworkError
+from cnnfeat.errors import Interrupted, NetworkError
 from cnnfeat.features import FeatureFile
 from cnnfeat.parts import Part, hold_out
 
@@ -54,18 +54,27 @@ def npz(run) -> Path:
 
 
 @pytest.mark.parametrize(
-    "case", [("units = 4", 2), ("units = 4, batch_norm = true", 1)], ids=["halves", "whole"]
+    ("changes", "n_calls"),
+    [
+        ({}, 2),
+        ({"units = 4": "units = 4, batch_norm = true"}, 2),
+        ({"units = 4": "units = 4, batch_norm = true", "epochs = 1": "batch_size = 32"}, 1),
+    ],
+    ids=["plain", "normed halves", "normed whole"],
 )
 @pytest.mark.parametrize("command", ["train", "run"])
-def test_tensorflow_is_started_for_the_calls_of_a_training(run, npz, monkeypatch, command, case):
-    layer, n_calls = case
-
+def test_tensorflow_is_started_for_the_calls_of_a_training(
+    run, npz, monkeypatch, *, command, changes, n_calls
+):
     def started(_settings: object, *, n_calls: int, device: str = "auto") -> None:
         raise NetworkError(f"started for {n_calls}")
 
     module = import_module(f"cnnfeat.cli.{command}")
     monkeypatch.setattr(module, "start_tensorflow", started)
-    Path("c.toml").write_text(NETWORK.replace("units = 4", layer), "utf-8")
+    text = NETWORK
+    for before, after in changes.items():
+        text = text.replace(before, after)
+    Path("c.toml").write_text(text, "utf-8")
     config = ("--config", "c.toml") if command == "train" else ("c.toml",)
     code, _, err = run(command, *config, "--data", npz)
     assert code == 4
@@ -360,3 +369,110 @@ def test_a_network_of_an_older_cnnfeat_goes_all_the_way(run, npz):
 
 def score(folder: Path) -> str:
     return f"{json.loads((folder / 'svm.json').read_text('utf-8'))['accuracy']:.2%}"
+
+
+@pytest.fixture
+def stop_at(monkeypatch) -> Callable:
+    """Let an error come up at the beginning of an epoch, counted from 0."""
+    from cnnfeat.network.descent import Steps
+
+    epoch_of, made = Steps.epoch, []
+    monkeypatch.setattr("cnnfeat.network.standing.SECONDS_BETWEEN", 0.0)
+
+    def at(place: int, error: BaseException) -> list:
+        def epoch(self, *args, **options):
+            if len(made) == place:
+                raise error
+            made.append(0)
+            return epoch_of(self, *args, **options)
+
+        made.clear()
+        monkeypatch.setattr(Steps, "epoch", epoch)
+        return made
+
+    return at
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [(KeyboardInterrupt(), 130), (Interrupted("stopped by SIGTERM", signal_number=15), 143)],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_stopped_training_names_the_command_that_goes_on(
+    train, run, npz, stop_at, *, error, exit_code
+):
+    Path("c.toml").write_text(NETWORK.replace("epochs = 1", "epochs = 3"), "utf-8")
+    stop_at(2, error)
+    code, _, err = train("--data", npz)
+    assert code == exit_code
+    assert "interrupted: stopped; artifacts/model.keras.training keeps 2 epochs\n" in err
+    command = "cnnfeat train --config c.toml --data x.npz --resume"
+    assert f"hint: {command} goes on from there" in err
+    code, _, err = train("--data", npz)
+    assert code == 2 and "artifacts/model.keras was begun and interrupted" in err
+    made = stop_at(-1, error)
+    code, out, err = run(*command.split()[1:])
+    assert code == 0, err
+    assert len(made) == 1 and "of 3" in out
+    assert not Path("artifacts/model.keras.training").exists()
+    code, out, err = run(*command.split()[1:])
+    assert code == 0 and len(made) == 1 and "is complete already" in err and "of 3" in out
+
+
+def test_a_run_goes_on_with_its_training_by_itself(run, npz, stop_at):
+    text = (
+        NETWORK.replace("epochs = 1", "epochs = 3") + '[extract]\nlayer = "fc1"\n[svm]\nC = 0.1\n'
+    )
+    Path("c.toml").write_text(text, "utf-8")
+    stop_at(2, KeyboardInterrupt())
+    code, _, err = run("run", "c.toml", "--data", npz)
+    assert code == 130 and "`cnnfeat run` does so by itself" in err
+    made = stop_at(1, KeyboardInterrupt())
+    code, _, err = run("run", "c.toml", "--data", npz)
+    assert code == 0, err
+    assert len(made) == 1
+    stop_at(1, KeyboardInterrupt())
+    Path("c.toml").write_text(text.replace("epochs = 3", "epochs = 2"), "utf-8")
+    assert run("run", "c.toml", "--data", npz).returncode == 130
+    made = stop_at(-1, KeyboardInterrupt())
+    Path("c.toml").write_text(text.replace("epochs = 3", "epochs = 1"), "utf-8")
+    code, _, err = run("run", "c.toml", "--data", npz)
+    assert code == 0, err
+    assert "starting over: " in err and "another epochs: 2, and now it is 1" in err
+    assert len(made) == 1
+
+
+def test_a_committee_without_validation_goes_all_the_way(train, run, npz):
+    """Nobody picked an epoch, and there is no history but the members': it is said in words."""
+    code, out, err = train("--data", npz, "--validation", "0", "--seeds", "3,1")
+    assert code == 0, err
+    assert (
+        "none: no images were held back; the mean of 2 networks, after epochs 1 of 1, 1 of 1" in out
+    )
+    assert "seed 3 alone" in out and "seed 1 alone" in out
+    code, out, _ = run("info", "artifacts/model.json")
+    assert code == 0
+    assert "seed 3: 1, the last kept; seed 1: 1, the last kept" in out
+    assert (
+        "validation none" in out and "80 images fitted to, 0 picked the epoch, 20 never seen" in out
+    )
+    code, out, err = run("layers")
+    assert code == 0 and "seed3/fc1" in out and "seed1/conv1" in out, err
+    code, out, err = run("extract", "--layer", "seed*/fc1")
+    assert code == 0, err
+    with FeatureFile(Path("artifacts/features.h5")) as file:
+        assert file.layers == ("seed3.fc1", "seed1.fc1")
+        assert set(file.parts("train")) == {Part.FITTED}
+    code, out, err = run("svm", "--layer", "seed3.fc1", "--folds", "2")
+    assert code == 0, err
+    code, _, err = run("plot", "training", "-o", "training.png")
+    assert code == 0, err
+    code, _, err = run("report", "--embedding", "pca", "--points", "20")
+    assert code == 0, err
+    page = Path("artifacts/report.html").read_text("utf-8")
+    assert page.count("No epoch was picked: the weights of the last one were kept.") == 2
+    assert "Seed 3." in page and "Validation loss" not in page
+    code, out, _ = train("--data", npz, "--seeds", "3,1", "--json", "--overwrite")
+    document = json.loads(out)
+    assert [one["seed"] for one in document["members"]] == [3, 1]
+    assert document["best_epoch"] is None and document["validation_accuracy"] is not None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cnnfeat.errors import NetworkError
+from cnnfeat.network import load_network
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import ArchitectureOptions, ConvOptions, DenseOptions
 
@@ -85,3 +86,127 @@ def test_images_too_small_to_pool_are_refused():
     ) as caught:
         build(image_shape=(2, 2, 1))
     assert "pool_size = 1" in caught.value.hint
+
+
+def residual(*, batch_norm: bool = True, **options: object) -> ArchitectureOptions:
+    block = ConvOptions(filters=3, kernel_size=5, batch_norm=batch_norm, residual=2)
+    return ArchitectureOptions(conv=(block,), **options)
+
+
+def convolved(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(x, ((1, 1), (1, 1), (0, 0))), (3, 3), (0, 1)
+    )
+    return np.einsum("hwcij,ijcf->hwf", windows, kernel)
+
+
+def test_a_residual_unit_adds_to_what_it_takes(rng: np.random.Generator):
+    """By NumPy alone, with norms that have seen something."""
+    unit = build(residual()).get_layer("conv1").get_layer("unit1")
+    for weight in unit.weights:
+        weight.assign(weight + rng.uniform(0.1, 0.5, weight.shape))
+    x = rng.normal(size=(14, 14, 3)).astype(np.float32)
+    y = x.astype(float)
+    for half in ("_a", "_b"):
+        (kernel,) = unit.get_layer(f"conv{half}").get_weights()
+        gamma, beta, mean, variance = unit.get_layer(f"norm{half}").get_weights()
+        y = (convolved(y, kernel) - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+        y = np.maximum(y, 0)
+    np.testing.assert_allclose(unit(x[None]).numpy()[0], x + y, rtol=1e-4, atol=1e-4)
+
+
+def test_residual_units_stand_behind_their_block():
+    network = build(residual(batch_norm=False))
+    block = network.get_layer("conv1")
+    assert [layer.name for layer in block.layers[1:]] == ["conv", "pool", "relu", "unit1", "unit2"]
+    unit = [layer.name for layer in block.get_layer("unit2").layers[1:]]
+    assert unit == ["conv_a", "relu_a", "conv_b", "relu_b", "add"]
+    assert network.get_layer("conv1").output.shape == (None, 14, 14, 3)
+    assert block.get_layer("unit1").get_layer("conv_a").kernel.shape == (3, 3, 3, 3)
+
+
+def test_layers_of_residual_units_can_be_asked_for(rng: np.random.Generator, agree):
+    network = build(residual(dense=(), pooling="average"), image_shape=(8, 8, 1))
+    images = rng.integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    block, named = network.get_layer("conv1"), {}
+    x = network.get_layer("scale")(images)
+    for layer in block.layers[1:]:
+        named[layer.name] = x = layer(x)
+    agree(
+        load_network(network),
+        images,
+        {
+            "conv1": named["unit2"],
+            "conv1/unit1": named["unit1"],
+            "conv1/relu": named["relu"],
+            "conv1/unit1/conv_a": block.get_layer("unit1").get_layer("conv_a")(named["relu"]),
+            "pool": np.mean(named["unit2"], axis=(1, 2)),
+        },
+    )
+
+
+def test_a_norm_takes_the_place_of_biases():
+    network = build(
+        ArchitectureOptions(
+            conv=(ConvOptions(4, batch_norm=True),), dense=(DenseOptions(5, batch_norm=True),)
+        )
+    )
+    names = [weight.path.removeprefix("cnnfeat/") for weight in network.weights]
+    assert [name for name in names if name.endswith("bias")] == ["fc2/bias"]
+    norm = network.get_layer("conv1").get_layer("norm")
+    assert (norm.momentum, norm.epsilon) == (0.98, 1e-5)
+
+
+@pytest.mark.parametrize(("pooling", "reduce"), [("average", np.mean), ("max", np.max)])
+def test_channels_are_pooled_before_the_dense_layers(rng: np.random.Generator, pooling, reduce):
+    config = ArchitectureOptions(conv=(ConvOptions(3, 3, 1),), dense=(), pooling=pooling)
+    network = build(config, image_shape=(6, 5, 1), n_classes=4)
+    kernel, bias = network.get_layer("fc1").get_weights()
+    assert kernel.shape == (3, 4)
+    image = rng.integers(0, 256, (1, 6, 5, 1), dtype=np.uint8)
+    block = network.get_layer("conv1")(network.get_layer("scale")(image)).numpy()
+    np.testing.assert_allclose(
+        network(image), reduce(block, axis=(1, 2)) @ kernel + bias, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("pooling", "name"), [("flatten", "flatten"), ("max", "pool")])
+def test_without_dense_layers_features_have_a_name(pooling, name: str):
+    config = ArchitectureOptions(conv=(ConvOptions(3),), dense=(), pooling=pooling)
+    (layer,) = load_network(build(config)).find([name])
+    assert layer.n_features == {"flatten": 14 * 14 * 3, "pool": 3}[name]
+
+
+@pytest.mark.parametrize(
+    ("width", "sizes"), [(0.25, (4, 9, 32)), (1.5, (24, 54, 192)), (1e-3, (1, 1, 1))]
+)
+def test_the_width_is_a_factor_of_all_filters_and_units(width: float, sizes: tuple[int, ...]):
+    network = build(ArchitectureOptions(width=width))
+    assert (
+        tuple(network.get_layer(name).output.shape[-1] for name in ("conv1", "conv2", "fc1"))
+        == sizes
+    )
+    assert network.output_shape == (None, 10)
+
+
+def test_he_normal_follows_the_number_of_inputs():
+    network = build(ArchitectureOptions(weight_stddev="he"))
+    for block, layer, n_inputs in (("conv2", "conv", 5 * 5 * 16), ("fc1", "dense", 1_764)):
+        kernel = network.get_layer(block).get_layer(layer).get_weights()[0]
+        assert kernel.std() == pytest.approx(np.sqrt(2 / n_inputs), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("config", "kernel"),
+    [
+        (ArchitectureOptions(conv=(ConvOptions(65_536, 1_024),)), "1024×1024×1×65536"),
+        (ArchitectureOptions(dense=(DenseOptions(1_048_576),)), "1764×1048576"),
+        (ArchitectureOptions(width=64, conv=(ConvOptions(65_536, 1),)), "822083584×8192"),
+    ],
+    ids=["kernel", "units", "width"],
+)
+def test_networks_that_no_memory_holds_are_refused_before_they_are_made(config, kernel: str):
+    message = f"more than 1,073,741,824 weights: .* a kernel of {kernel}"
+    with pytest.raises(NetworkError, match=message) as caught:
+        build(config)
+    assert 'pooling = "average"' in caught.value.hint

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -17,12 +18,28 @@ from sklearn.datasets import load_digits, load_sample_image
 from cnnfeat.card import read_card
 from cnnfeat.data import open_data, open_source
 from cnnfeat.divided import Pick, PickedSource, divide_source, redivide
-from cnnfeat.errors import DataError, NetworkError, OutputExistsError, StorageError, UsageError
+from cnnfeat.errors import (
+    DataError,
+    Interrupted,
+    NetworkError,
+    OutputExistsError,
+    StorageError,
+    UsageError,
+)
+from cnnfeat.network import load_network
 from cnnfeat.network.descent import Score, Steps
 from cnnfeat.network.training import train
-from cnnfeat.options import DataOptions, RunOptions, TrainOptions
+from cnnfeat.options import (
+    ArchitectureOptions,
+    AugmentOptions,
+    ConvOptions,
+    DataOptions,
+    DenseOptions,
+    RunOptions,
+    TrainOptions,
+)
 from cnnfeat.parts import DivisionRule, Part, hold_out
-from cnnfeat.records import ImageTarget, SplitInfo
+from cnnfeat.records import Fingerprint, ImageTarget, SplitInfo
 
 QUICK = RunOptions(train=TrainOptions(epochs=4, seed=1))
 
@@ -342,3 +359,378 @@ def test_the_default_run_on_mnist_reaches_its_accuracy(data_dir: Path, tmp_path:
     with open_source("mnist", data_dir=data_dir) as source:
         result = train(RunOptions(), source, out=tmp_path / "model.keras")
     assert result.test_accuracy >= 0.992
+
+
+# ---- without validation, and several at once ---------------------------------------------------
+
+
+def predicted(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Probabilities, in float64."""
+    logits = model.predict(images, verbose=0).astype(float)
+    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return chances / chances.sum(axis=1, keepdims=True)
+
+
+def images_of(source: object, split: str) -> np.ndarray:
+    return np.concatenate([batch.images for batch in source.batches(split, batch_size=1_000)])
+
+
+def test_without_validation_all_rows_are_trained_on(digits, tmp_path: Path):
+    out = tmp_path / "model.keras"
+    config = RunOptions(train=TrainOptions(epochs=2, seed=1, validation=0.0))
+    result = train(config, digits, out=out)
+    assert (result.n_train, result.n_validation) == (digits.splits["train"].n_samples, 0)
+    assert (result.best_epoch, result.validation_accuracy) == (None, None)
+    assert read_card(out) == dataclasses.replace(
+        result, config=read_card(out).config, division=read_card(out).division
+    )
+    again = redivide(digits, result.division)
+    assert set(again.parts("train")) == {Part.FITTED}
+    assert "none: all were trained on, after epoch 2 of 2" in repr(result)
+
+
+def test_without_validation_a_split_for_it_is_left_alone(digits, tmp_path: Path):
+    picked = PickedSource(
+        digits,
+        {
+            "train": Pick("train", np.arange(300)),
+            "validation": Pick("train", np.arange(300, 340)),
+            "test": Pick("test"),
+        },
+    )
+    config = RunOptions(train=TrainOptions(epochs=1, validation=0.0))
+    result = train(config, picked, out=tmp_path / "model.keras")
+    assert (result.n_train, result.n_validation) == (300, 0)
+    assert set(redivide(picked, result.division).parts("validation")) == {Part.UNSEEN}
+
+
+def test_without_validation_a_training_that_diverges_keeps_nothing(diverge, digits, tmp_path):
+    diverge(1)
+    config = RunOptions(train=TrainOptions(epochs=3, validation=0.0))
+    with pytest.raises(NetworkError, match=r"has diverged: loss is nan after epoch 2"):
+        train(config, digits, out=tmp_path / "model.keras")
+    assert list(tmp_path.iterdir()) == []
+
+
+SMALL = ArchitectureOptions(conv=(ConvOptions(4, 3),), dense=(DenseOptions(8),))
+TOGETHER = RunOptions(network=SMALL, train=TrainOptions(epochs=2, seeds=(4, 1), ema=0.9))
+
+
+@pytest.fixture(scope="module")
+def committee(digits, tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("committee") / "model.keras"
+    return out, train(TOGETHER, digits, out=out)
+
+
+def test_a_committee_answers_with_the_mean_of_its_members(committee, digits):
+    out, result = committee
+    model, images = keras.models.load_model(out), images_of(digits, "test")
+    members = [predicted(model.get_layer(name), images) for name in ("seed4", "seed1")]
+    mean = predicted(model, images)
+    np.testing.assert_allclose(mean, np.mean(members, axis=0), rtol=1e-4, atol=1e-7)
+    truth = digits.labels("test")
+    assert result.test_accuracy == np.mean(mean.argmax(axis=1) == truth)
+    for member, chances in zip(result.members, members, strict=True):
+        assert member["test_accuracy"] == np.mean(chances.argmax(axis=1) == truth)
+    assert not np.array_equal(*members)
+
+
+def test_a_committees_logits_are_finite_where_probabilities_are_not(digits, committee):
+    """Of images far from any other, float32 has no probability above 0 but for one class."""
+    model = keras.models.load_model(committee[0])
+    first, second = (model.get_layer(name) for name in ("seed4", "seed1"))
+    for member in (first, second):
+        kernel = member.get_layer("fc2").kernel
+        kernel.assign(1e4 * kernel)
+    logits = model.predict(images_of(digits, "test")[:50], verbose=0)
+    assert np.isfinite(logits).all()
+
+
+def test_the_card_of_a_committee_says_how_each_member_went(committee, digits):
+    out, _ = committee
+    card = read_card(out)
+    assert [one["seed"] for one in card.members] == [4, 1]
+    assert (card.history, card.best_epoch, card.epochs) == ((), None, 4)
+    assert [len(one["history"]) for one in card.members] == [2, 2]
+    for one in card.members:
+        best = max(epoch["val_accuracy"] for epoch in one["history"])
+        assert one["validation_accuracy"] == best
+    assert card.elapsed_s == sum(one["elapsed_s"] for one in card.members)
+    assert DivisionRule.from_json(card.division) == DivisionRule(None, 0.1, seed=4)
+    rows = np.flatnonzero(redivide(digits, card.division).parts("train") == Part.VALIDATION)
+    chances = predicted(keras.models.load_model(out), images_of(digits, "train")[rows])
+    right = np.mean(chances.argmax(axis=1) == digits.labels("train")[rows])
+    assert card.validation_accuracy == pytest.approx(right)
+    assert "the mean of 2 networks, after epochs" in repr(card)
+
+
+def test_a_member_is_what_its_seed_alone_makes(committee, digits, tmp_path: Path):
+    """The division is that of the first seed, and so is the first member."""
+    config = dataclasses.replace(
+        TOGETHER, train=dataclasses.replace(TOGETHER.train, seeds=None, seed=4)
+    )
+    alone = train(config, digits, out=tmp_path / "model.keras")
+    member = keras.models.load_model(committee[0]).get_layer("seed4").get_weights()
+    weights = keras.models.load_model(tmp_path / "model.keras").get_weights()
+    for a, b in zip(member, weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert committee[1].members[0]["test_accuracy"] == alone.test_accuracy
+
+
+def test_layers_of_members_are_asked_for_by_name_and_pattern(committee, digits, agree):
+    out, _ = committee
+    model, images = keras.models.load_model(out), images_of(digits, "test")[:9]
+    network = load_network(str(out))
+    assert {layer.name for layer in network.find(["seed*/fc1"])} == {"seed4/fc1", "seed1/fc1"}
+    wanted = {}
+    for name in ("seed4", "seed1"):
+        x = images
+        for layer in model.get_layer(name).layers[1:-1]:
+            x = layer(x)
+        wanted[f"{name}/fc1"] = x
+    agree(network, images, {**wanted, "logits": model(images)})
+
+
+# ---- interrupted, and gone on with -------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch):
+    """Stop at the beginning of an epoch, counted from 0; every epoch before is kept."""
+    epoch_of = Steps.epoch
+    monkeypatch.setattr("cnnfeat.network.standing.SECONDS_BETWEEN", 0.0)
+
+    def at(place: int, error: BaseException | None = None) -> list[int]:
+        made: list[int] = []
+
+        def epoch(self: Steps, *args: object, **options: object) -> Score:
+            if len(made) == place:
+                raise error or KeyboardInterrupt
+            made.append(len(made))
+            return epoch_of(self, *args, **options)
+
+        monkeypatch.setattr(Steps, "epoch", epoch)
+        return made
+
+    return at
+
+
+DEEP = RunOptions(
+    augment=AugmentOptions(shift=0.1, rotation=5),
+    network=ArchitectureOptions(
+        conv=(ConvOptions(4, 3, batch_norm=True, dropout=0.2, residual=1),),
+        dense=(),
+        pooling="average",
+        weight_stddev="he",
+    ),
+    train=TrainOptions(
+        epochs=3, seed=3, ema=0.9, warmup=0.3, weight_decay=0.01, label_smoothing=0.1
+    ),
+)
+LAST = RunOptions(network=SMALL, train=TrainOptions(epochs=3, validation=0.0))
+
+
+@pytest.mark.parametrize(
+    ("config", "stop", "words"),
+    [
+        (QUICK, 3, "3 epochs"),
+        (DEEP, 1, "1 epoch"),
+        (LAST, 2, "2 epochs"),
+        (TOGETHER, 1, "1 epoch"),
+        (TOGETHER, 2, "1 network"),
+        (TOGETHER, 3, "1 network and 1 epoch of the next"),
+    ],
+    ids=["plain", "deep", "without validation", "first member", "between", "second member"],
+)
+def test_an_interrupted_training_comes_to_the_same(
+    interrupt, digits, tmp_path: Path, *, config: RunOptions, stop: int, words: str
+):
+    out, begun = tmp_path / "model.keras", tmp_path / "model.keras.training"
+    interrupt(stop)
+    with pytest.raises(Interrupted, match=rf"stopped; .*\.training keeps {words}\n") as caught:
+        train(config, digits, out=out)
+    assert caught.value.exit_code == 130 and "--resume" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == [begun.name]
+    made = interrupt(99)
+    resumed = train(config, digits, out=out, resume=True)
+    n_epochs = len(config.train.members) * config.train.epochs
+    assert len(made) == n_epochs - stop
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.keras"]
+    whole = train(config, digits, out=tmp_path / "whole.keras")
+    first, second = (
+        keras.models.load_model(path).get_weights() for path in (out, tmp_path / "whole.keras")
+    )
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name in ("best_epoch", "validation_accuracy", "test_accuracy", "division"):
+        assert getattr(resumed, name) == getattr(whole, name)
+    for one, other in zip(resumed.trainings, whole.trainings, strict=True):
+        for epoch, same in zip(one["history"], other["history"], strict=True):
+            assert epoch == pytest.approx(same, rel=1e-6)  # sums of losses are taken by calls
+
+
+def test_a_terminated_training_says_so_and_a_short_one_leaves_nothing(
+    interrupt, digits, tmp_path: Path, monkeypatch
+):
+    interrupt(1, Interrupted("stopped by SIGTERM", signal_number=15))
+    with pytest.raises(Interrupted, match=r"keeps 1 epoch\n") as caught:
+        train(LAST, digits, out=tmp_path / "model.keras")
+    assert caught.value.exit_code == 143
+    monkeypatch.setattr("cnnfeat.network.standing.SECONDS_BETWEEN", 30.0)
+    (tmp_path / "model.keras.training").unlink()
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        train(LAST, digits, out=tmp_path / "model.keras")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def begun(interrupt, digits, tmp_path: Path) -> Path:
+    """The file that an interrupted training of `LAST` leaves."""
+    interrupt(1)
+    with pytest.raises(Interrupted):
+        train(LAST, digits, out=tmp_path / "model.keras")
+    interrupt(99)
+    return tmp_path / "model.keras.training"
+
+
+def test_an_interrupted_training_is_neither_overwritten_nor_resumed_unasked(
+    begun: Path, digits, tmp_path: Path
+):
+    with pytest.raises(OutputExistsError, match=r"was begun and interrupted: .*training holds"):
+        train(LAST, digits, out=tmp_path / "model.keras")
+    card = train(LAST, digits, out=tmp_path / "model.keras", overwrite=True)
+    assert card.epochs == 3 and not begun.exists()
+
+
+def test_a_training_of_other_settings_is_not_gone_on_with(begun: Path, digits, tmp_path: Path):
+    def resume(source: object = digits, **options: object) -> None:
+        how = dataclasses.replace(LAST.train, **options)
+        train(
+            dataclasses.replace(LAST, train=how), source, out=tmp_path / "model.keras", resume=True
+        )
+
+    for options, message in (
+        ({"learning_rate": 0.5}, "begun with another learning rate: 0.002, and now it is 0.5"),
+        ({"seeds": (1, 2)}, "begun with another seeds: not given, and now it is 1, 2"),
+        ({"ema": 0.5}, "begun with another ema: 0.0, and now it is 0.5"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            resume(**options)
+    other = Altered(digits, fingerprint=lambda: Fingerprint("other", "method"))
+    with pytest.raises(UsageError, match=r"begun with another data fingerprint: .* is other"):
+        resume(other)
+    assert begun.exists()
+
+
+def rewritten(path: Path, change: Callable[[dict], None], arrays: bytes | None = None) -> None:
+    """Change the record of what is kept, under a digest that is right."""
+    _, head, rest = path.read_bytes().split(b"\n", 2)
+    record = json.loads(head)
+    change(record)
+    body = json.dumps(record).encode() + b"\n" + (rest if arrays is None else arrays)
+    path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def member(record: dict) -> dict:
+    return record["members"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.update(format="other"), "format must be 'cnnfeat-training'"),
+        (lambda record: record.update(members=3), "members must be a list, not 3"),
+        (lambda record: member(record).update(elapsed_s=-1), "elapsed_s must be a number"),
+        (lambda record: member(record).update(history=[]), "epochs are not numbered from 1"),
+        (lambda record: member(record)["history"][0].update(epoch=2), "not numbered from 1"),
+        (lambda record: member(record)["history"][0].pop("loss"), "epochs don't tell accuracy"),
+        (
+            lambda record: member(record)["arrays"][0].__setitem__(0, "object"),
+            r"arrays\[0\]\[0\] must be .float32.",
+        ),
+        (
+            lambda record: member(record)["arrays"][0].__setitem__(1, [9**20]),
+            "more than this network",
+        ),
+        (lambda record: member(record)["arrays"][0][1].reverse(), "are not those of this network"),
+        (lambda record: member(record)["arrays"].pop(), "bytes are not those that were written"),
+        (lambda record: record["members"].append(member(record)), "ends too early"),
+        (
+            lambda record: member(record).update(
+                history=[{**member(record)["history"][0], "epoch": number} for number in (1, 2)]
+            ),
+            "tells of 12 steps in 2 epochs",
+        ),
+        (
+            lambda record: member(record).update(
+                history=[{**member(record)["history"][0], "epoch": number} for number in (1, 2, 3)]
+            ),
+            "tells of 3 epochs of 3",
+        ),
+    ],
+    ids=range(13),
+)
+def test_a_record_that_cannot_be_is_refused(begun: Path, digits, tmp_path: Path, change, message):
+    rewritten(begun, change)
+    with pytest.raises(DataError, match=rf"training is not what .*{message}") as caught:
+        train(LAST, digits, out=tmp_path / "model.keras", resume=True)
+    assert "--overwrite" in caught.value.hint
+
+
+def test_damage_is_found(begun: Path, digits, tmp_path: Path):
+    def refused(content: bytes, message: str) -> None:
+        begun.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            train(LAST, digits, out=tmp_path / "model.keras", resume=True)
+
+    content = begun.read_bytes()
+    refused(content[:-1], "ends too early")
+    refused(content + b"\0", "bytes are not those that were written")
+    refused(b"", "not what an interrupted training leaves")
+    for place in (3, len(content) // 2, len(content) - 1):
+        refused(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :], "written")
+    _, _, arrays = content.split(b"\n", 2)
+    rewritten(begun, lambda record: None, np.float32("nan").tobytes() + arrays[4:])
+    refused(begun.read_bytes(), "weights that are no numbers")
+
+
+def test_a_training_that_has_ended_is_complete_already(digits, tmp_path: Path, caplog):
+    out = tmp_path / "model.keras"
+    first = train(LAST, digits, out=out, resume=True)
+    written = out.stat()
+    with caplog.at_level("INFO", "cnnfeat"):
+        again = train(LAST, digits, out=out, resume=True)
+    assert "model.keras is complete already" in caplog.text
+    assert again.model_sha256 == first.model_sha256 and out.stat() == written
+    other = dataclasses.replace(LAST, train=dataclasses.replace(LAST.train, epochs=1))
+    with pytest.raises(OutputExistsError, match="trained with another epochs: 3, and now it is 1"):
+        train(other, digits, out=out, resume=True)
+    out.with_suffix(".json").unlink()
+    with pytest.raises(OutputExistsError, match="nothing says how it was trained"):
+        train(LAST, digits, out=out, resume=True)
+
+
+def test_a_disk_that_refuses_costs_what_is_kept_alone(
+    interrupt, digits, tmp_path, monkeypatch, caplog
+):
+    def full(*_: object) -> None:
+        raise StorageError("can't write: no space left")
+
+    monkeypatch.setattr("cnnfeat.network.standing.write_standings", full)
+    monkeypatch.setattr("cnnfeat.network.standing.SECONDS_BETWEEN", 0.0)
+    card = train(LAST, digits, out=tmp_path / "model.keras")
+    assert card.epochs == 3
+    assert "how far the training is can't be kept: can't write: no space left" in caplog.text
+
+
+def test_bfloat16_is_refused_where_the_processor_has_none(digits, tmp_path: Path, monkeypatch):
+    config = RunOptions(network=SMALL, train=TrainOptions(epochs=1, precision="bfloat16"))
+    monkeypatch.setattr("cnnfeat.network.runtime.has_bfloat16", lambda: False)
+    with pytest.raises(NetworkError, match="bfloat16 needs a processor with AVX512-BF16 or AMX"):
+        train(config, digits, out=tmp_path / "model.keras")
+    monkeypatch.setattr("cnnfeat.network.runtime.has_bfloat16", lambda: True)
+    card = train(config, digits, out=tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    assert {layer.compute_dtype for layer in model.get_layer("conv1").layers} == {"float32"}
+    chances = predicted(model, images_of(digits, "test"))
+    assert card.test_accuracy == np.mean(chances.argmax(axis=1) == digits.labels("test"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cnnfeat.errors import DataError, UsageError
@@ -100,11 +102,37 @@ def test_only_png_and_svg_are_written(tmp_path):
         plot_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "c.gif", title="t")
 
 
+def training(history: list[dict], *, best_epoch: int | None, seed: int = 0) -> dict:
+    return {"seed": seed, "history": history, "best_epoch": best_epoch}
+
+
 @pytest.mark.parametrize(("n_epochs", "marked"), [(6, True), (1_500, False)])
 def test_epochs_are_marked_where_there_is_room(tmp_path, n_epochs, marked):
     names = ("loss", "accuracy", "val_loss", "val_accuracy")
     history = [{"epoch": i + 1, **dict.fromkeys(names, 1 / (i + 1))} for i in range(n_epochs)]
     out = tmp_path / "training.svg"
-    plot_training(history, out, best_epoch=3)
+    plot_training([training(history, best_epoch=3)], out)
     # A mark is defined once and used at each epoch, in four lines; in the legend and at ticks too.
     assert (out.read_text("utf-8").count("<use ") > 4 * n_epochs) == marked
+
+
+@pytest.mark.parametrize(
+    ("best_epoch", "names", "n_lines"),
+    [(2, ["training", "validation", "kept"], 6), (None, ["training"], 2)],
+    ids=["picked", "the last"],
+)
+def test_networks_of_a_committee_are_drawn_together(
+    tmp_path, monkeypatch, best_epoch, names, n_lines
+):
+    keys = ("loss", "accuracy", *(("val_loss", "val_accuracy") if best_epoch else ()))
+    history = [{"epoch": i, **dict.fromkeys(keys, 1 / i)} for i in (1, 2)]
+    drawn = Figure()
+    monkeypatch.setattr(
+        "cnnfeat.report.charts.drawing", lambda *_, **__: contextlib.nullcontext(drawn)
+    )
+    trainings = [training(history, best_epoch=best_epoch, seed=seed) for seed in (0, 1)]
+    plot_training(trainings, tmp_path / "training.png")
+    for axes in drawn.axes:
+        assert len(axes.lines) == n_lines
+    assert [text.get_text() for text in drawn.axes[1].get_legend().get_texts()] == names
+    np.testing.assert_array_equal(drawn.axes[1].lines[0].get_ydata(), [100, 50])

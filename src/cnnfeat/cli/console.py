@@ -38,6 +38,14 @@ def size_text(size_bytes: float) -> str:
     raise AssertionError("the last unit has no limit")
 
 
+def time_text(seconds: float) -> str:
+    """Write how long something takes, as people say it: "40 s", "4 min", "2 h 10 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def visible(text: str, *, lines: bool = False) -> str:
     """Escape what steers a terminal instead of being shown; with `lines`, not their ends."""
     return _STEERING.sub(
@@ -157,6 +165,17 @@ class _Bars:
     def task(self, label: str, *, total: float | None, unit: str) -> Iterator[Task]:
         """Draw one bar until the task ends."""
         from rich import progress as rich_progress
+        from rich.text import Text
+
+        class TimeLeft(rich_progress.ProgressColumn):
+            max_refresh = 0.5  # seconds: a number that jumps can't be read
+
+            def render(self, task: rich_progress.Task) -> Text:
+                """Say how long it takes yet, or, at the end, how long it took."""
+                if task.finished:
+                    return Text(f"in {time_text(task.finished_time or 0)}")
+                left_s = task.time_remaining
+                return Text("" if left_s is None else f"· {time_text(left_s)} left")
 
         console = _console(stderr=True)
         columns: tuple[rich_progress.ProgressColumn, ...] = (
@@ -167,8 +186,8 @@ class _Bars:
             else rich_progress.TextColumn(
                 "{task.completed:,.0f}/{task.fields[of]} {task.fields[unit]}"
             ),
-            rich_progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             rich_progress.TextColumn("{task.fields[note]}"),
+            TimeLeft(),
         )
         with rich_progress.Progress(*columns, console=console) as bars:
             handle = bars.add_task(
@@ -229,9 +248,9 @@ class _LineTask:
         remaining = ""
         if self._total and 0 < self._done < self._total:
             left_s = (now - self._started) * (self._total / self._done - 1)
-            remaining = f", about {left_s:.0f} s left"
+            remaining = f" · {time_text(left_s)} left"
         note = f", {self._note}" if self._note else ""
-        say(f"{self._label}: {self._amount()}{remaining}{note}")
+        say(f"{self._label}: {self._amount()}{note}{remaining}")
 
     def _amount(self) -> str:
         if self._unit == "bytes":

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +21,7 @@ from cnnfeat.cli.session import (
     pass_settings,
     start_tensorflow,
     stop_on_signals,
+    told_to_resume,
 )
 from cnnfeat.errors import SKIPPED_EXIT_CODE, Interrupted, UsageError
 from cnnfeat.knobs import fields_of
@@ -194,13 +193,7 @@ def _stopping() -> Iterator[StopRequest]:
         try:
             yield stop
         except Interrupted as error:
-            given = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-            command = shlex.join(["cnnfeat", *given, "--resume"])
-            raise Interrupted(
-                error.message,
-                signal_number=stop.signal_number or 2,
-                hint=error.hint and f"{command} goes on from there",
-            ) from error
+            raise told_to_resume(error, stop.signal_number) from error
 
 
 def _show(result: ExtractResult, *, as_json: bool) -> None:

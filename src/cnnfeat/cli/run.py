@@ -91,7 +91,7 @@ def run(
     from cnnfeat.pipeline import run_pipeline
 
     trains = options.model.path is None
-    n_calls = calls_of_training(options.network) if trains else IN_FLIGHT
+    n_calls = calls_of_training(options) if trains else IN_FLIGHT
     whole = _for_layers(options, settings.config or RunOptions())
     result = run_pipeline(
         whole,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.errors import MissingInputError
+from cnnfeat.errors import Interrupted, MissingInputError
 
 if TYPE_CHECKING:
     from cnnfeat.options import RunOptions
@@ -95,3 +97,22 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def told_to_resume(error: Interrupted, signal_number: int | None = None) -> Interrupted:
+    """Say which command goes on, where something is left that it can go on with.
+
+    Parameters
+    ----------
+    error : Interrupted
+        What was raised; with a hint, if so.
+    signal_number : int, optional
+        The signal, where another one was heard than that of the error.
+    """
+    given = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    command = shlex.join(["cnnfeat", *given, "--resume"])
+    return Interrupted(
+        error.message,
+        signal_number=signal_number or error.signal_number,
+        hint=error.hint and f"{command} goes on from there",
+    )

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from cnnfeat.cli import console, flags
-from cnnfeat.cli.session import Settings, pass_settings, start_tensorflow
+from cnnfeat.cli.session import Settings, pass_settings, start_tensorflow, told_to_resume
+from cnnfeat.errors import Interrupted
 from cnnfeat.options import RunOptions
 
 if TYPE_CHECKING:
-    from cnnfeat.card import ModelCard
+    from cnnfeat.card import ModelCard, Training
     from cnnfeat.records import Json, Source
 
 
@@ -21,34 +22,48 @@ if TYPE_CHECKING:
 @flags.augment
 @flags.output("model.keras", help="The model file; its card gets the same name with .json.")
 @flags.overwrite
+@click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @flags.as_json
 @flags.common
 @pass_settings
 def train(
-    settings: Settings, *, options: RunOptions, out: Path, overwrite: bool, as_json: bool
+    settings: Settings,
+    *,
+    options: RunOptions,
+    out: Path,
+    overwrite: bool,
+    resume: bool,
+    as_json: bool,
 ) -> None:
     """Train a small convolutional network.
 
     Without options: the seed network on MNIST, about a minute on two cores. Another network is
     described by the [network] table of a TOML file: cnnfeat train --config my.toml
+
+    An interrupted training of more than half a minute goes on with --resume, and comes to the same
+    weights.
     """
     from cnnfeat.commands import train as train_network
     from cnnfeat.network.starting import calls_of_training
 
     def opened(images: Source) -> None:
         console.say(f"data: {console.source_text(images)}")
-        start_tensorflow(settings, n_calls=calls_of_training(options.network))
+        start_tensorflow(settings, n_calls=calls_of_training(options))
 
-    card = train_network(
-        options.data,
-        options.train,
-        out=out,
-        network=options.network,
-        augment=options.augment,
-        overwrite=overwrite,
-        opened=opened,
-        progress=console.progress(settings),
-    )
+    try:
+        card = train_network(
+            options.data,
+            options.train,
+            out=out,
+            network=options.network,
+            augment=options.augment,
+            overwrite=overwrite,
+            resume=resume,
+            opened=opened,
+            progress=console.progress(settings),
+        )
+    except Interrupted as error:
+        raise told_to_resume(error) from error
     if as_json:
         console.show_json(_document(card, out))
     else:
@@ -61,6 +76,17 @@ def _document(card: ModelCard, out: Path) -> dict[str, Json]:
         "source": card.source_name,
         "epochs": card.epochs,
         "best_epoch": card.best_epoch,
+        "members": [
+            {
+                "seed": one["seed"],
+                "epochs": len(one["history"]),
+                "best_epoch": one["best_epoch"],
+                "validation_accuracy": one["validation_accuracy"],
+                "test_accuracy": one["test_accuracy"],
+                "elapsed_s": one["elapsed_s"],
+            }
+            for one in card.members
+        ],
         "validation_accuracy": card.validation_accuracy,
         "test_accuracy": card.test_accuracy,
         "n_train": card.n_train,
@@ -84,18 +110,28 @@ def _facts(card: ModelCard, out: Path) -> list[tuple[str, str]]:
                 f"(--test-fraction {fraction}, --seed {division.get('seed')})",
             )
         )
-    held = "held back" if division.get("validation") else "of the split validation"
     facts += [
-        (
-            "validation accuracy",
-            f"{card.validation_accuracy:.2%} of {card.n_validation:,} images {held}, "
-            f"after epoch {card.best_epoch} of {card.epochs}",
-        ),
+        ("validation accuracy", _validated(card)),
         (
             "test accuracy",
             f"{card.test_accuracy or 0:.2%} of {card.n_test:,} images that the network never saw",
         ),
+        *((f"  seed {one['seed']} alone", _alone(one)) for one in card.members),
     ]
     facts.append(("trained in", f"{card.elapsed_s:.0f} s"))
     facts.append(("model", str(out)))
     return facts
+
+
+def _validated(card: ModelCard) -> str:
+    if card.validation_accuracy is None:
+        return f"none: no images were held back; {card.kept}"
+    held = "held back" if (card.division or {}).get("validation") else "of the split validation"
+    return f"{card.validation_accuracy:.2%} of {card.n_validation:,} images {held}, {card.kept}"
+
+
+def _alone(one: Training) -> str:
+    """The accuracies of a network of a committee."""
+    known = one["validation_accuracy"]
+    validated = "" if known is None else f"{known:.2%} of the images held back, "
+    return f"{validated}{one['test_accuracy'] or 0:.2%} of the test images"

@@ -1,4 +1,4 @@
-"""Fitting the weights of a network: the compiled steps, the epochs, and the best of these.
+"""Steps of a network down its gradient, compiled, and its score.
 
 Many steps are one call of TensorFlow, whose threads then have no time to fall asleep. A batch is
 computed in two halves side by side, each on a core of its own if TensorFlow was started so: they
@@ -8,10 +8,8 @@ wait for each other once a step, where operations that are divided among cores w
 from __future__ import annotations
 
 import itertools
-import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,19 +18,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cnnfeat.card import Epoch
-from cnnfeat.errors import NetworkError
 from cnnfeat.network.augmentation import AS_THEY_ARE, Augmentation, Draws
-from cnnfeat.network.starting import calls_of_training
-from cnnfeat.options import RunOptions, TrainOptions
-from cnnfeat.progress import Progress
 from cnnfeat.records import Labels, RowNumbers
 
-logger = logging.getLogger("cnnfeat")
-
 EVALUATION_BATCH = 1_000
-AUTO_EPOCHS = 6
-AUTO_STEPS = 1_500  # what a small source gets at least
 STEPS_A_CALL = 16  # at most
 BYTES_A_CALL = 16 << 20  # of images, about
 SECONDS_A_CALL = 0.5  # about: what goes on is told, and a signal heard, in between
@@ -61,8 +50,41 @@ class Score:
     accuracy: float  # fraction whose largest logit is at their label
 
 
+class Scorer:
+    """A network's evaluation, compiled.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Images in, logits out; scored as it is when it is called.
+    n_parts : int
+        In how many parts a batch is computed side by side.
+    """
+
+    def __init__(self, network: keras.Model, *, n_parts: int) -> None:
+        self._network = network
+        signature = _signature(network)
+        self._sums = _compiled(self._trace, signature, n_parts=n_parts, least=n_parts)
+
+    def __call__(self, samples: Samples) -> Score:
+        """Score the network on samples."""
+        totals = np.zeros(2)
+        for start in range(0, len(samples), EVALUATION_BATCH):
+            rows = slice(start, start + EVALUATION_BATCH)
+            totals += self._sums(samples.images[rows], samples.labels[rows])
+        return Score(*(totals / len(samples)).tolist())
+
+    def _trace(self, n_parts: int, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return tf.add_n(
+            [
+                _sums(self._network(some_images, training=False), some_labels)
+                for some_images, some_labels in _parts(n_parts, images, labels)
+            ]
+        )
+
+
 class Steps:
-    """A network's steps, and its evaluation, compiled.
+    """A network's steps, compiled.
 
     Parameters
     ----------
@@ -72,7 +94,18 @@ class Steps:
         What a step does with the gradients.
     n_parts : int
         In how many parts a batch is computed side by side. The sum of their gradients is the
-        batch's, but for rounding; where images of a batch act on each other it is not: 1.
+        batch's, but for rounding and for batch norm, which norms each part by itself; its moving
+        statistics take up one part after the other.
+    least : int
+        How many images a batch must have to be computed in parts.
+    label_smoothing : float
+        Share of each label that is spread over all classes (C. Szegedy et al., "Rethinking the
+        Inception Architecture", CVPR 2016).
+    ema : float
+        If above 0, the network's weights are a moving average of the `learner`'s, of which this
+        much remains at a step.
+    learner : keras.Model, optional
+        The same network, of the same first weights, which makes the steps instead.
     augmentation : Augmentation
         How images are varied before a step takes them; by default they aren't.
     """
@@ -83,45 +116,34 @@ class Steps:
         optimizer: keras.optimizers.Optimizer,
         *,
         n_parts: int,
+        least: int = 0,
+        label_smoothing: float = 0.0,
+        ema: float = 0.0,
+        learner: keras.Model | None = None,
         augmentation: Augmentation = AS_THEY_ARE,
     ) -> None:
-        optimizer.build(network.trainable_variables)
-        self._network, self._optimizer, self._n_parts = network, optimizer, n_parts
+        self._network, self._learner = network, network if learner is None else learner
+        self._optimizer, self._smoothing, self._ema = optimizer, label_smoothing, ema
         self._augmentation = augmentation
+        optimizer.build(self._learner.trainable_variables)
         self._n_steps = 1  # of the next call
-        images, labels = (None, *network.input_shape[1:]), (None,)
-        dtype = network.inputs[0].dtype
-        self._descend = self._compiled(
-            self._trace_descent,
-            [
-                tf.TensorSpec((None, *images), dtype),
-                tf.TensorSpec((None, *labels), tf.int64),
-                tf.TensorSpec((None, None, augmentation.n_draws), tf.float32),
-            ],
+        signature = [tf.TensorSpec((None, *one.shape), one.dtype) for one in _signature(network)]
+        signature.append(tf.TensorSpec((None, None, augmentation.n_draws), tf.float32))
+        self._descend = _compiled(
+            self._trace, signature, n_parts=n_parts, least=max(least, n_parts)
         )
-        self._score = self._compiled(
-            self._trace_score, [tf.TensorSpec(images, dtype), tf.TensorSpec(labels, tf.int64)]
-        )
+        self.evaluate = Scorer(network, n_parts=n_parts)
 
-    def _compiled(
-        self,
-        trace: Callable[..., tf.Tensor],
-        signature: list[tf.TensorSpec],
-    ) -> Callable[..., NDArray[np.float32]]:
-        """Compile for batches in parts, and for those of fewer images than parts: in one."""
-        functions = {
-            n_parts: tf.function(
-                partial(trace, n_parts), input_signature=signature, autograph=False
-            )
-            for n_parts in {1, self._n_parts}
-        }
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All that further steps depend on: weights, the optimizer's, and states of dropout."""
+        own = [] if self._learner is self._network else self._network.variables
+        return [*self._learner.variables, *self._optimizer.variables, *own]
 
-        def call(images: NDArray[np.generic], labels: Labels, *drawn: Draws) -> NDArray[np.float32]:
-            n_parts = self._n_parts if labels.shape[-1] >= self._n_parts else 1
-            sums: NDArray[np.float32] = functions[n_parts](images, labels, *drawn).numpy()
-            return sums
-
-        return call
+    @property
+    def n_done(self) -> int:
+        """How many steps were made."""
+        return int(self._optimizer.iterations)
 
     def epoch(
         self,
@@ -158,6 +180,7 @@ class Steps:
             drawn = self._augmentation.draws(turn, rows)
             totals += self._descend(samples.images[rows], samples.labels[rows], drawn)
             told(rows.size)
+        self._hand_on()
         return Score(*(totals / len(order)).tolist())
 
     def _calls(self, order: RowNumbers, batch_size: int, *, most: int) -> Iterator[RowNumbers]:
@@ -176,15 +199,7 @@ class Steps:
         if n_whole * batch_size < len(order):
             yield order[None, n_whole * batch_size :]
 
-    def evaluate(self, samples: Samples) -> Score:
-        """Score the network as it is."""
-        totals = np.zeros(2)
-        for start in range(0, len(samples), EVALUATION_BATCH):
-            rows = slice(start, start + EVALUATION_BATCH)
-            totals += self._score(samples.images[rows], samples.labels[rows])
-        return Score(*(totals / len(samples)).tolist())
-
-    def _trace_descent(
+    def _trace(
         self, n_parts: int, images: tf.Tensor, labels: tf.Tensor, drawn: tf.Tensor
     ) -> tf.Tensor:
         """Make a step for each batch of `(n_steps, batch_size, ...)`; return sums over all."""
@@ -200,25 +215,69 @@ class Steps:
         self, images: tf.Tensor, labels: tf.Tensor, drawn: tf.Tensor, *, n_parts: int
     ) -> tf.Tensor:
         size = tf.cast(tf.shape(labels)[0], tf.float32)
-        weights = self._network.trainable_variables
+        weights = self._learner.trainable_variables
         sums, gradients = [], []
         for some_images, some_labels, some_drawn in _parts(n_parts, images, labels, drawn):
             varied = self._augmentation.graph(some_images, some_drawn)
             with tf.GradientTape() as tape:
-                logits = self._network(varied, training=True)
+                logits = self._learner(varied, training=True)
                 sums.append(_sums(logits, some_labels))
-                loss = sums[-1][0] / size
+                loss = self._objective(sums[-1][0], logits) / size
             gradients.append(tape.gradient(loss, weights))
         self._optimizer.apply([tf.add_n(parts) for parts in zip(*gradients, strict=True)], weights)
+        if self._ema:
+            self._average()
         return tf.add_n(sums)
 
-    def _trace_score(self, n_parts: int, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        return tf.add_n(
-            [
-                _sums(self._network(some_images, training=False), some_labels)
-                for some_images, some_labels in _parts(n_parts, images, labels)
-            ]
-        )
+    def _objective(self, cross_entropy: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Sum over images of what a step makes smaller."""
+        if not self._smoothing:
+            return cross_entropy
+        spread = -tf.reduce_sum(tf.reduce_mean(tf.nn.log_softmax(logits), axis=1))
+        return (1 - self._smoothing) * cross_entropy + self._smoothing * spread
+
+    def _average(self) -> None:
+        """Take up the weights after a step; the first ones are soon forgotten, however short it is.
+
+        The decay grows with the steps, as that of `tf.train.ExponentialMovingAverage` does.
+        """
+        n_steps = tf.cast(self._optimizer.iterations, tf.float32)
+        taken = 1 - tf.minimum(self._ema, (1 + n_steps) / (10 + n_steps))
+        for mean, weight in zip(self._network.weights, self._learner.weights, strict=True):
+            mean.assign(mean + taken * (weight - mean))
+
+    def _hand_on(self) -> None:
+        """Let the network have the learner's weights, where it has no mean of them."""
+        if self._learner is not self._network and not self._ema:
+            for own, weight in zip(self._network.weights, self._learner.weights, strict=True):
+                own.assign(weight)
+
+
+def _signature(network: keras.Model) -> list[tf.TensorSpec]:
+    """A batch of images, and their labels."""
+    images = tf.TensorSpec((None, *network.input_shape[1:]), network.inputs[0].dtype)
+    return [images, tf.TensorSpec((None,), tf.int64)]
+
+
+def _compiled(
+    trace: Callable[..., tf.Tensor],
+    signature: list[tf.TensorSpec],
+    *,
+    n_parts: int,
+    least: int,
+) -> Callable[..., NDArray[np.float32]]:
+    """Compile for batches in parts, and for those of fewer images than `least`: in one piece."""
+    functions = {
+        n: tf.function(partial(trace, n), input_signature=signature, autograph=False)
+        for n in {1, n_parts}
+    }
+
+    def call(images: NDArray[np.generic], labels: Labels, *drawn: Draws) -> NDArray[np.float32]:
+        n = n_parts if labels.shape[-1] >= least else 1
+        sums: NDArray[np.float32] = functions[n](images, labels, *drawn).numpy()
+        return sums
+
+    return call
 
 
 def _parts(n_parts: int, *batch: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
@@ -233,135 +292,3 @@ def _sums(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     right = tf.argmax(logits, axis=1) == labels
     return tf.stack([tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32))])
-
-
-def fit(
-    network: keras.Model,
-    samples: Samples,
-    validation: Samples,
-    config: RunOptions,
-    progress: Progress,
-) -> tuple[list[Epoch], Steps]:
-    """Train, and leave the network with the weights of its best epoch.
-
-    Parameters
-    ----------
-    network : keras.Model
-        Untrained; its weights are changed in place.
-    samples : Samples
-        What it is fitted to.
-    validation : Samples
-        What picks the epoch.
-    config : RunOptions
-        Its tables `network`, `train` and `augment` are used.
-    progress : Progress
-        Told each call and epoch.
-
-    Returns
-    -------
-    history : list of Epoch
-        How each epoch went.
-    steps : Steps
-        To evaluate the network on other samples.
-
-    Raises
-    ------
-    NetworkError
-        If the loss is no number after the first epoch.
-    """
-    options = config.train
-    n_steps = -(-len(samples) // options.batch_size)
-    n_epochs = _epochs(options, n_steps)
-    rate = keras.optimizers.schedules.CosineDecay(options.learning_rate, n_steps * n_epochs)
-    steps = Steps(
-        network,
-        keras.optimizers.Adam(rate),
-        n_parts=calls_of_training(config.network),
-        augmentation=Augmentation(config.augment, seed=options.seed),
-    )
-    best, orders = _Best(network, options.patience), _orders(len(samples), options.seed)
-    with progress.task("training", total=n_epochs * len(samples), unit="images") as task:
-        for number, order in zip(range(n_epochs), orders, strict=False):
-            fitted = steps.epoch(
-                samples, order, batch_size=options.batch_size, turn=number, told=task.advance
-            )
-            validated = steps.evaluate(validation)
-            task.advance(
-                0,
-                note=f"epoch {number + 1}/{n_epochs}, loss {fitted.loss:.4f}, "
-                f"validation accuracy {validated.accuracy:.2%}",
-            )
-            learning_rate = float(rate(number * n_steps))
-            if not best.goes_on(fitted, validated, learning_rate):
-                break
-    network.set_weights(best.weights)
-    return best.history, steps
-
-
-def _orders(n_samples: int, seed: int) -> Iterator[RowNumbers]:
-    """Shuffle the rows for each epoch, in the orders that earlier versions took them in."""
-    keras.utils.set_random_seed(seed)
-    rows = tf.data.Dataset.range(n_samples)
-    rows = rows.shuffle(n_samples, seed=seed, reshuffle_each_iteration=True).batch(n_samples)
-    while True:
-        (order,) = rows.as_numpy_iterator()
-        yield order
-        next(rows.as_numpy_iterator())  # every other order, as Keras's own loop did
-
-
-def _epochs(config: TrainOptions, steps: int) -> int:
-    if config.epochs == "auto":
-        return max(AUTO_EPOCHS, -(-AUTO_STEPS // steps))
-    return config.epochs
-
-
-class _Best:
-    """Keep the history, and the weights of the epoch that validates best."""
-
-    def __init__(self, network: keras.Model, patience: int) -> None:
-        self._network, self._patience = network, patience
-        self.history: list[Epoch] = []
-        self.weights: list[NDArray[np.float32]] = []
-
-    def goes_on(self, fitted: Score, validated: Score, learning_rate: float) -> bool:
-        """Record an epoch; say whether another is worth while."""
-        if not (math.isfinite(fitted.loss) and math.isfinite(validated.loss)):
-            self._tell_diverged(fitted, validated)
-            return False
-        self.history.append(
-            Epoch(
-                epoch=len(self.history) + 1,
-                loss=fitted.loss,
-                accuracy=fitted.accuracy,
-                val_loss=validated.loss,
-                val_accuracy=validated.accuracy,
-                learning_rate=learning_rate,
-            )
-        )
-        latest, best = len(self.history) - 1, best_epoch(self.history)
-        if best == latest:
-            self.weights = self._network.get_weights()
-        return not 0 < self._patience <= latest - best
-
-    def _tell_diverged(self, fitted: Score, validated: Score) -> None:
-        """Weights have become immense; the best before that are kept."""
-        found = f"loss is {fitted.loss} and val_loss is {validated.loss}"
-        if not self.history:
-            raise NetworkError(
-                f"the training has diverged: {found} after its first epoch",
-                hint="a smaller --learning-rate, or [network] weight_stddev and bias; or pixels of "
-                "a smaller range",
-            )
-        logger.warning(
-            "the training has diverged, and ends: %s after epoch %d; what was best before is kept",
-            found,
-            len(self.history) + 1,
-        )
-
-
-def best_epoch(history: Sequence[Epoch]) -> int:
-    """Index of the epoch with the highest validation accuracy; of equals, the lowest loss."""
-    return max(
-        range(len(history)),
-        key=lambda i: (history[i]["val_accuracy"], -history[i]["val_loss"]),
-    )

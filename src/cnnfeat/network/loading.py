@@ -31,7 +31,8 @@ from cnnfeat.network.tf1 import checkpoint_prefix, load_checkpoint, load_graph_d
 from cnnfeat.network.tfjs import as_hdf5
 from cnnfeat.network.unpacking import check_links, classes_beside, unpacked
 from cnnfeat.network.weights import report_bad_weights
-from cnnfeat.options import APPLICATION, FeedValue, ReadOptions
+from cnnfeat.options import APPLICATION, ReadOptions
+from cnnfeat.spelling import FeedValue
 from cnnfeat.watch import watched
 
 # A path or keras:NAME; or what lives in the program that asks.

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 
 from cnnfeat.errors import CnnfeatError, NetworkError
-from cnnfeat.options import ArchitectureOptions
+from cnnfeat.options import ArchitectureOptions, RunOptions
 
 # What holds where the environment says nothing else.
 _ENVIRONMENT = {
@@ -22,16 +22,24 @@ _ENVIRONMENT = {
 
 PACKAGES = ("tensorflow", "keras")  # what networks need, and nothing else does
 HALVES = 2  # of a batch that is trained on, computed side by side
+GHOST_ROWS = 64  # of a batch, where its halves are normed each by itself
 
 
-def calls_of_training(network: ArchitectureOptions) -> int:
-    """How many calls of a network its training has under way at a time.
+def calls_of_training(config: RunOptions) -> int:
+    """How many calls of a network its training has under way at a time: the halves of a batch."""
+    return HALVES if config.train.batch_size >= least_halved(config.network) else 1
 
-    A batch is computed in two halves; in one piece with batch norm, whose mean is that of all.
+
+def least_halved(network: ArchitectureOptions) -> int:
+    """How many images a batch has at least whose halves are computed side by side.
+
+    With batch norm each half is normed by its own mean and variance, which no less than 32 images
+    give. Such "ghost" batches generalise no worse than whole ones (E. Hoffer, I. Hubara and
+    D. Soudry, "Train longer, generalize better", NeurIPS 2017).
     """
     normed = [layer.batch_norm for layer in network.conv]
     normed += [layer.batch_norm for layer in network.dense]
-    return 1 if any(normed) else HALVES
+    return GHOST_ROWS if any(normed) else HALVES
 
 
 def load_tensorflow(*, device: str = "auto") -> None:

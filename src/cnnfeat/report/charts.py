@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import PowerNorm
 
-from cnnfeat.card import Epoch
+from cnnfeat.card import Training
 from cnnfeat.errors import DataError
 from cnnfeat.report.figure import AMOUNTS, drawing, short
 from cnnfeat.result import LayerScore
@@ -186,10 +186,9 @@ def plot_layers(
 
 
 def plot_training(
-    history: Sequence[Epoch],
+    trainings: Sequence[Training],
     out: Path,
     *,
-    best_epoch: int,
     title: str = "",
     dpi: float = 150,
     dark: bool = False,
@@ -198,12 +197,10 @@ def plot_training(
 
     Parameters
     ----------
-    history : sequence of Epoch
-        As the model's card has it.
+    trainings : sequence of Training
+        As the model's card has them, of each network in it.
     out : Path
         A `.png` or `.svg` file, replaced where it exists.
-    best_epoch : int
-        Whose weights were kept, counted from 1.
     title : str
         What is shown.
     dpi : float
@@ -216,29 +213,33 @@ def plot_training(
     DataError
         If there is none.
     """
-    if not history:
+    if not trainings:
         raise DataError("the model's card has no losses and accuracies by epoch: nothing to draw")
-    epochs = [record["epoch"] for record in history]
-    shown = (
-        ("loss", [one["loss"] for one in history], [one["val_loss"] for one in history]),
-        (
-            "accuracy, %",
-            [100 * one["accuracy"] for one in history],
-            [100 * one["val_accuracy"] for one in history],
-        ),
-    )
     with drawing(out, size=(8.5, 3.8), dpi=dpi, dark=dark) as figure:
-        for axes, (label, training, validation) in zip(figure.subplots(1, 2), shown, strict=True):
-            for values, name, colour, line in (
-                (training, "training", "C0", "o-"),
-                (validation, "validation", "C1", "s--"),
-            ):
-                style = line if len(history) <= _MARKED_EPOCHS else line[1:]
-                axes.plot(epochs, values, style, color=colour, markersize=4, label=name)
-            axes.axvline(best_epoch, color="0.5", linewidth=1, linestyle=":", label="kept")
+        for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            for training in trainings:
+                _draw_course(axes, training, measure)
             axes.set_xlabel("epoch")
-            axes.set_ylabel(label)
+            axes.set_ylabel("accuracy, %" if measure == "accuracy" else measure)
             axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        lines, names = axes.get_legend_handles_labels()
+        named = dict(zip(names, lines, strict=True))  # one of each, however many networks
+        axes.legend(named.values(), named.keys())
         if title:
             figure.suptitle(title)
+
+
+def _draw_course(axes: Axes, training: Training, measure: str) -> None:
+    """Draw one measure of one network by epoch, and which epoch's weights were kept."""
+    history = training["history"]
+    times = 100 if measure == "accuracy" else 1
+    for key, name, colour, line in (
+        (measure, "training", "C0", "o-"),
+        (f"val_{measure}", "validation", "C1", "s--"),
+    ):
+        known = [(one["epoch"], times * one[key]) for one in history if key in one]  # type: ignore[literal-required]
+        if known:
+            style = line if len(history) <= _MARKED_EPOCHS else line[1:]
+            axes.plot(*zip(*known, strict=True), style, color=colour, markersize=4, label=name)
+    if training["best_epoch"] is not None:
+        axes.axvline(training["best_epoch"], color="0.5", linewidth=1, linestyle=":", label="kept")

@@ -220,7 +220,9 @@ class Contents:
     def has_results(self) -> bool:
         """Whether there is an accuracy or a training curve to show."""
         card = self.evidence.card
-        return bool(self.evidence.svm or self.network_accuracy is not None or (card and card.curve))
+        return bool(
+            self.evidence.svm or self.network_accuracy is not None or (card and card.curves)
+        )
 
     @property
     def sections(self) -> list[tuple[str, str]]:
@@ -249,8 +251,8 @@ def render(page: Contents) -> str:
         by_layer = page_figure(
             partial(plot_layers, svm.layers, network_accuracy=network_accuracy, on=svm.compared_on)
         )
-    if card and card.curve:
-        by_epoch = page_figure(partial(plot_training, card.curve, best_epoch=card.best_epoch))
+    if card and card.curves:
+        by_epoch = page_figure(partial(plot_training, card.curves))
     environment = Environment(
         loader=PackageLoader("cnnfeat.report"),
         autoescape=True,
@@ -344,7 +346,7 @@ def provenance(evidence: Evidence) -> list[tuple[str, str]]:
         facts.append(
             (
                 "Training",
-                f"{len(card.history)} epochs on {card.n_train:,} images, {card.n_validation:,} "
+                f"{card.epochs} epochs on {card.n_train:,} images, {card.n_validation:,} "
                 f"held back; {card.elapsed_s:.0f} s",
             )
         )

@@ -255,9 +255,8 @@ def draw_training(canvas: Canvas) -> None:
     if card is None:
         raise FeatureFileError(f"{path}: not a model's card: its format is another")
     plot_training(
-        card.curve,
+        card.curves,
         canvas.out,
-        best_epoch=card.best_epoch,
         title=f"Training on {Path(card.source_name).name}: {card.n_train:,} images",
         dpi=canvas.dpi,
     )
