@@ -48,6 +48,11 @@ def describe_file(path: Path) -> Artifact:
     """
     if is_set(path):
         return _features(path)
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder, not a regular file, and there are no shards in it",
+            hint="name a file that cnnfeat has made, or the folder of a set",
+        )
     try:
         with open_regular(path) as file:
             head = file.read(8)

@@ -157,8 +157,8 @@ def extract(
     resume : bool
         Whether to go on with an interrupted run.
     add : bool
-        Whether to add the layers to the feature file, or the set, that is there: for the rows that
-        it has; layers that it has aren't computed again.
+        Whether to add to the feature file, or the set, that is there: the layers that it hasn't
+        or, where the source has got more images, their rows. What is there isn't computed again.
     opened : callable
         Called with the source before its images are read.
     stopping : callable
@@ -181,7 +181,7 @@ def extract(
     >>> cnnfeat.extract("model.keras", "photos/", ExtractOptions(layers="conv2"), out="features.h5")
     """
     from cnnfeat.extraction import Extraction
-    from cnnfeat.extraction.adding import add_layers
+    from cnnfeat.extraction.adding import add_to
 
     check_extract(out, shard, overwrite=overwrite, resume=resume, add=add)
     part = None if shard is None else ShardNumber.parse(shard)
@@ -198,7 +198,7 @@ def extract(
             opened(images)
             with stopping() as should_stop:
                 if add:
-                    return add_layers(
+                    return add_to(
                         extraction,
                         images,
                         out=written,

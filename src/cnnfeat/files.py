@@ -93,7 +93,12 @@ def _refuse_existing(path: Path, unfinished: Path | None) -> None:
 
 
 def check_space(
-    path: Path, needed_bytes: int, *, present_bytes: int = 0, smaller: str = ""
+    path: Path,
+    needed_bytes: int,
+    *,
+    present_bytes: int = 0,
+    n_files: int = 1,
+    smaller: str = "",
 ) -> None:
     """Compare what a file needs with what the disk and the process's limit leave.
 
@@ -105,6 +110,8 @@ def check_space(
         Its size when it is complete.
     present_bytes : int
         What an interrupted run has taken of it already.
+    n_files : int
+        How many files that is, of one size about.
     smaller : str
         Options that make it smaller, for the hint.
 
@@ -115,9 +122,10 @@ def check_space(
     """
     less = f"; or store less: {smaller}" if smaller else ""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if limit != resource.RLIM_INFINITY and needed_bytes > limit:
+    file_bytes = needed_bytes // n_files
+    if limit != resource.RLIM_INFINITY and file_bytes > limit:
         raise StorageError(
-            f"{path} needs {needed_bytes:,} bytes, and this process may write files of {limit:,}",
+            f"{path} needs {file_bytes:,} bytes, and this process may write files of {limit:,}",
             hint=f"raise the limit (ulimit -f){less}",
         )
     with _storage_errors(path):

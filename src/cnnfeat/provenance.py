@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from cnnfeat.documents import Count, Name, Share, json_text, parse_value, take_up
 from cnnfeat.parts import KeptDivision
 from cnnfeat.records import Json
 from cnnfeat.shards import ShardRows
+
+ON_ERROR = "on error"  # the setting that says what becomes of samples that can't be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,18 @@ class Provenance:
             if value not in (None, "", {})
         }
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing can have been left out."""
+        return self.settings.get(ON_ERROR) == "raise"
+
+    def of_set(self, settings: Mapping[str, str]) -> Provenance:
+        """Say it of all shards together, which were made with the settings of a set."""
+        options = dict(self.options)
+        if ON_ERROR in settings and "extract" in options:
+            options["extract"] = {**options["extract"], "on_error": settings[ON_ERROR]}
+        return replace(self, shard=None, settings=settings, options=options)
+
     @classmethod
     def from_attributes(cls, facts: Mapping[str, object]) -> Provenance:
         """Take up what a file says; what else it says is left alone.
@@ -78,12 +92,15 @@ class Provenance:
 
 
 def differing_settings(
-    found: Mapping[str, str], wanted: Mapping[str, str]
+    found: Mapping[str, str], wanted: Mapping[str, str], *, whole: bool = False
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield the settings that differ: name, what is found, and what is wanted."""
+    """Yield the settings that differ: name, what is found, and what is wanted.
+
+    Of what is `whole`, as no sample was left out, it doesn't matter whether one might have been.
+    """
     for name in {**wanted, **found}:
         one, other = found.get(name, "not given"), wanted.get(name, "not given")
-        if one != other:
+        if one != other and not (whole and name == ON_ERROR):
             yield name, one, other
 
 

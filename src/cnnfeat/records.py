@@ -16,6 +16,7 @@ Array: TypeAlias = NDArray[np.generic]
 Labels: TypeAlias = NDArray[np.int64]
 Parts: TypeAlias = NDArray[np.uint8]  # `cnnfeat.parts.Part` of each row
 Groups: TypeAlias = NDArray[np.int64]  # rows of one number belong together
+Digests: TypeAlias = NDArray[np.uint64]  # one of each picture's pixels
 RowNumbers: TypeAlias = NDArray[np.integer]  # places in a split
 
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -53,6 +54,7 @@ class Batch:
     start: int
     stop: int
     skipped: tuple[SkippedSample, ...] = ()
+    digests: Digests | None = None  # (n_samples,), where they were asked for
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,6 +72,7 @@ class Batch:
             images=self.images[good],
             labels=None if self.labels is None else self.labels[good],
             ids=tuple(self.ids[row] for row in good),
+            digests=None if self.digests is None else self.digests[good],
             skipped=tuple(sorted((*self.skipped, *more), key=lambda one: one.row)),
         )
 

@@ -183,7 +183,7 @@ def test_info_of_what_it_does_not_know(run, tmp_path):
     code, _, err = run("info", "none")
     assert code == 2 and "no file none" in err
     code, _, err = run("info", tmp_path)
-    assert code == 3 and "not a regular file" in err
+    assert code == 3 and "is a folder, not a regular file, and there are no shards in it" in err
 
 
 def test_verify_names_damage_and_exits_3(run, features):

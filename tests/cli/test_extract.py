@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import h5py
@@ -326,6 +327,7 @@ def test_adding_to_a_set_goes_on_where_it_was_killed_while_shards_were_replaced(
         assert run(*asked, "--layer", "fc1", "--shard", f"{number}/2", "-o", "set").returncode == 0
     assert cnnfeat("merge", "set", "--manifest").returncode == 0
     shutil.copytree("set", "other")
+    stale = Path("set/manifest.json").read_bytes()
     assert run(*asked, "--layer", "conv1", "--add", "-o", "other").returncode == 0
     shutil.copy("other/features.0001-of-0002.h5", "set")
     code, _, err = cnnfeat("verify", "set")
@@ -335,7 +337,7 @@ def test_adding_to_a_set_goes_on_where_it_was_killed_while_shards_were_replaced(
         assert one.layers == ("fc1", "conv1")
         np.testing.assert_array_equal(one.read("all", "conv1"), other.read("all", "conv1"))
     shutil.copy("other/features.0002-of-0002.h5", "set")
-    Path("set/manifest.json").write_bytes(b"{}")  # killed after the last shard
+    Path("set/manifest.json").write_bytes(stale)  # killed after the last shard
     assert run(*asked, "--layer", "conv1", "--add", "-o", "set").returncode == 0
     assert cnnfeat("verify", "set").returncode == 0
 
@@ -397,7 +399,97 @@ def test_layers_that_are_there_are_not_added_with_other_settings(run, images, rn
     assert "f.h5 was made with another dtype: float32, and now it is float16" in err
     np.savez(images, images=rng.integers(0, 256, (150, 8, 8, 1), np.uint8), labels=np.arange(150))
     code, _, err = run("--data", images, *asked)
-    assert code == 2 and "f.h5 was made with another data fingerprint" in err
+    assert code == 3 and "has other pixels than it had" in err
+
+
+def test_new_pictures_are_added_and_then_a_layer(run, pictures, rng):
+    asked = ("--data", pictures, "--batch-size", 4, "-o", "f.h5")
+    assert run(*asked, "--layer", "fc1", "--layer", "conv1").returncode == 0
+    _new_picture(rng, pictures / "2a.png")
+    _new_picture(rng, pictures / "9.png")
+    before = Path("f.h5").read_bytes()
+    code, _, err = run(*asked, "--layer", "flatten", "--add")
+    assert code == 2
+    assert "f.h5 has no layer flatten, and was made of other images than the source has now" in err
+    assert "add the images first, by --add without --layer; then the layer" in err
+    assert Path("f.h5").read_bytes() == before
+    code, out, err = run(*asked, "--add")
+    assert code == 0, err
+    assert "f.h5: 2 new images in all" in err and "8 rows" in out
+    fresh = ("--data", pictures, "--batch-size", 4, "-o", "g.h5")
+    assert run(*fresh, "--layer", "fc1", "--layer", "conv1").returncode == 0
+    with FeatureFile("f.h5") as one, FeatureFile("g.h5") as other:
+        assert one.ids("all") == other.ids("all")
+        assert one.ids("all")[2:4] == ["2.png", "2a.png"]
+        np.testing.assert_allclose(one.read("all", "fc1"), other.read("all", "fc1"), rtol=1e-5)
+        np.testing.assert_allclose(one.read("all", "conv1"), other.read("all", "conv1"), rtol=1e-5)
+    assert _attributes_of(Path("f.h5")) == _attributes_of(Path("g.h5"))
+    code, _, err = run(*asked, "--layer", "flatten", "--add")
+    assert code == 0, err
+    with FeatureFile("f.h5") as file:
+        assert file.layers == ("fc1", "conv1", "flatten")
+
+
+def _new_picture(rng, path: Path) -> None:
+    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+
+
+def test_a_new_class_gives_rows_that_are_there_their_new_labels(run, pictures, rng):
+    for number in range(6):
+        folder = pictures / ("dog" if number % 2 else "owl")
+        folder.mkdir(exist_ok=True)
+        (pictures / f"{number}.png").rename(folder / f"{number}.png")
+    asked = ("--data", pictures, "--batch-size", 4, "-o", "f.h5")
+    assert run(*asked, "--layer", "fc1").returncode == 0
+    with FeatureFile("f.h5") as file:
+        before = file.read("all", "fc1")
+    (pictures / "cat").mkdir()
+    _new_picture(rng, pictures / "cat" / "7.png")
+    assert run(*asked, "--add").returncode == 0
+    with FeatureFile("f.h5") as file:
+        assert file.classes == ("cat", "dog", "owl")
+        assert file.labels("all").tolist() == [0, 1, 1, 1, 2, 2, 2]
+        np.testing.assert_array_equal(file.read("all", "fc1", start=1), before)
+
+
+def _tar_of(paths, out: Path) -> None:
+    with tarfile.open(out, "w") as file:
+        for path in paths:
+            file.add(path, path.name)
+
+
+def _listed(pictures: Path, n: int) -> Path:
+    path = pictures.parent / "list.csv"
+    path.write_text("path\n" + "".join(f"pictures/{k}.png\n" for k in range(n)), "utf-8")
+    return path
+
+
+def _as_array(pictures: Path, n: int) -> Path:
+    path = pictures.parent / "images.npy"
+    found = [np.asarray(Image.open(pictures / f"{number}.png")) for number in range(n)]
+    np.save(path, np.stack(found))
+    return path
+
+
+def _in_tars(pictures: Path, n: int) -> str:
+    for number in range(0, n, 2):
+        names = [pictures / f"{one}.png" for one in (number, number + 1)]
+        _tar_of(names, pictures.parent / f"shard-{number // 2}.tar")
+    return f"{pictures.parent}/shard-{{0..{n // 2 - 1}}}.tar"
+
+
+@pytest.mark.parametrize("source", [_listed, _as_array, _in_tars])
+def test_sources_of_other_kinds_grow_too(run, pictures, source):
+    asked = ("--batch-size", 4, "-o", "f.h5")
+    assert run("--data", source(pictures, 4), "--layer", "fc1", *asked).returncode == 0
+    with FeatureFile("f.h5") as file:
+        before = file.read("all", "fc1")
+    code, _, err = run("--data", source(pictures, 6), "--add", *asked)
+    assert code == 0, err
+    assert "f.h5: 2 new images in all" in err
+    with FeatureFile("f.h5") as file:
+        assert file.n_rows("all") == 6
+        np.testing.assert_array_equal(file.read("all", "fc1", stop=4), before)
 
 
 def test_another_addition_that_was_interrupted_is_named_with_the_way_out(run, images, monkeypatch):

@@ -142,12 +142,12 @@ def test_info_of_a_manifest_names_the_set(cnnfeat, sealed):
 def test_a_set_is_verified_and_a_lost_shard_is_told(cnnfeat, sealed):
     folder, _ = sealed
     code, out, _ = cnnfeat("verify", folder)
-    assert code == 0 and "all 48 blocks hold" in out
+    assert code == 0 and "all 60 blocks hold" in out
     shard = folder / "features.0002-of-0003.h5"
     shard.write_bytes(bytes(shard.stat().st_size))
     code, out, err = cnnfeat("verify", folder)
     assert code == 3
-    assert "features.0002-of-0003.h5 is no HDF5 file" in out and "1 of 48 blocks" in err
+    assert "features.0002-of-0003.h5 is no HDF5 file" in out and "1 of 60 blocks" in err
     assert "hint: make those shards again with cnnfeat extract --shard, then" in err
 
 

@@ -98,9 +98,11 @@ def test_a_picture_that_cant_be_read_fails_the_run_with_its_shard(extract, clust
     with pytest.raises(ImageError, match=r"^shard 3/5: .*21\.png: ") as caught:
         extract(**given, options=options)
     assert caught.value.exit_code == 3
+    kept = {path.name: path.stat().st_ino for path in (tmp_path / "set").glob("*.h5")}
     left = ExtractOptions(layer=("conv1",), batch_size=8, on_error="skip")
-    result = extract(**given, options=left, out=tmp_path / "set 2")
+    result = extract(**given, options=left)
     assert result.rows == {"all": 39}
+    assert kept.items() <= {p.name: p.stat().st_ino for p in (tmp_path / "set").iterdir()}.items()
     assert [one.id for one in result.skipped["all"]] == ["21.png"]
 
 
@@ -110,6 +112,14 @@ def test_of_two_drivers_the_second_is_refused(extract, tmp_path):
         pytest.raises(LockedError, match=rf"is being written by process {os.getpid()}"),
     ):
         extract()
+
+
+def test_another_programs_manifest_is_seen_before_anything_is_computed(extract, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "manifest.json").write_text("{}", "utf-8")
+    with pytest.raises(OutputExistsError, match=r"manifest\.json is no manifest of shards"):
+        extract()
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["manifest.json"]
 
 
 def test_shards_of_something_else_are_refused(extract, cluster, tmp_path):

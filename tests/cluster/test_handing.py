@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
 
 import distributed
 import pytest
@@ -11,12 +12,14 @@ from distributed import CancelledError, KilledWorker
 from distributed.comm import CommClosedError
 from distributed.scheduler import WorkerState
 
-from cnnfeat.cluster import ClusterOptions, connection
+from cnnfeat.cli.extract import _stopping
+from cnnfeat.cluster import ClusterOptions, connection, worker
 from cnnfeat.cluster import handing as handing_module
-from cnnfeat.cluster.checking import check_versions
+from cnnfeat.cluster.checking import check_versions, versions_that_count
 from cnnfeat.cluster.connection import check_place, connected, workers_of
 from cnnfeat.cluster.handing import Handing
-from cnnfeat.errors import StorageError, UsageError
+from cnnfeat.errors import Interrupted, StorageError, UsageError
+from cnnfeat.options import DataOptions, ExtractOptions, ReadOptions
 
 
 class Future:
@@ -58,7 +61,8 @@ def never() -> bool:
     return False
 
 
-def test_few_tasks_are_under_way_at_a_time():
+def test_few_tasks_are_under_way_at_a_time(monkeypatch):
+    monkeypatch.setattr(handing_module, "_LOOK_S", 1e9)
     handed, taken = itertools.count(), itertools.count()
     ahead = []
 
@@ -73,6 +77,25 @@ def test_few_tasks_are_under_way_at_a_time():
         ahead.append(int(repr(handed)[6:-1]) - int(repr(taken)[6:-1]))
     assert len(ahead) == 10_000
     assert max(ahead) <= 4
+
+
+@pytest.mark.parametrize(
+    ("task_s", "n_ahead"), [(60.0, 4), (1.0, 4), (0.125, 16), (2**-10, 128)], ids=str
+)
+def test_as_many_are_under_way_as_are_done_in_a_second(monkeypatch, task_s, n_ahead):
+    """Two workers, by a clock of its own; each has up to 64 tasks."""
+    clock, n_under_way, most = [0.0], [0], []
+
+    def submit(number: int, workers) -> Future:
+        n_under_way[0] += 1
+        return Future(f"task-{number}", "done")
+
+    monkeypatch.setattr(handing_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for _ in handing(Client(), submit).results(range(12_000), should_stop=never):
+        most.append(n_under_way[0])
+        n_under_way[0] -= 1
+        clock[0] += task_s / 2
+    assert max(most) == n_ahead
 
 
 def test_that_there_is_no_worker_is_said_once(monkeypatch, caplog):
@@ -254,9 +277,39 @@ class Versioned(Client):
 )
 def test_a_worker_of_another_version_is_named(package, found, words):
     with pytest.raises(StorageError, match=words) as caught:
-        check_versions(Versioned({package: found}), engine="openvino")
+        check_versions(Versioned({package: found}), versions_that_count("openvino"))
     assert "pip freeze" in caught.value.hint
-    check_versions(Versioned({}), engine="tensorflow")
+    check_versions(Versioned({}), versions_that_count("tensorflow"))
+
+
+@pytest.mark.parametrize("task", [worker.look, lambda work: worker.compute(work, 1, {})])
+def test_a_worker_that_comes_late_with_other_versions_computes_nothing(task, monkeypatch, tmp_path):
+    monkeypatch.setattr(worker, "_address", lambda: "tcp://w:9")
+    work = worker.Work(
+        run="a",
+        network="nowhere.keras",
+        read=ReadOptions(),
+        trust=False,
+        data=DataOptions(),
+        options=ExtractOptions(),
+        folder=str(tmp_path),
+        n_shards=1,
+        versions={**versions_that_count("tensorflow"), "numpy": "0.1"},
+    )
+    failure = task(work).failure
+    assert failure.kind is StorageError
+    said = f"worker tcp://w:9 has numpy {version('numpy')}, and the driver 0.1"
+    assert failure.message == said
+    assert "pip freeze" in failure.hint
+    assert worker.versions_here(["no-such-package"]) == {"no-such-package": "none"}
+
+
+def test_ctrl_c_names_a_command_that_there_is(monkeypatch):
+    words = ["cnnfeat", "extract", "--dask", "local", "--layer", "fc1"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(Interrupted) as told, _stopping(goes_on_by=()):
+        raise Interrupted("stopped", hint="the same command goes on")
+    assert told.value.hint == "cnnfeat extract --dask local --layer fc1 goes on from there"
 
 
 def test_workers_that_were_started_with_a_gpu_are_asked_for_it():

@@ -500,7 +500,7 @@ def test_plan_is_said_before_the_first_batch(run, work, tmp_path, caplog):
     with pytest.raises(ImageError):
         run(tmp_path / "f.h5", source=source)
     assert "train: conv.a (130, 2, 3, 4) float32, fc1 (130, 8) float32" in caplog.text
-    assert f"will take about {170 * (24 * 4 + 8 * 4 + 8):,} bytes" in caplog.text
+    assert f"will take about {170 * (24 * 4 + 8 * 4 + 8 + 8):,} bytes" in caplog.text
 
 
 def test_neither_tensorflow_nor_sklearn_is_loaded():

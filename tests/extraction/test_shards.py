@@ -198,6 +198,26 @@ def test_a_shard_that_is_there_with_other_settings_is_refused(settled, tmp_path)
         write_shard(settled(dtype="float16"), ShardNumber(1, 2), tmp_path)
 
 
+def test_a_shard_from_which_nothing_was_left_out_is_kept_whatever_would_have_been(
+    settled, work, tmp_path
+):
+    first = write_shard(settled(), ShardNumber(1, 2), tmp_path)
+    source = work.CountingSource(SIZES)
+    assert write_shard(settled(source, on_error="skip"), ShardNumber(1, 2), tmp_path) == first
+    bad = work.CountingSource(SIZES, bad={"train": {100}})
+    write_shard(settled(bad, on_error="skip"), ShardNumber(2, 2), tmp_path)
+    assert source.read_rows == []
+    with pytest.raises(OutputExistsError, match="made with another on error: skip, not raise"):
+        write_shard(settled(), ShardNumber(2, 2), tmp_path)
+
+
+def test_a_whole_shard_is_complete_to_a_run_that_leaves_samples_out(run, work, tmp_path):
+    run(tmp_path, shard=ShardNumber(2, 3))
+    again = work.CountingSource(SIZES)
+    run(tmp_path, source=again, shard=ShardNumber(2, 3), resume=True, on_error="skip")
+    assert again.read_rows == []
+
+
 def test_a_shard_that_is_there_under_anothers_name_is_refused(settled, tmp_path):
     write_shard(settled(), ShardNumber(1, 2), tmp_path)
     (tmp_path / "features.0001-of-0002.h5").rename(tmp_path / "features.0002-of-0002.h5")

@@ -16,6 +16,7 @@ from cnnfeat.errors import (
     FeatureFileError,
     Interrupted,
     MissingInputError,
+    OutputExistsError,
     UsageError,
 )
 from cnnfeat.extraction import extract
@@ -168,7 +169,7 @@ def _n_open() -> int:
 def test_a_set_is_verified_shard_by_shard(sealed):
     folder, _ = sealed
     found = verify_file(folder)
-    assert found.damages == () and found.n_blocks == (9 + 3) * 4
+    assert found.damages == () and found.n_blocks == (9 + 3) * 5
     shard = folder / "features.0002-of-0003.h5"
     with h5py.File(shard) as file:
         offset = file["train/fc1"].id.get_offset()
@@ -238,6 +239,16 @@ def _lose_a_row(folder):
     _edit(folder, lambda said: said["shards"][1]["rows"].update(train=47))
 
 
+def _gain_rows(folder):
+    _edit(
+        folder,
+        lambda said: said["shards"][2].update(
+            rows={"train": 2**61, "test": 2**61},
+            samples={"train": [96, 96 + 2**61], "test": [32, 32 + 2**61]},
+        ),
+    )
+
+
 def _gain_a_block(folder):
     _edit(folder, lambda said: said["shards"][1]["blocks"].update(train=10**12))
 
@@ -266,6 +277,7 @@ FAULTS = {
     _lose_all: "manifest.json lists no shard",
     _lose_last: "features.0001-of-0003.h5 holds shard 1/3, not 1/2",
     _lose_a_row: "features.0002-of-0003.h5 isn't the shard that manifest.json lists",
+    _gain_rows: "bytes, too few for the 4,611,686,018,427,387,904 rows that manifest.json says",
     _gain_a_block: "features.0002-of-0003.h5 isn't the shard that manifest.json lists",
     _be_newer: "manifest.json has version 2; this cnnfeat reads version 1",
     _be_torn: "manifest.json is no manifest of shards",
@@ -319,13 +331,14 @@ def test_shards_of_other_settings_are_named(made, run_shard):
 
 @pytest.fixture
 def run_shard(work):
-    """Make the second of three shards in some other way."""
+    """Make one of three shards in some other way."""
 
-    def call(folder, *, content="v1", **options):
-        source = work.CountingSource(SIZES)
-        source.content = content
+    def call(folder, *, number=2, content="v1", engine="numpy", **options):
+        source, probe = work.CountingSource(SIZES), work.CountingProbe()
+        source.content, probe.engine = content, engine
         how = ExtractOptions(**{"batch_size": 16, **options})
-        extract(work.CountingNetwork(), source, how, out=folder, shard=ShardNumber(2, 3))
+        shard = ShardNumber(number, 3)
+        extract(work.CountingNetwork(probe), source, how, out=folder, shard=shard)
 
     return call
 
@@ -428,14 +441,69 @@ def test_an_interrupted_merge_goes_on_where_it_was(made, tmp_path, monkeypatch, 
 def test_a_manifest_of_many_shards_is_read_as_it_was_written(tmp_path):
     n = 1000
     entries = [
-        ShardEntry(f"features.{i + 1}.h5", {"all": (i, i + 1)}, {"all": 1}, {"all": 1}, 0, "0" * 16)
+        ShardEntry(
+            f"features.{i + 1}.h5", {"all": (i, i + 1)}, {"all": 1}, {"all": 1}, 16, "0" * 16
+        )
         for i in range(n)
     ]
     for entry in entries:
-        (tmp_path / entry.name).touch()
+        (tmp_path / entry.name).write_bytes(bytes(16))
     write_inventory(tmp_path, {"layer": "fc1"}, iter(entries))
     found = read_inventory(tmp_path)
     assert found.n_rows("all") == n and found.shards == tuple(entries)
+
+
+def test_another_programs_manifest_is_not_written_over(made):
+    folder, _ = made()
+    path = folder / "manifest.json"
+    path.write_text('{"name": "a web app"}', "utf-8")
+    with pytest.raises(OutputExistsError, match=r"manifest\.json is no manifest of shards") as told:
+        seal_set(folder)
+    assert told.value.hint.startswith("move it elsewhere")
+    with pytest.raises(OutputExistsError, match="would be written over"):
+        write_inventory(folder, {}, iter(()))
+    assert path.read_text("utf-8") == '{"name": "a web app"}'
+    path.write_text('{"format": "cnnfeat-set"', "utf-8")  # one of shards, though damaged
+    seal_set(folder)
+    assert read_inventory(folder).n_rows("train") == 130
+
+
+def test_a_damaged_manifest_says_what_seals_the_folder(sealed):
+    folder, _ = sealed
+    _be_torn(folder)
+    with pytest.raises(FeatureFileError) as told:
+        FeatureFile(folder)
+    assert told.value.hint.startswith("cnnfeat merge FOLDER --manifest seals")
+    _be_another(folder)
+    with pytest.raises(FeatureFileError) as told:
+        FeatureFile(folder)
+    assert told.value.hint.startswith("move it elsewhere; then cnnfeat merge FOLDER --manifest")
+
+
+def test_shards_that_leave_samples_out_go_with_such_that_would_have_ended(
+    made, run_shard, tmp_path, monkeypatch
+):
+    """As after a run that a picture has ended, and one that goes on and leaves it out."""
+    monkeypatch.setattr("cnnfeat.features.writer._now", lambda: "2026-11-30T12:00:00+00:00")
+    bad = {"train": {50, 51}}
+    folder, single = made(bad=bad)
+    for number in (1, 3):
+        (folder / f"features.000{number}-of-0003.h5").unlink()
+        run_shard(folder, number=number)
+    assert seal_set(folder).settings["on error"] == "skip"
+    with FeatureFile(folder) as one, FeatureFile(single) as other:
+        assert one.attributes == other.attributes
+    merge_shards(folder, tmp_path / "merged.h5")
+    assert (tmp_path / "merged.h5").read_bytes() == single.read_bytes()
+
+
+def test_a_shard_of_another_engine_is_named_with_what_settles_it(made, run_shard):
+    folder, _ = made()
+    (folder / "features.0002-of-0003.h5").unlink()
+    run_shard(folder, engine="openvino 2026.4.1")
+    with pytest.raises(FeatureFileError, match="another engine than features") as told:
+        seal_set(folder)
+    assert "make it again with the --engine of the others" in told.value.hint
 
 
 def test_errors_of_sets_have_hints(made):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,9 @@ _log = logging.getLogger("cnnfeat")
 @flags.overwrite
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option(
-    "--add", is_flag=True, help="Add layers to the file or the set that is there, for its rows."
+    "--add",
+    is_flag=True,
+    help="Add to the file or the set that is there: layers, or the images that the source has got.",
 )
 @flags.as_json
 @flags.common
@@ -113,6 +116,8 @@ def extract(
         raise UsageError("--shards and --shard-rows go with --dask; --shard 3/20 is one of twenty")
     # before TensorFlow takes seconds
     check_extract(out, shard, overwrite=overwrite, resume=resume, add=add)
+    if add and isinstance(out, Path) and options.extract.layer == ExtractOptions().layer:
+        options = _with_layers_at(out, options)
     model = options.model.path or own_model("--model names another")
     start_tensorflow(settings, n_calls=IN_FLIGHT, device=options.extract.device)
     result = extract_features(
@@ -137,6 +142,16 @@ def _finish(result: ExtractResult, as_json: bool) -> None:
     _show(result, as_json=as_json)
     if result.skipped:
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
+
+
+def _with_layers_at(out: Path, options: RunOptions) -> RunOptions:
+    """Ask for the layers that are there where none is named."""
+    from cnnfeat.extraction.standing import layers_at
+
+    if flags.is_said(click.get_current_context(), flags.parameter("extract_options", "layer")):
+        return options
+    layers = layers_at(out) or options.extract.layer
+    return dataclasses.replace(options, extract=dataclasses.replace(options.extract, layer=layers))
 
 
 def _cluster(
@@ -181,19 +196,19 @@ def _on_cluster(
         trust=trust,
         start=lambda: start_tensorflow(settings, n_calls=IN_FLIGHT, device=options.extract.device),
         opened=lambda images: _log.info("data: %s", console.source_text(images)),
-        stopping=_stopping,
+        stopping=functools.partial(_stopping, goes_on_by=()),
         progress=console.progress(settings),
     )
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[StopRequest]:
+def _stopping(goes_on_by: Sequence[str] = ("--resume",)) -> Iterator[StopRequest]:
     """Hear signals; say which command goes on, and exit with the signal's code."""
     with stop_on_signals() as stop:
         try:
             yield stop
         except Interrupted as error:
-            raise told_to_resume(error, stop.signal_number) from error
+            raise told_to_resume(error, stop.signal_number, by=goes_on_by) from error
 
 
 def _show(result: ExtractResult, *, as_json: bool) -> None:

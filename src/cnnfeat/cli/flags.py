@@ -226,7 +226,7 @@ def record(
     def decorate(command: F) -> F:
         @functools.wraps(command)
         def gathered(*args: object, **values: object) -> object:
-            chosen = {field: values.pop(_parameter(name, field)) for field in fields}
+            chosen = {field: values.pop(parameter(name, field)) for field in fields}
             return command(*args, **values, **{name: kind(**chosen)})
 
         wrapped: Callable[..., object] = gathered
@@ -278,7 +278,7 @@ def tables(
 
             def value(name: str, field: str) -> object:
                 maker = table, source = makers[flag_word(kinds[name], field)]
-                if maker == (name, field) or is_said(ctx, _parameter(f"{table}_options", source)):
+                if maker == (name, field) or is_said(ctx, parameter(f"{table}_options", source)):
                     return getattr(given[table], source)
                 return getattr(getattr(base, name), field)
 
@@ -341,7 +341,8 @@ def _flagged(kind: type) -> list[str]:
     return [name for name, item in knobs.fields_of(kind).items() if knobs.knob_of(item).help]
 
 
-def _parameter(name: str, field: str) -> str:
+def parameter(name: str, field: str) -> str:
+    """Name the parameter that a field of a record, or of a table's, is to Click."""
     return f"{name}__{field}"
 
 
@@ -386,7 +387,7 @@ def _flag(kind: type, name: str, field: str, *, shown: str | None) -> Callable[[
     def decorate(command: F) -> F:
         made = click.option(
             f"{flag}/--no-{flag[2:]}" if hint is bool else flag,
-            _parameter(name, field),
+            parameter(name, field),
             cls=_Flag,
             type=click.BOOL if hint is bool else click.UNPROCESSED,
             is_flag=hint is bool,
@@ -434,7 +435,7 @@ def _config_file(
                 if isinstance(value, str) and isinstance(default, tuple):
                     value = (value,)  # a word where there may be several
                 if value != default:
-                    defaults[_parameter(f"{name}_options", field)] = value
+                    defaults[parameter(f"{name}_options", field)] = value
         ctx.default_map = defaults
 
     kind = LocalPath()

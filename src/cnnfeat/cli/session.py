@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -99,7 +99,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def told_to_resume(error: Interrupted, signal_number: int | None = None) -> Interrupted:
+def told_to_resume(
+    error: Interrupted, signal_number: int | None = None, *, by: Sequence[str] = ("--resume",)
+) -> Interrupted:
     """Say which command goes on, where something is left that it can go on with.
 
     Parameters
@@ -108,9 +110,11 @@ def told_to_resume(error: Interrupted, signal_number: int | None = None) -> Inte
         What was raised; with a hint, if so.
     signal_number : int, optional
         The signal, where another one was heard than that of the error.
+    by : sequence of str
+        What the command that goes on says besides.
     """
     given = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-    command = shlex.join(["cnnfeat", *given, "--resume"])
+    command = shlex.join(["cnnfeat", *given, *by])
     return Interrupted(
         error.message,
         signal_number=signal_number or error.signal_number,

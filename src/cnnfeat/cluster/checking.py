@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from cnnfeat.cluster.connection import Worker, workers_of
-from cnnfeat.cluster.worker import Done, Work, look
+from cnnfeat.cluster.worker import SAME_VERSIONS, Done, Work, look, versions_here
 from cnnfeat.errors import DataError, StorageError
 from cnnfeat.provenance import differing_settings
 
@@ -26,7 +26,7 @@ ALIKE = (
 def check_workers(client: Client, work: Work, settings: Mapping[str, str]) -> Mapping[str, str]:
     """Let each worker open network and images, and compare what it finds with what stands here.
 
-    Workers that come later are held to it by their first shard.
+    Workers that come later are held to it, and to the versions, by their first shard.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def check_workers(client: Client, work: Work, settings: Mapping[str, str]) -> Ma
     DataError
         If it can't see the network or the images, or they are others there.
     """
-    check_versions(client, engine=work.options.engine)
+    check_versions(client, work.versions)
     device = None if work.options.device == "auto" else settings["device"]
     for worker, done in _looks(client, work):
         if done.failure is not None:
@@ -55,16 +55,22 @@ def check_workers(client: Client, work: Work, settings: Mapping[str, str]) -> Ma
     return settings
 
 
-def check_versions(client: Client, *, engine: str) -> None:
+def versions_that_count(engine: str) -> dict[str, str]:
+    """This process's versions of what decides of a feature."""
+    return versions_here((*_PACKAGES, *([] if engine == "tensorflow" else [engine])))
+
+
+def check_versions(client: Client, versions: Mapping[str, str]) -> None:
     """Make sure that all workers have this process's versions of what decides of a feature.
+
+    It is asked here, package by package: a worker of another cnnfeat may understand nothing else.
 
     Raises
     ------
     StorageError
         If one hasn't.
     """
-    for package in (*_PACKAGES, *([] if engine == "tensorflow" else [engine])):
-        own = version(package)
+    for package, own in versions.items():
         for worker, found in client.run(version, package, on_error="return").items():
             if isinstance(found, OSError):  # lost meanwhile
                 continue
@@ -72,7 +78,7 @@ def check_versions(client: Client, *, engine: str) -> None:
                 there = "none" if isinstance(found, PackageNotFoundError) else found
                 raise StorageError(
                     f"worker {worker} has {package} {there}, and this process {own}",
-                    hint="the same versions are needed everywhere: `pip freeze` lists those here",
+                    hint=SAME_VERSIONS,
                 )
 
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnnfeat.cluster.checking import ALIKE, check_workers, differing
+from cnnfeat.cluster.checking import ALIKE, check_workers, differing, versions_that_count
 from cnnfeat.cluster.connection import check_place, connected
 from cnnfeat.cluster.handing import Handing
 from cnnfeat.cluster.worker import Done, Work, compute
 from cnnfeat.errors import DataError, Interrupted, OutputExistsError, UsageError
 from cnnfeat.features import ShardEntry, ShardFile
-from cnnfeat.features.inventory import write_inventory
+from cnnfeat.features.inventory import check_manifest, write_inventory
 from cnnfeat.files import locked
 from cnnfeat.knobs import checked
 from cnnfeat.options import DataOptions, EngineName, ExtractOptions, ReadOptions
@@ -149,6 +149,7 @@ def extract_on_cluster(
                 options=job.options,
                 folder=str(out.absolute()),
                 n_shards=n_shards,
+                versions=versions_that_count(job.options.engine),
             )
             division = _Division(n_samples, job.batch_size, n_shards)
             division.size(1)  # refuses too many
@@ -218,6 +219,7 @@ def _check_folder(folder: Path, n_shards: int) -> None:
                 hint=f"go on with --shards {of}, or name another folder with -o",
             )
     ShardNumber(1, n_shards).path_in(folder)  # refuses a file of that name
+    check_manifest(folder)
 
 
 @dataclass(frozen=True, slots=True)

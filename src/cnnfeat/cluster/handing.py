@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _AHEAD = 2  # tasks for each worker: the one that it computes, and the next
+_MOST_AHEAD = 64  # as many as it does in a second: else the shortest would wait for messages
 _POLL_S = 0.2
 _LOOK_S = 2.0  # how often workers are counted
 _log = logging.getLogger("cnnfeat")
@@ -48,6 +49,8 @@ class Handing(Generic[T]):
         self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._under_way: dict[str, tuple[int, Future]] = {}
         self._workers: tuple[Worker, ...] = ()
+        self._ahead = _AHEAD
+        self._n_done = 0  # since workers were counted
         self._looked = -_LOOK_S
         self._waits = False  # for a worker
 
@@ -81,7 +84,7 @@ class Handing(Generic[T]):
             self._under_way.clear()
 
     def _room(self) -> int:
-        return max(0, _AHEAD * max(1, len(self._workers)) - len(self._under_way))
+        return max(0, self._ahead * max(1, len(self._workers)) - len(self._under_way))
 
     def _hand_out(self, number: int) -> None:
         future = self._submit(number, self._workers)
@@ -93,6 +96,7 @@ class Handing(Generic[T]):
         future = self._done.get(timeout=_POLL_S)
         number, _ = self._under_way.pop(future.key, (None, None))
         if number is not None:
+            self._n_done += 1
             yield number, self._result(number, future)
 
     def _result(self, number: int, future: Future) -> T:
@@ -117,10 +121,13 @@ class Handing(Generic[T]):
         self._client.cancel([self._under_way.pop(key)[1] for key in idle])
 
     def _look(self) -> None:
-        """Count the workers, and say who is lost, or that there is none."""
-        if time.monotonic() < self._looked + _LOOK_S:
+        """Count the workers and what they do, and say who is lost, or that there is none."""
+        now = time.monotonic()
+        if now < self._looked + _LOOK_S:
             return
-        self._looked = time.monotonic()
+        each = self._n_done / max(1, len(self._workers)) / (now - self._looked)
+        self._ahead = int(min(_MOST_AHEAD, max(_AHEAD, each)))
+        self._looked, self._n_done = now, 0
         before, self._workers = self._workers, workers_of(self._client)
         there = {worker.address for worker in self._workers}
         for worker in before:

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnnfeat.errors import CnnfeatError
+from cnnfeat.errors import CnnfeatError, StorageError
 from cnnfeat.options import DataOptions, ExtractOptions, ReadOptions
 from cnnfeat.shards import ShardNumber
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from cnnfeat.records import Source
 
 _MOST_WORDS = 20  # lines of a shard's log that are sent back
+SAME_VERSIONS = "the same versions are needed everywhere: `pip freeze` lists those here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,18 @@ class Work:
     options: ExtractOptions
     folder: str
     n_shards: int
+    versions: Mapping[str, str]  # of packages, as the driver has them
+
+
+def versions_here(packages: Iterable[str]) -> dict[str, str]:
+    """Look up the versions of packages; "none" where one isn't installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,17 @@ _turn = threading.Lock()  # a worker of several threads computes one shard at a 
 _opened: list[_Opened] = []  # one, or none
 
 
+def _check_versions(work: Work) -> None:
+    """Refuse to compute what another worker would compute with other versions."""
+    for package, found in versions_here(work.versions).items():
+        if found != work.versions[package]:
+            raise StorageError(
+                f"worker {_address()} has {package} {found}, and the driver "
+                f"{work.versions[package]}",
+                hint=SAME_VERSIONS,
+            )
+
+
 def look(work: Work) -> Done:
     """Open network and images, and say what features will be made with."""
     with _turn:
@@ -106,6 +131,7 @@ def compute(work: Work, number: int, settings: Mapping[str, str]) -> Done:
 def _open(work: Work) -> _Opened:
     if _opened and _opened[0].work == work:
         return _opened[0]
+    _check_versions(work)
     while _opened:
         _opened.pop().source.__exit__(None, None, None)
     from cnnfeat.extraction import IN_FLIGHT, Extraction

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Protocol
@@ -12,11 +12,19 @@ from cnnfeat import __version__
 from cnnfeat.card import ModelCard
 from cnnfeat.copies import Vary
 from cnnfeat.errors import DataError, UsageError, near_names
-from cnnfeat.features import RESERVED_SPLITS, FilePlan, SplitPlan, beside_rows, plan_columns
+from cnnfeat.features import (
+    DIGEST,
+    RESERVED_SPLITS,
+    FilePlan,
+    SplitPlan,
+    beside_rows,
+    plan_columns,
+    row_checksums,
+)
 from cnnfeat.knobs import result_options, resume_settings
 from cnnfeat.options import AugmentOptions, ExtractOptions, ProbeOptions, ReadOptions
 from cnnfeat.provenance import Provenance
-from cnnfeat.records import Json, LayerInfo, Probe, Source
+from cnnfeat.records import Batch, Json, LayerInfo, Probe, Source
 from cnnfeat.shards import ShardNumber
 
 
@@ -100,7 +108,7 @@ class Job:
                 self.probe.outputs,
                 dtype=self.options.dtype,
                 has_labels=info.has_labels,
-                beside=beside,
+                beside=(*beside, DIGEST),
             )
             plans.append(SplitPlan(name, stop - start, columns, start, beside))
         settings = self._settings()
@@ -119,6 +127,24 @@ class Job:
         if limit is None or self.options.augment_copies:  # then the source is cut off already
             return n_samples
         return min(limit, n_samples)
+
+    def batches(self, split: str, *, start: int, stop: int) -> Iterator[Batch]:
+        """Read samples of a split as the network is given them, each with its digest.
+
+        By these a picture that is read again, once the source has others besides, is known to be as
+        it was; see `cnnfeat.extraction.comparing`.
+        """
+        if start == stop:
+            return
+        for batch in self.source.batches(
+            split,
+            batch_size=self.batch_size,
+            start=start,
+            stop=stop,
+            target=self.probe.target,
+            on_error=self.options.on_error,
+        ):
+            yield replace(batch, digests=row_checksums(batch.images))
 
     def provenance(self) -> Provenance:
         """Say where the features come from."""

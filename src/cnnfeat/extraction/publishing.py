@@ -83,7 +83,8 @@ def _kept(final: Path, job: Job) -> ShardEntry:
     plan = job.plan()
     with ShardFile(final) as file:
         said = file.provenance
-        for name, one, other in differing_settings(said.settings, plan.settings):
+        whole = not file.n_left_out
+        for name, one, other in differing_settings(said.settings, plan.settings, whole=whole):
             raise OutputExistsError(
                 f"{final} is complete, and was made with another {name}: {one}, not {other}",
                 hint="write to another folder with -o, or delete this one",

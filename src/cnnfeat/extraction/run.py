@@ -16,7 +16,7 @@ from cnnfeat.errors import DataError, Interrupted, UsageError
 from cnnfeat.extraction.batch_size import LARGEST as LARGEST_BATCH
 from cnnfeat.extraction.batch_size import default_batch_size, pick_batch_size
 from cnnfeat.extraction.plan import Job, Prober, choose_splits
-from cnnfeat.extraction.threads import Threads, Write
+from cnnfeat.extraction.threads import Piece, Threads, Write
 from cnnfeat.extraction.varying import AveragedProbe, settle_augment, with_copies
 from cnnfeat.features import FeatureFile, FeatureWriter, FilePlan, Header, ShardFile
 from cnnfeat.knobs import checked
@@ -282,11 +282,12 @@ def compute_into(
     writer: FeatureWriter,
     job: Job,
     *,
+    pieces: Iterator[Piece] | None = None,
     append: Write | None = None,
     should_stop: Callable[[], bool],
     progress: Progress,
 ) -> None:
-    """Compute what a file in the making lacks.
+    """Compute what a file in the making lacks: `pieces`, by default all of it.
 
     Each batch and its activations go to `append`, by default the file's own.
 
@@ -311,25 +312,16 @@ def compute_into(
             put(split, batch, arrays)
             task.advance(batch.stop - batch.start)
 
-        if not threads.run(_left(writer, job), write, should_stop=should_stop):
+        if not threads.run(pieces or _left(writer, job), write, should_stop=should_stop):
             raise _interrupted(writer)
 
 
-def _left(writer: FeatureWriter, job: Job) -> Iterator[tuple[str, Batch]]:
+def _left(writer: FeatureWriter, job: Job) -> Iterator[Piece]:
     """Yield what is not done yet, split by split."""
     left = {split.name: writer.position(split.name) for split in writer.plan.splits}
     for split in writer.plan.splits:
-        if left[split.name] == split.stop:
-            continue
-        for batch in job.source.batches(
-            split.name,
-            batch_size=job.batch_size,
-            start=left[split.name],
-            stop=split.stop,
-            target=job.probe.target,
-            on_error=job.options.on_error,
-        ):
-            yield split.name, batch
+        for batch in job.batches(split.name, start=left[split.name], stop=split.stop):
+            yield Piece(split.name, batch)
 
 
 def _interrupted(writer: FeatureWriter) -> Interrupted:

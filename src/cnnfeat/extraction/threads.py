@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cnnfeat.errors import MisfitError, NetworkError
-from cnnfeat.records import Array, Batch, OnError, Probe
+from cnnfeat.records import Array, Batch, OnError, Probe, RowNumbers
 
 READ_AHEAD = 2  # batches read before they are needed
 IN_FLIGHT = 2  # calls of the probe at one time
 UNWRITTEN_BYTES = 64 << 20  # of batches computed, or being computed, and not yet written
 FEWEST_UNWRITTEN, MOST_UNWRITTEN = IN_FLIGHT + 1, 8  # batches, whatever their size
 
-Piece = tuple[str, Batch]  # a split's name, and some of its samples
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some samples of a split, and which of them are computed."""
+
+    split: str
+    batch: Batch
+    rows: RowNumbers | None = None  # of the batch; None: all
+
+
 _Computed = tuple[Batch, tuple[Array, ...]]
 Write = Callable[[str, Batch, tuple[Array, ...]], None]
 
@@ -101,34 +111,36 @@ class Threads:
             reads.append(self._read(jobs))
             if len(writes) >= self._most_unwritten:
                 writes.popleft().result()
-            computed = self._prober.submit(self._compute, job[1])
+            computed = self._prober.submit(self._compute, job)
             writes.append(self._writer.submit(self._write, write, job, computed))
         return True
 
     def _read(self, jobs: Iterator[Piece]) -> Future[Piece | None]:
         return self._reader.submit(next, jobs, None)
 
-    def _compute(self, batch: Batch) -> _Computed:
-        if not len(batch):
+    def _compute(self, piece: Piece) -> _Computed:
+        batch = piece.batch
+        images = batch.images if piece.rows is None else batch.images[piece.rows]
+        if not len(images):
             nothing = (np.empty((0, *o.row_shape), o.dtype) for o in self._probe.outputs)
             return batch, tuple(nothing)
         try:
-            return batch, self._checked(batch)
+            return batch, self._checked(images)
         except MisfitError as error:  # all images of a batch have one shape
             if self._on_error == "raise":
                 raise _named(batch, error) from error
-            return self._compute(batch.without(dict.fromkeys(range(len(batch)), error.message)))
+            none = batch.without(dict.fromkeys(range(len(batch)), error.message))
+            return self._compute(replace(piece, batch=none, rows=None))
         except NetworkError as error:
             raise _named(batch, error) from error
 
-    def _checked(self, batch: Batch) -> tuple[Array, ...]:
-        results = self._probe(batch.images)
+    def _checked(self, images: Array) -> tuple[Array, ...]:
+        results = self._probe(images)
         for output, result in zip(self._probe.outputs, results, strict=True):
-            if result.shape != (len(batch), *output.row_shape):
+            if result.shape != (len(images), *output.row_shape):
                 raise MisfitError(
                     f"layer {output.layer!r} gives rows of shape {result.shape[1:]} for "
-                    f"images of shape {batch.images.shape[1:]}, and {output.row_shape} was "
-                    "expected",
+                    f"images of shape {images.shape[1:]}, and {output.row_shape} was expected",
                     hint="--resize brings all images to one size; --pool gives rows of one length",
                 )
         return results
@@ -137,7 +149,7 @@ class Threads:
         if self._failed:
             return
         try:
-            write(job[0], *computed.result())
+            write(job.split, *computed.result())
         except BaseException:
             self._failed = True
             raise

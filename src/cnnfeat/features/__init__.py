@@ -3,6 +3,7 @@
 from cnnfeat.features.computed import write_arrays
 from cnnfeat.features.disk import Disk, storage_errors
 from cnnfeat.features.format import (
+    DIGEST,
     RESERVED_SPLITS,
     FilePlan,
     SplitPlan,
@@ -14,6 +15,7 @@ from cnnfeat.features.inventory import ShardEntry, is_set
 from cnnfeat.features.journal import Header
 from cnnfeat.features.naming import LayerPart
 from cnnfeat.features.reader import FeatureFile
+from cnnfeat.features.seal import row_checksums
 from cnnfeat.features.shardfile import PlannedFile, ShardFile
 from cnnfeat.features.table import FeatureTable, open_table
 from cnnfeat.features.verification import (
@@ -27,6 +29,7 @@ from cnnfeat.features.verification import (
 from cnnfeat.features.writer import FeatureWriter, stored_text
 
 __all__ = [
+    "DIGEST",
     "RESERVED_SPLITS",
     "Damage",
     "Disk",
@@ -48,6 +51,7 @@ __all__ = [
     "is_set",
     "open_table",
     "plan_columns",
+    "row_checksums",
     "storage_errors",
     "stored_text",
     "verify_file",

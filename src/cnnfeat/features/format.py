@@ -8,10 +8,12 @@
     /<split>/label             int64 (n,)
     /<split>/part              uint8 (n,): 0 unseen, 1 fitted, 2 validation; absent: unknown
     /<split>/group             int64 (n,), where the source has groups
+    /<split>/digest            uint64 (n,): XXH3-64 of each picture as the network was given it
     /<split>/id                string (n,)
     /<split>/skipped/          row, id, reason: samples left out, where there are any
     /checksums/<split>/stop    int64 (b,): the row after each block's last
-    /checksums/<split>/column  string (c,): the layers in their order, label, part, group, id
+    /checksums/<split>/column  string (c,): the layers in their order, label, part, group, digest,
+                               id; those that are there
     /checksums/<split>/sum     uint64 (b, c): XXH3-64 of each block's bytes
 """
 
@@ -32,10 +34,11 @@ FORMAT = "cnnfeat-features"
 FORMAT_VERSION = 1
 CHECKSUM = "xxh3-64"
 CHECKSUMS, CLASSES = "checksums", "classes"
-LABEL, PART, GROUP, ID, SKIPPED = "label", "part", "group", "id", "skipped"
+LABEL, PART, GROUP, DIGEST, ID = "label", "part", "group", "digest", "id"
+SKIPPED = "skipped"
 OVERFLOWED = "overflowed_to_inf"  # a layer's attribute: values beyond the stored type
 # What stands beside the layers, a number a row, and how it is stored.
-BESIDE = {LABEL: "<i8", PART: "|u1", GROUP: "<i8"}
+BESIDE = {LABEL: "<i8", PART: "|u1", GROUP: "<i8", DIGEST: "<u8"}
 RESERVED = frozenset({*BESIDE, ID, SKIPPED, "sample"})
 RESERVED_SPLITS = frozenset({CHECKSUMS, CLASSES, "class"})
 
@@ -205,7 +208,7 @@ def plan_columns(
     """Decide name and type of every array of a split.
 
     Floating-point activations are stored as `dtype`, truth values as uint8, others as they are.
-    `beside` names those of `part` and `group` that are known.
+    `beside` names those of `part`, `group` and `digest` that are known.
     """
     columns: list[Column] = []
     taken = set(RESERVED)

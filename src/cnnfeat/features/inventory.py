@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 from cnnfeat.documents import Count, Longest, Name, json_text, read_document, take_up
-from cnnfeat.errors import FeatureFileError
+from cnnfeat.errors import FeatureFileError, OutputExistsError
 from cnnfeat.files import replacing
 from cnnfeat.regular import open_regular
 from cnnfeat.shards import shard_files
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SET_FORMAT, SET_VERSION = "cnnfeat-set", 1
 _HEAD_BYTES = 64  # in which the format stands
+_ROW_BYTES = 16  # of a row's id alone
 _SEAL = "cnnfeat merge FOLDER --manifest seals a folder whose shards are all there"
 
 
@@ -78,6 +79,30 @@ class _Head(TypedDict):
     version: int
 
 
+def check_manifest(folder: Path) -> None:
+    """Refuse to write a manifest over a file that is none.
+
+    Raises
+    ------
+    OutputExistsError
+        If there is one.
+    """
+    path = folder / MANIFEST
+    if path.exists() and not _is_manifest(path):
+        raise OutputExistsError(
+            f"{path} is no manifest of shards, and would be written over",
+            hint="move it elsewhere: what lists a set's shards has that name",
+        )
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            return SET_FORMAT.encode() in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+
+
 def write_inventory(
     folder: Path, settings: Mapping[str, str], shards: Iterable[ShardEntry]
 ) -> None:
@@ -87,9 +112,12 @@ def write_inventory(
     ------
     FeatureFileError
         If the shards aren't all there are.
+    OutputExistsError
+        If there is another program's file of that name.
     StorageError
         If the disk refuses.
     """
+    check_manifest(folder)
     head = json_text({"format": SET_FORMAT, "version": SET_VERSION, "settings": dict(settings)})
     with replacing(folder / MANIFEST) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(f'{head[:-1]}, "shards": [')
@@ -129,13 +157,7 @@ def is_set(path: Path) -> bool:
     """Whether a path leads to a folder of shards, sealed or not."""
     if not path.is_dir():
         return False
-    try:
-        with open_regular(path / MANIFEST) as file:
-            if SET_FORMAT.encode() in file.read(_HEAD_BYTES):
-                return True
-    except OSError:
-        pass  # there may be shards
-    return next(shard_files(path), None) is not None
+    return _is_manifest(path / MANIFEST) or next(shard_files(path), None) is not None
 
 
 def read_inventory(folder: Path) -> Inventory:
@@ -163,7 +185,8 @@ def read_inventory(folder: Path) -> Inventory:
     except ValueError as error:
         if isinstance(error, FeatureFileError):
             raise
-        raise FeatureFileError(f"{path} is no manifest of shards: {error}", hint=_SEAL) from error
+        hint = _SEAL if _is_manifest(path) else f"move it elsewhere; then {_SEAL}"
+        raise FeatureFileError(f"{path} is no manifest of shards: {error}", hint=hint) from error
     if not found.shards:
         raise FeatureFileError(f"{path} lists no shard", hint=_SEAL)
     for _ in in_a_row(folder, found.shards):
@@ -201,6 +224,12 @@ def _check_present(folder: Path, shards: Sequence[ShardEntry]) -> None:
             raise FeatureFileError(
                 f"{folder / shard.name} has {size:,} bytes, and {MANIFEST} says "
                 f"{shard.size_bytes:,}: it was made again or is damaged",
+                hint=_SEAL,
+            )
+        if sum(shard.rows.values()) * _ROW_BYTES > size:
+            raise FeatureFileError(
+                f"{folder / shard.name} has {size:,} bytes, too few for the "
+                f"{sum(shard.rows.values()):,} rows that {MANIFEST} says",
                 hint=_SEAL,
             )
         names.add(shard.name)

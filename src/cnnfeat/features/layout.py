@@ -181,11 +181,12 @@ class _FileTail:
         rows = _dimension(group, "sample", split.n_rows)
         taken = {"sample", *group}
         beside = [column.name for column in split.columns if column.output is None]
+        coordinates = [*(name for name in beside if name != fmt.DIGEST), fmt.ID]
         for column, overflow in zip(split.columns, state.overflows, strict=True):
             array = group[column.name]
             array.dims[0].attach_scale(rows)
             if column.output is not None:
-                _describe(array, column.output, overflow=overflow, beside=[*beside, fmt.ID])
+                _describe(array, column.output, overflow=overflow, beside=coordinates)
                 _name_axes(group, array, column, taken)
         if fmt.PART in beside:
             _name_parts(group[fmt.PART])

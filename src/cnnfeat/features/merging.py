@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from cnnfeat.features.inventory import (
     MANIFEST,
     Inventory,
     ShardEntry,
+    check_manifest,
     in_a_row,
     read_inventory,
     write_inventory,
@@ -37,8 +38,17 @@ _OWN = {"shard", "created", "h5py"}  # what a merged file says of itself
 _log = logging.getLogger("cnnfeat")
 
 
-def take_stock(folder: Path, *, progress: Progress = SILENT) -> Inventory:
+def take_stock(folder: Path, *, of: int | None = None, progress: Progress = SILENT) -> Inventory:
     """Look through the shards of a folder, and see that they are one whole set.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they are.
+    of : int, optional
+        Look at shards of a set of so many alone; else there may be no others.
+    progress : Progress
+        Told of every shard.
 
     Raises
     ------
@@ -47,20 +57,20 @@ def take_stock(folder: Path, *, progress: Progress = SILENT) -> Inventory:
     FeatureFileError
         If one is missing, damaged, or was made with other settings than the first.
     """
-    paths = all_there(folder)
+    paths = all_there(folder, of=of)
     with ShardFile(paths[0]) as first:
         settings = first.provenance.settings
     with progress.task("looking through shards", total=len(paths), unit="shards") as task:
         shards = tuple(in_a_row(folder, _entries(paths, settings, task)))
-    found = Inventory(settings, shards)
+    found = Inventory(_said_of_all(folder, shards), shards)
     for split in found.splits:
         if not found.n_rows(split):
             raise FeatureFileError(f"{folder}: all samples of split {split!r} were left out")
     return found
 
 
-def all_there(folder: Path) -> list[Path]:
-    """List the shards of a folder, in order.
+def all_there(folder: Path, *, of: int | None = None) -> list[Path]:
+    """List the shards of a folder, in order; those of a set of `of` shards alone, if that is said.
 
     Raises
     ------
@@ -69,8 +79,9 @@ def all_there(folder: Path) -> list[Path]:
     """
     by_size: dict[int, dict[int, Path]] = {}
     if folder.is_dir():
-        for number, of, path in shard_files(folder):
-            by_size.setdefault(of, {})[number] = path
+        for number, size, path in shard_files(folder):
+            if of in (None, size):
+                by_size.setdefault(size, {})[number] = path
     if not by_size:
         raise MissingInputError(
             f"{folder} is no folder with shards in it",
@@ -82,17 +93,25 @@ def all_there(folder: Path) -> list[Path]:
             f"{folder} holds shards of several sets: {' and '.join(firsts)}",
             hint="move those of one of them to a folder of their own",
         )
-    ((of, paths),) = by_size.items()
-    if n_missing := of - len(paths):
-        missing = (ShardNumber(number, of) for number in range(1, of + 1) if number not in paths)
+    ((size, paths),) = by_size.items()
+    if n_missing := size - len(paths):
+        numbers = (number for number in range(1, size + 1) if number not in paths)
+        missing = (ShardNumber(number, size) for number in numbers)
         some = list(itertools.islice(missing, _LISTED))
         names = ", ".join(one.file_name for one in some)
         raise FeatureFileError(
-            f"{folder}: {n_missing:,} of {of:,} shards are missing: {names}"
+            f"{folder}: {n_missing:,} of {size:,} shards are missing: {names}"
             + (" ..." if n_missing > _LISTED else ""),
             hint=f"cnnfeat extract --shard {some[0]} --resume makes it, with the same options",
         )
-    return [paths[number] for number in range(1, of + 1)]
+    return [paths[number] for number in range(1, size + 1)]
+
+
+def _said_of_all(folder: Path, shards: Sequence[ShardEntry]) -> Mapping[str, str]:
+    """Say what a set was made with: as the first shard from which samples were left out, or all."""
+    telling = next((shard for shard in shards if shard.n_left_out), shards[0])
+    with ShardFile(folder / telling.name) as file:
+        return file.provenance.settings
 
 
 def _entries(paths: list[Path], settings: Mapping[str, str], task: Task) -> Iterator[ShardEntry]:
@@ -104,17 +123,20 @@ def _entries(paths: list[Path], settings: Mapping[str, str], task: Task) -> Iter
         task.advance()
 
 
-def seal_set(folder: Path, *, progress: Progress = SILENT) -> Inventory:
+def seal_set(folder: Path, *, of: int | None = None, progress: Progress = SILENT) -> Inventory:
     """Write the manifest of a folder whose shards are all there, so that it is read as one file.
 
     Raises
     ------
     CnnfeatError
         As `take_stock` does.
+    OutputExistsError
+        If there is another program's manifest.json.
     StorageError
         If the disk refuses.
     """
-    found = take_stock(folder, progress=progress)
+    check_manifest(folder)
+    found = take_stock(folder, of=of, progress=progress)
     write_inventory(folder, found.settings, found.shards)
     remove_abandoned_folders(folder)
     return found

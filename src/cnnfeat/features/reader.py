@@ -298,6 +298,13 @@ class FeatureFile:
             size_bytes=place.size_bytes,
         )
 
+    def overflows(self, split: str, name: str) -> int:
+        """How many values of a layer were beyond its stored type, and are infinite."""
+        self.sums(split)
+        array = safety.child_array(self._groups[split], name, self.path)
+        found = read_attributes(array, (fmt.OVERFLOWED,), self.path).get(fmt.OVERFLOWED)
+        return found if isinstance(found, int) and found > 0 else 0
+
     def _find(self, split: str, column: str) -> Place:
         self.sums(split)
         if (split, column) not in self._places:

@@ -70,9 +70,8 @@ class FeatureSet(FeatureFile):
         self.held = self.splits = tuple(self._ordered(filled))
         self._firsts = {split: int(np.argmax(self._ends[split] > 0)) for split in self.splits}
         with self.shard(self._firsts[self.splits[0]]) as first:
-            said = {name: value for name, value in first.attributes.items() if name != "shard"}
-            self.attributes = said
-            self.provenance = replace(first.provenance, shard=None)
+            self.provenance = first.provenance.of_set(self.inventory.settings)
+            self.attributes = self.provenance.to_attributes()
             self.classes, self.layers = first.classes, first.layers
             self._kinds = _kinds(first)
             self._row_words = {name: first._rows_of(name) for name in first.layers}
@@ -170,6 +169,14 @@ class FeatureSet(FeatureFile):
         row_bytes = found.size_bytes // found.shape[0]
         shape = (n_rows, *found.shape[1:])
         return replace(found, shape=shape, size_bytes=row_bytes * n_rows)
+
+    def overflows(self, split: str, name: str) -> int:
+        """How many values of a layer were beyond its stored type, and are infinite."""
+        found = 0
+        for number, _ in self._filled_shards(split):
+            with self.shard(number) as shard:
+                found += shard.overflows(split, name)
+        return found
 
     def read(self, split: str, layer: str, *, start: int = 0, stop: int | None = None) -> Array:
         """Read consecutive rows."""

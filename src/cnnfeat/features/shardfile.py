@@ -19,6 +19,9 @@ from cnnfeat.records import ProbeOutput
 from cnnfeat.shards import ShardRows
 
 _HINT = "give every shard's command the same options, source and versions"
+_ENGINE_HINT = (
+    "make it again with the --engine of the others; auto comes to another where an extra is missing"
+)
 
 
 class PlannedFile(FeatureFile):
@@ -55,12 +58,6 @@ class PlannedFile(FeatureFile):
             axes=safety.axis_names(array, self.path),
         )
 
-    def overflows(self, split: str, name: str) -> int:
-        """How many values of a layer were beyond its stored type, and are infinite."""
-        array = safety.child_array(self._groups[split], name, self.path)
-        found = read_attributes(array, (fmt.OVERFLOWED,), self.path).get(fmt.OVERFLOWED)
-        return found if isinstance(found, int) and found > 0 else 0
-
 
 class ShardFile(PlannedFile):
     """A shard as one of its set, which one without rows is too: all its samples were left out.
@@ -83,6 +80,12 @@ class ShardFile(PlannedFile):
     def _filled(self) -> tuple[str, ...]:
         return tuple(split for split in self._groups if self.n_rows(split))
 
+    @property
+    def n_left_out(self) -> int:
+        """How many of its samples were left out."""
+        n_samples = sum(stop - start for start, stop in self.place.samples.values())
+        return n_samples - sum(self.n_rows(split) for split in self.held)
+
     def check_place(self, number: int, of: int) -> None:
         """Refuse a shard that is another of its set, or of another.
 
@@ -101,6 +104,8 @@ class ShardFile(PlannedFile):
     def check_settings(self, wanted: Mapping[str, str], others: str) -> None:
         """Refuse a shard that was made with other settings than the others; name the first.
 
+        Whether samples might have been left out is each one's own: it lists those that were.
+
         Parameters
         ----------
         wanted : mapping of str to str
@@ -113,10 +118,10 @@ class ShardFile(PlannedFile):
         FeatureFileError
             With the setting's name and both values.
         """
-        for name, one, other in differing_settings(self.provenance.settings, wanted):
+        for name, one, other in differing_settings(self.provenance.settings, wanted, whole=True):
             raise FeatureFileError(
                 f"{self.path} was made with another {name} than {others}: {one}, not {other}",
-                hint=_HINT,
+                hint=_ENGINE_HINT if name == "engine" else _HINT,
             )
 
     def content_checksum(self) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from cnnfeat.errors import DataError, OutputExistsError, UsageError
 from cnnfeat.features.disk import Disk, storage_errors
 from cnnfeat.features.format import (
+    DIGEST,
     LABEL,
     Block,
     BlockNames,
@@ -34,6 +35,7 @@ from cnnfeat.features.safety import open_checked
 from cnnfeat.features.seal import byte_view, checksum
 from cnnfeat.files import check_output, check_space, locked
 from cnnfeat.progress import SILENT, Progress
+from cnnfeat.provenance import differing_settings
 from cnnfeat.records import Array, Batch, SkippedSample
 
 SYNC_BYTES = 16 << 20  # written between two syncs
@@ -189,7 +191,8 @@ class FeatureWriter:
                 hint="--overwrite makes it again",
             )
         same_rows = said.to_attributes().get("shard") == plan.attributes.get("shard")
-        if said.settings != plan.settings or not same_rows or not same_run:
+        differ = differing_settings(said.settings, plan.settings, whole=said.is_whole)
+        if any(differ) or not same_rows or not same_run:
             return False
         with locked(paths.final):  # also removes the lock of a process that died at the very end
             for leftover in leftovers:
@@ -389,7 +392,7 @@ class FeatureWriter:
         sums, overflows = [], []
         before = overflowed or (0,) * len(arrays)
         for column, values, n_before in zip(state.plan.columns, arrays, before, strict=True):
-            rows, overflow = _fit(values, column)
+            rows, overflow = fit_rows(values, column)
             if len(rows):
                 with storage_errors(self.paths.final):
                     place = self._place(state, column)
@@ -489,16 +492,22 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def needed_bytes(plan: FilePlan) -> int:
+    """How long a file will be, about, and no longer."""
+    return plan.size_bytes + plan.n_rows * _TEXT_BYTES_PER_ROW + _SLACK_BYTES
+
+
 def _check_space(path: Path, plan: FilePlan, *, present_bytes: int = 0) -> None:
-    needed = plan.size_bytes + plan.n_rows * _TEXT_BYTES_PER_ROW + _SLACK_BYTES
-    check_space(path, needed, present_bytes=present_bytes, smaller=_SMALLER)
+    check_space(path, needed_bytes(plan), present_bytes=present_bytes, smaller=_SMALLER)
 
 
 def _with_facts(plan: SplitPlan, batch: Batch, arrays: Sequence[Array]) -> list[Array]:
     """Add the labels, and what the plan knows of the rows that are kept."""
     found = list(arrays)
     for name in [column.name for column in plan.columns if column.output is None]:
-        if name != LABEL:
+        if name == DIGEST and batch.digests is not None:
+            found.append(batch.digests)
+        elif name != LABEL:
             left_out = [sample.row for sample in batch.skipped]
             found.append(plan.beside[name][np.setdiff1d(range(batch.start, batch.stop), left_out)])
         elif batch.labels is not None:
@@ -511,7 +520,7 @@ def _with_facts(plan: SplitPlan, batch: Batch, arrays: Sequence[Array]) -> list[
     return found
 
 
-def _fit(values: Array, column: Column) -> tuple[Array, int]:
+def fit_rows(values: Array, column: Column) -> tuple[Array, int]:
     """Bring values to a column's type; also count the finite ones that became infinite."""
     dtype = np.dtype(column.dtype)
     if values.shape[1:] != column.row_shape:
