@@ -28,6 +28,7 @@ from cnnfeat.features import FeatureFile, write_arrays
 from cnnfeat.report import plots
 from cnnfeat.report.embedding import choose_rows, embed_layer
 from cnnfeat.report.evidence import Artifacts, Predictions
+from cnnfeat.report.figure import CLASS_COLOURS
 from cnnfeat.report.gallery import find_top
 from cnnfeat.report.tiles import filter_tiles, make_sheet
 
@@ -83,12 +84,39 @@ def test_filters_are_the_kernel_of_plain_keras(run, tmp_path):
     assert "Filters of conv1: 4 of 3×3, 1 input channel" in texts(out)
 
 
+def test_filters_over_several_channels_keep_their_signs(run, tmp_path):
+    kernel = run.kernels["conv2"]  # (3, 3, 4, 6)
+    out = tmp_path / "largest.svg"
+    plots.draw_filters(canvas(run.folder, out), "conv2")
+    expected = np.full((6, 9, 9), np.nan)
+    for number in range(6):
+        channels = [kernel[:, :, channel, number] for channel in range(4)]
+        channels.sort(key=lambda weights: -float((weights.astype(float) ** 2).sum()))
+        expected[number, :3, :3], expected[number, :3, 4:7] = channels[:2]
+        expected[number, 4:7, :3], expected[number, 4:7, 4:7] = channels[2:]
+    np.testing.assert_array_equal(filter_tiles(kernel), expected)
+    assert "weights to the 4 of 4 input channels with the largest" in texts(out)
+    sheet = make_sheet(filter_tiles(kernel))
+    assert sheet.low == -sheet.high == -np.abs(kernel).max()
+    assert not sheet.pixels[3, :7].any()  # clear between the channels
+
+
+def test_few_of_many_channels_are_shown(run):
+    kernel = np.zeros((1, 1, 9, 1))
+    kernel[0, 0, :, 0] = [1, -9, 2, 3, -8, 4, 5, 6, 7]
+    tile = np.nan_to_num(filter_tiles(kernel)[0])
+    assert tile[:3, :3].tolist() == [[-9, 0, -8], [0, 0, 0], [7, 0, 6]]
+    assert not tile[3:].any()
+    few = filter_tiles(kernel[:, :, :2])
+    assert np.nan_to_num(few[0, 0]).tolist() == [-9, 0, 1, 0, 0]
+
+
 def test_filters_over_several_channels_are_shown_by_norm_or_channel(run, tmp_path):
     kernel = run.kernels["conv2"]  # (3, 3, 4, 6)
     out = tmp_path / "norm.svg"
-    plots.draw_filters(canvas(run.folder, out), "conv2")
+    plots.draw_filters(canvas(run.folder, out), "conv2", by="norm")
     norm = np.sqrt((kernel.astype(float) ** 2).sum(axis=2))
-    np.testing.assert_allclose(filter_tiles(kernel), np.moveaxis(norm, 2, 0), rtol=1e-6)
+    np.testing.assert_allclose(filter_tiles(kernel, by="norm"), np.moveaxis(norm, 2, 0), rtol=1e-6)
     assert "L2 norm over 4 input channels" in texts(out)
     out = tmp_path / "channel.svg"
     plots.draw_filters(canvas(run.folder, out), "conv2", by="channel", channel=3)
@@ -394,3 +422,12 @@ def test_wrong_predictions_come_surest_first():
         np.array([9.0, 0.1, 0.5, 0.1]),
     )
     assert found.wrong.tolist() == [2, 1, 3]
+
+
+def test_classes_have_ten_colours_that_the_page_has_too():
+    style = (Path(plots.__file__).parent / "templates" / "report.css").read_text("utf-8")
+    assert re.findall(r"--c\d: (#\w+);", style) == list(CLASS_COLOURS)
+    assert len(set(CLASS_COLOURS)) == 10
+    assert re.findall(r"\.c(\d) \{ stroke: var\(--c(\d)\); \}", style) == [
+        (str(number), str(number)) for number in range(10)
+    ]

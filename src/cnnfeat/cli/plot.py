@@ -138,11 +138,11 @@ def plot() -> None:
 @click.option("--layer", required=True, help="A convolution, or a block with one.")
 @click.option(
     "--by",
-    type=click.Choice(["auto", "norm", "channel"]),
+    type=click.Choice(["auto", "largest", "norm", "channel"]),
     default="auto",
     show_default=True,
-    help="What a tile shows where a filter has several input channels; auto: colours for 3 "
-    "channels, else the L2 norm.",
+    help="What a tile shows where a filter has several input channels; largest: the four of "
+    "the largest L2 norm; auto: colours for 3 channels, else the largest.",
 )
 @click.option(
     "--channel", type=int, default=0, show_default=True, help="Which one, with --by channel."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.patheffects import withStroke
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
@@ -216,7 +217,25 @@ def _draw_classes(
         name = short(class_name(label, classes), limit=28)
         _scatter(axes, points[labels == label], place=label, name=name)
     if len(present) <= _IN_LEGEND:
+        for label in present:
+            _name_cluster(axes, points[labels == label], class_name(label, classes))
         figure.legend(loc="outside right upper", title="class", markerscale=1.6)
+
+
+def _name_cluster(axes: Axes, points: NDArray[np.float64], name: str) -> None:
+    """Write a class's name where most of its points are."""
+    x, y = np.median(points, axis=0)
+    halo = [withStroke(linewidth=2.5, foreground="white")]
+    axes.text(
+        x,
+        y,
+        short(name, limit=16),
+        ha="center",
+        va="center",
+        fontsize=11,
+        fontweight="bold",
+        path_effects=halo,
+    )
 
 
 def _scatter(axes: Axes, points: NDArray[np.float64], *, place: int, name: str | None) -> None:
@@ -225,7 +244,7 @@ def _scatter(axes: Axes, points: NDArray[np.float64], *, place: int, name: str |
         points[:, 1],
         s=14 if len(points) < 2_000 else 9,
         c=CLASS_COLOURS[place % len(CLASS_COLOURS)],
-        marker=CLASS_MARKERS[place % len(CLASS_MARKERS)],
+        marker=CLASS_MARKERS[(place + place // len(CLASS_COLOURS)) % len(CLASS_MARKERS)],
         linewidths=0.2,
         edgecolors="white",
         label=name,

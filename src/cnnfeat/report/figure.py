@@ -41,9 +41,13 @@ _FONTS = (
 _MISSING = re.compile(r"Glyph (\d+) .*missing from")
 FORMATS = (".png", ".svg")
 
-# Okabe & Ito, https://jfly.uni-koeln.de/color/: told apart by colour-blind eyes. Yellow is left out
-# (too faint on white); markers tell further classes apart.
-CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+# Ten that colour-blind eyes tell apart as well as ten can be, on white and on dark: M. A. Petroff,
+# "Accessible color sequences for data visualization", arXiv 2107.02270, 2021. Further classes have
+# them again, with other markers.
+CLASS_COLOURS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
 CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 GOOD, BAD = "#0072B2", "#D55E00"
 AMOUNTS = "Blues"  # for what begins at 0: light on paper

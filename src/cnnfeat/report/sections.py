@@ -13,8 +13,8 @@ from cnnfeat.records import class_name
 from cnnfeat.report.embedding import METHODS, Embedding
 from cnnfeat.report.evidence import Evidence, Predictions
 from cnnfeat.report.exhibits import Exhibit
-from cnnfeat.report.figure import data_uri
-from cnnfeat.report.tiles import Sheet, filter_tiles, make_sheet, map_tiles
+from cnnfeat.report.figure import CLASS_COLOURS, data_uri
+from cnnfeat.report.tiles import LARGEST, Sheet, filter_tiles, make_sheet, map_tiles
 from cnnfeat.result import SvmResult
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ TILES = 144  # of a layer's filters and maps that are drawn
 TILE_SIDE = 32  # pixels of a map that are drawn; of larger ones every 2nd, 3rd ...
 SCATTER_WIDTH, SCATTER_HEIGHT = 1000, 700
 _SCATTER_MARGIN = 20
-COLOURS = 8  # the style sheet's colours of classes
+COLOURS = len(CLASS_COLOURS)
 _LEVELS = (0.0, 0.005, 0.02, 0.1, 0.5)  # shares of a row from which a cell gets darker
 
 
@@ -152,7 +152,7 @@ class ShownExhibit:
     filters: Tiles | None
     kernel_shape: tuple[int, ...]
     map_shape: tuple[int, ...]
-    by_norm: bool
+    by_largest: int  # so many channels of a filter, beside each other; 0: all of it is shown
     step: int  # draw one pixel in step × step of a map
     answers: tuple[Answer, ...]
 
@@ -241,7 +241,7 @@ def show_exhibit(exhibit: Exhibit, album: Album) -> ShownExhibit:
         filters=None if tiles is None else _tiles(make_sheet(tiles[:TILES])),
         kernel_shape=() if exhibit.kernel is None else exhibit.kernel.shape,
         map_shape=() if maps is None else maps.shape,
-        by_norm=exhibit.kernel is not None and exhibit.kernel.shape[2] not in (1, 3),
+        by_largest=0 if exhibit.kernel is None else _n_largest(exhibit.kernel.shape[2]),
         step=step,
         answers=tuple(
             Answer(
@@ -251,6 +251,10 @@ def show_exhibit(exhibit: Exhibit, album: Album) -> ShownExhibit:
             for row, activation in exhibit.maps.items()
         ),
     )
+
+
+def _n_largest(n_channels: int) -> int:
+    return 0 if n_channels in (1, 3) else min(LARGEST, n_channels)
 
 
 def _tiles(sheet: Sheet) -> Tiles:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAPS = "viridis"  # of numbers that are never negative
 _GAP = 1  # pixels between tiles
+LARGEST = 4  # channels of a filter that are shown where it has many
 DIFFERENCE = (
     "Filters are weights: the same for every image. Features are activations: this image's own."
 )
@@ -58,7 +59,7 @@ def make_sheet(tiles: Array, *, columns: int | None = None) -> Sheet:
     ----------
     tiles : ndarray
         (n_tiles, height, width) numbers, or (n_tiles, height, width, 3) signed weights of the
-        colour channels, shown as colours around grey.
+        colour channels, shown as colours around grey. Where a number is NaN the sheet is clear.
     columns : int, optional
         Tiles in a row; by default the sheet is about square.
     """
@@ -74,6 +75,7 @@ def make_sheet(tiles: Array, *, columns: int | None = None) -> Sheet:
         painted[..., :3], painted[..., 3] = np.rint(shares * 255), 255
     else:
         painted[:] = mpl.colormaps[colours](shares, bytes=True)
+        painted[np.isnan(tiles)] = 0
     pixels = _lay_out(painted, columns)
     return Sheet(pixels, columns, (height, width), n_tiles, low, high, colours)
 
@@ -96,16 +98,18 @@ def filter_tiles(kernel: Array, *, by: str = "auto", channel: int = 0) -> Array:
     ----------
     kernel : ndarray
         (height, width, input channels, filters).
-    by : {"auto", "norm", "channel"}
-        How several input channels become one tile: their L2 norm, or one of them. "auto" shows
-        the weights themselves for one channel, colours for three, else the norm.
+    by : {"auto", "largest", "norm", "channel"}
+        How several input channels become one tile: the four of the largest L2 norm, beside each
+        other with NaN between; the norm over all channels; or one of them. "auto" shows the
+        weights themselves for one channel, colours for three, else the largest.
     channel : int
         The input channel, with `by="channel"`.
 
     Returns
     -------
     ndarray
-        (filters, height, width), or (filters, height, width, 3) for colours.
+        (filters, height, width), or (filters, height, width, 3) for colours. Four channels make
+        tiles of (2 height + 3, 2 width + 3): filters lie farther apart than their channels.
 
     Raises
     ------
@@ -120,9 +124,28 @@ def filter_tiles(kernel: Array, *, by: str = "auto", channel: int = 0) -> Array:
         return filters[..., channel]
     if by == "auto" and n_channels == 3:
         return filters
-    if by in ("auto", "norm"):
+    if by in ("auto", "largest"):
+        return _largest_channels(filters.astype(np.float64))
+    if by == "norm":
         return np.asarray(np.linalg.norm(filters.astype(np.float64), axis=3))
-    raise UsageError(f"filters are shown by norm or by channel, not by {by!r}")
+    raise UsageError(f"filters are shown by largest, norm or channel, not by {by!r}")
+
+
+def _largest_channels(filters: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lay each filter's largest channels beside each other, the largest first; one of one."""
+    n_filters, height, width, n_channels = filters.shape
+    shown = min(LARGEST, n_channels)
+    order = np.argsort(-np.linalg.norm(filters, axis=(1, 2)), axis=1, kind="stable")[:, :shown]
+    columns = min(2, shown)
+    n_rows = -(-shown // columns)
+    size = (n_rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP)  # filters lie apart
+    tiles = np.full((n_filters, *size), np.nan)
+    for place in range(shown):
+        top, left = place // columns * (height + _GAP), place % columns * (width + _GAP)
+        channel = order[:, place, None, None, None]
+        chosen = np.take_along_axis(filters, channel, axis=3)[..., 0]
+        tiles[:, top : top + height, left : left + width] = chosen
+    return tiles
 
 
 def map_tiles(activation: Array) -> Array:
@@ -244,7 +267,13 @@ def _what_is_shown(tiles: Array, n_channels: int, *, by: str = "auto", channel: 
         return "weights to red, green and blue; grey is 0"
     if by == "channel":
         return f"weights to input channel {channel}"
-    return "weights" if n_channels == 1 else f"L2 norm over {n_channels} input channels"
+    if by == "norm":
+        return f"L2 norm over {n_channels} input channels"
+    if n_channels == 1:
+        return "weights"
+    return (
+        f"weights to the {min(LARGEST, n_channels)} of {n_channels} input channels with the largest"
+    )
 
 
 def _size(sheet: Sheet) -> tuple[float, float]:
