@@ -15,7 +15,7 @@ import pytest
 import xxhash
 
 from cnnfeat.errors import DataError, Interrupted, StorageError, UsageError
-from cnnfeat.extraction import Extraction, growing, standing
+from cnnfeat.extraction import Extraction, existing, growing
 from cnnfeat.extraction import extract as run
 from cnnfeat.extraction.adding import add_to
 from cnnfeat.features import FeatureFile, verify_file
@@ -371,7 +371,7 @@ def test_a_set_is_whole_at_every_moment_of_its_growth(extract, add, monkeypatch,
 
     name = {"moving": "sync", "sealing": "seal_set", "withdrawing": "withdraw"}.get(moment)
     with monkeypatch.context() as patched:
-        patched.setattr(standing if name else shutil, name or "rmtree", die)
+        patched.setattr(existing if name else shutil, name or "rmtree", die)
         with pytest.raises(KilledError):
             add(now, folder)
     n_rows = 50 if moment in ("moving", "sealing") else 55

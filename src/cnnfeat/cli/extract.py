@@ -146,7 +146,7 @@ def _finish(result: ExtractResult, as_json: bool) -> None:
 
 def _with_layers_at(out: Path, options: RunOptions) -> RunOptions:
     """Ask for the layers that are there where none is named."""
-    from cnnfeat.extraction.standing import layers_at
+    from cnnfeat.extraction.existing import layers_at
 
     if flags.is_said(click.get_current_context(), flags.parameter("extract_options", "layer")):
         return options

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cnnfeat.extraction.existing import Existing, drop_others, put_back
 from cnnfeat.extraction.growing import add_pictures
 from cnnfeat.extraction.run import Extraction, never, result_of
-from cnnfeat.extraction.standing import Standing, drop_others, put_back
 from cnnfeat.extraction.widening import add_layers, check_made_so
 from cnnfeat.features import FeatureFile
 from cnnfeat.features.merging import seal_set
@@ -63,7 +63,7 @@ def add_to(
     began, should_stop = time.monotonic(), should_stop or never
     with locked(out) if out.is_dir() else contextlib.nullcontext():
         put_back(out)
-        there = Standing.at(out)
+        there = Existing.at(out)
         new = [info for info in extraction.layers if not there.has(info.tensor.name)]
         if not there.is_of(source):
             outputs = add_pictures(

@@ -18,17 +18,17 @@ import numpy as np
 
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.extraction.comparing import ANEW, Stretch, compare
-from cnnfeat.extraction.plan import Job
-from cnnfeat.extraction.run import compute_into, warn_of_rows
-from cnnfeat.extraction.standing import (
+from cnnfeat.extraction.existing import (
     DATA,
     STAGING,
-    Standing,
+    Existing,
     check_begun,
     check_sound,
     foresee_shards,
     replace_shards,
 )
+from cnnfeat.extraction.plan import Job
+from cnnfeat.extraction.run import compute_into, warn_of_rows
 from cnnfeat.extraction.threads import Piece, Write
 from cnnfeat.features import DIGEST, FeatureFile, FeatureWriter, FilePlan, PlannedFile
 from cnnfeat.features.merging import seal_set
@@ -52,7 +52,7 @@ _log = logging.getLogger("cnnfeat")
 def add_pictures(
     extraction: Extraction,
     source: Source,
-    there: Standing,
+    there: Existing,
     new: Sequence[LayerInfo],
     *,
     should_stop: Callable[[], bool],
@@ -89,7 +89,7 @@ def add_pictures(
     return job.probe.outputs
 
 
-def _check_one_thing(there: Standing, new: Sequence[LayerInfo]) -> None:
+def _check_one_thing(there: Existing, new: Sequence[LayerInfo]) -> None:
     """Refuse to add layers and pictures at once, and pictures to one of several shards."""
     if new:
         raise UsageError(
@@ -105,7 +105,7 @@ def _check_one_thing(there: Standing, new: Sequence[LayerInfo]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(there: Standing, progress: Progress) -> Iterator[PlannedFile | FeatureSet]:
+def _opened(there: Existing, progress: Progress) -> Iterator[PlannedFile | FeatureSet]:
     """Open what is there. A set is sealed before: then its manifest says which shards are its."""
     if there.path.is_dir():
         inventory = seal_set(there.path, progress=progress)

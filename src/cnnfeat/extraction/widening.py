@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.errors import DataError
-from cnnfeat.extraction.plan import Job
-from cnnfeat.extraction.run import Extraction, compute_into, warn_of_rows
-from cnnfeat.extraction.standing import (
+from cnnfeat.extraction.existing import (
     STAGING,
-    Standing,
+    Existing,
     check_begun,
     check_settings,
     check_sound,
     foresee_shards,
 )
+from cnnfeat.extraction.plan import Job
+from cnnfeat.extraction.run import Extraction, compute_into, warn_of_rows
 from cnnfeat.extraction.threads import Write
 from cnnfeat.features import FeatureWriter, PlannedFile, ShardFile, storage_errors, stored_text
 from cnnfeat.features.merging import seal_set
@@ -35,7 +35,7 @@ _LAYER = frozenset({"layer"})  # the setting that may be another
 def add_layers(
     extraction: Extraction,
     source: Source,
-    there: Standing,
+    there: Existing,
     new: Sequence[LayerInfo],
     *,
     should_stop: Callable[[], bool],
@@ -61,7 +61,7 @@ def add_layers(
 
 
 def check_made_so(
-    extraction: Extraction, source: Source, there: Standing
+    extraction: Extraction, source: Source, there: Existing
 ) -> tuple[ProbeOutput, ...]:
     """See that layers that are there were made with an extraction's settings; return all there are.
 
@@ -77,7 +77,7 @@ def check_made_so(
 
 
 def _wider(
-    extraction: Extraction, source: Source, there: Standing, new: Sequence[LayerInfo]
+    extraction: Extraction, source: Source, there: Existing, new: Sequence[LayerInfo]
 ) -> Job:
     """Settle a job of the layers that are there and of new ones, which it computes."""
     options = there.options_like(extraction)

@@ -39,7 +39,7 @@ _OTHER = "give the same again, or extract into another file with -o"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Existing:
     """A feature file or a set, before something is added to it."""
 
     path: Path
@@ -48,7 +48,7 @@ class Standing:
     outputs: tuple[ProbeOutput, ...]  # its layers
 
     @classmethod
-    def at(cls, path: Path) -> Standing:
+    def at(cls, path: Path) -> Existing:
         """Look at what is there.
 
         Raises
@@ -94,7 +94,7 @@ class Standing:
 
 def layers_at(path: Path) -> tuple[str, ...]:
     """Name the layers that a feature file or a set has, as they were asked for."""
-    return Standing.at(path).layers
+    return Existing.at(path).layers
 
 
 def check_settings(
