@@ -63,8 +63,7 @@ class Scorer:
 
     def __init__(self, network: keras.Model, *, n_parts: int) -> None:
         self._network = network
-        signature = _signature(network)
-        self._sums = _compiled(self._trace, signature, n_parts=n_parts, least=n_parts)
+        self._sums = compiled(self._trace, signature(network), n_parts=n_parts, least=n_parts)
 
     def __call__(self, samples: Samples) -> Score:
         """Score the network on samples."""
@@ -78,7 +77,7 @@ class Scorer:
         return tf.add_n(
             [
                 _sums(self._network(some_images, training=False), some_labels)
-                for some_images, some_labels in _parts(n_parts, images, labels)
+                for some_images, some_labels in parts(n_parts, images, labels)
             ]
         )
 
@@ -127,11 +126,9 @@ class Steps:
         self._augmentation = augmentation
         optimizer.build(self._learner.trainable_variables)
         self._n_steps = 1  # of the next call
-        signature = [tf.TensorSpec((None, *one.shape), one.dtype) for one in _signature(network)]
-        signature.append(tf.TensorSpec((None, None, augmentation.n_draws), tf.float32))
-        self._descend = _compiled(
-            self._trace, signature, n_parts=n_parts, least=max(least, n_parts)
-        )
+        batches = [tf.TensorSpec((None, *one.shape), one.dtype) for one in signature(network)]
+        batches.append(tf.TensorSpec((None, None, augmentation.n_draws), tf.float32))
+        self._descend = compiled(self._trace, batches, n_parts=n_parts, least=max(least, n_parts))
         self.evaluate = Scorer(network, n_parts=n_parts)
 
     @property
@@ -217,7 +214,7 @@ class Steps:
         size = tf.cast(tf.shape(labels)[0], tf.float32)
         weights = self._learner.trainable_variables
         sums, gradients = [], []
-        for some_images, some_labels, some_drawn in _parts(n_parts, images, labels, drawn):
+        for some_images, some_labels, some_drawn in parts(n_parts, images, labels, drawn):
             varied = self._augmentation.graph(some_images, some_drawn)
             with tf.GradientTape() as tape:
                 logits = self._learner(varied, training=True)
@@ -253,22 +250,22 @@ class Steps:
                 own.assign(weight)
 
 
-def _signature(network: keras.Model) -> list[tf.TensorSpec]:
+def signature(network: keras.Model) -> list[tf.TensorSpec]:
     """A batch of images, and their labels."""
     images = tf.TensorSpec((None, *network.input_shape[1:]), network.inputs[0].dtype)
     return [images, tf.TensorSpec((None,), tf.int64)]
 
 
-def _compiled(
+def compiled(
     trace: Callable[..., tf.Tensor],
-    signature: list[tf.TensorSpec],
+    taken: list[tf.TensorSpec],
     *,
     n_parts: int,
     least: int,
 ) -> Callable[..., NDArray[np.float32]]:
     """Compile for batches in parts, and for those of fewer images than `least`: in one piece."""
     functions = {
-        n: tf.function(partial(trace, n), input_signature=signature, autograph=False)
+        n: tf.function(partial(trace, n), input_signature=taken, autograph=False)
         for n in {1, n_parts}
     }
 
@@ -280,7 +277,7 @@ def _compiled(
     return call
 
 
-def _parts(n_parts: int, *batch: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
+def parts(n_parts: int, *batch: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
     """Cut what belongs to a batch's images into parts, all alike."""
     size = tf.shape(batch[0])[0]
     bounds = [size * number // n_parts for number in range(n_parts + 1)]

@@ -17,6 +17,7 @@ from cnnfeat.card import Epoch
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.augmentation import Augmentation
 from cnnfeat.network.descent import Samples, Score, Scorer, Steps
+from cnnfeat.network.norming import NormStatistics
 from cnnfeat.network.standing import Standing
 from cnnfeat.network.starting import HALVES, calls_of_training, least_halved
 from cnnfeat.options import RunOptions, TrainOptions
@@ -107,6 +108,7 @@ def fit(
         learner=learner,
         augmentation=Augmentation(config.augment, seed=seed),
     )
+    norms = NormStatistics(network, n_parts=calls_of_training(config))
     best = _Best(network, options.patience, picks=validation is not None)
     if standing is not None:
         _take_up(standing, steps, best, n_steps=n_steps, most=n_epochs)
@@ -127,13 +129,12 @@ def fit(
     with progress.task(label, total=left, unit="images") as task:
         for number in range(first, n_epochs):
             task.advance(0, note=_note(number, n_epochs, best.history))
+            order = next(orders)
             fitted = steps.epoch(
-                samples,
-                next(orders),
-                batch_size=options.batch_size,
-                turn=number,
-                told=task.advance,
+                samples, order, batch_size=options.batch_size, turn=number, told=task.advance
             )
+            if config.augment.varies:
+                norms.measure(samples, order)
             validated = None if validation is None else steps.evaluate(validation)
             if not best.goes_on(fitted, validated, float(rate(number * n_steps))):
                 break
