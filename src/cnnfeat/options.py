@@ -40,6 +40,7 @@ Size: TypeAlias = tuple[int, int]
 Scale: TypeAlias = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]
 Pooling: TypeAlias = Literal["none", "avg", "max", "flatten"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
+MOST_COPIES = 1_000
 Given: TypeAlias = tuple[tuple[str, float | str], ...]  # names and values
 EngineName: TypeAlias = Literal["auto", "tensorflow", "openvino"]
 
@@ -418,7 +419,10 @@ class ExtractOptions(ProbeOptions):
         "raise", "Whether one bad image ends the run or is left out (then exit code 6)."
     )
     augment_copies: int | None = option(
-        None, "So many varied copies of each row of the training split, too.", low=1, high=1_000
+        None,
+        "So many varied copies of each row of the training split, too.",
+        low=1,
+        high=MOST_COPIES,
     )
     average: int | None = option(
         None,

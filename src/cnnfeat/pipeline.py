@@ -317,6 +317,7 @@ def _check(options: RunOptions) -> None:
         for name, plainly in (
             ("network", options.network == plain.network),
             ("train", options.train == untrained),
+            ("augment", options.augment == plain.augment or bool(options.extraction.augment)),
         )
         if not plainly
     ]

@@ -24,7 +24,7 @@ from cnnfeat.errors import (
     UsageError,
 )
 from cnnfeat.features import FeatureFile, FeatureTable, LayerPart, is_set, open_table
-from cnnfeat.options import AverageOptions, DataOptions, FitOptions
+from cnnfeat.options import MOST_COPIES, AverageOptions, DataOptions, FitOptions
 from cnnfeat.origin import recorded_data, recorded_pixels
 from cnnfeat.parts import Part, unpack_parts
 from cnnfeat.pixels import unusable
@@ -470,7 +470,7 @@ def machine_parts(
         return None
     found = unpack_parts(recorded[split], n_samples=n_samples)
     n_copies = saved.provenance.options.get("extract", {}).get("augment_copies")
-    if found is None and isinstance(n_copies, int) and n_copies > 0:  # behind the rows themselves
+    if found is None and isinstance(n_copies, int) and 0 < n_copies <= MOST_COPIES:  # behind them
         found = unpack_parts(recorded[split], n_samples=n_samples * (n_copies + 1))
         found = None if found is None else found[:n_samples]
     return found

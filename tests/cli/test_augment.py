@@ -51,6 +51,7 @@ def trained(cnnfeat, kept: Path, monkeypatch) -> Callable:
         words = ("--config", "c.toml", "--augment", "elastic=1", "--augment", "zoom=0")
         done = cnnfeat("train", *words)
         assert done.returncode == 0, done.stderr
+        assert "images varied by     shift=0.1,elastic=1\n" in done.stdout
         shutil.copytree("artifacts", "kept")
     shutil.rmtree("artifacts", ignore_errors=True)
     shutil.copytree("kept", "artifacts")
@@ -131,6 +132,36 @@ def test_copies_are_varied_as_in_the_training_and_only_train(trained):
     assert code == 0, err
     result = json.loads(out)
     assert (result["n_train"], result["n_test"]) == (3 * 72, 18)
+
+
+def test_copies_are_rows_like_any_others(trained):
+    """Another layer of them is added, and the pictures behind them are drawn."""
+    assert trained("extract", "--layer", "fc1", "--augment-copies", "1").returncode == 0
+    words = ("--layer", "conv1", "--augment-copies", "1", "--add")
+    code, _, err = trained("extract", *words)
+    assert code == 0, err
+    asked = ("--layer", "fc1", "--layer", "conv1", "--augment-copies", "1", "-o", "both.h5")
+    assert trained("extract", *asked, "--overwrite").returncode == 0
+    with FeatureFile(Path("artifacts/features.h5")) as added, FeatureFile(Path("both.h5")) as both:
+        assert added.layers == both.layers == ("fc1", "conv1")
+        for layer in added.layers:
+            np.testing.assert_array_equal(added.read("train", layer), both.read("train", layer))
+    code, _, err = trained("extract", "--layer", "fc2", "--add")
+    assert code == 2 and "another augment copies: 1, and now it is not given" in err
+    code, _, err = trained("plot", "top", "--layer", "fc1", "--unit", "0", "--split", "train")
+    assert code == 0, err
+    assert Path("artifacts/top.png").stat().st_size > 10_000
+
+
+def test_a_run_varies_copies_as_its_training(trained):
+    more = "[extract]\nlayer = 'fc1'\naugment_copies = 1\n[svm]\nC = 1.0\n"
+    Path("run.toml").write_text(CONFIG.replace("epochs = 2", "epochs = 1") + more, "utf-8")
+    code, _, err = trained("run", "run.toml", "-o", "whole")
+    assert code == 0, err
+    with FeatureFile(Path("whole/features.h5")) as file:
+        said = file.provenance.options["extract"]
+        assert said["augment"] == {"shift": 0.1, "zoom": 0.1}
+        assert file.n_rows("train") == 2 * 72
 
 
 def test_averages_are_kept_and_done_again_for_new_pictures(trained):

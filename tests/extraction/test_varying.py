@@ -15,6 +15,7 @@ from cnnfeat.extraction.varying import A_LITTLE, choose_augment
 from cnnfeat.features import FeatureFile
 from cnnfeat.options import AugmentOptions, ExtractOptions
 from cnnfeat.shards import ShardNumber
+from cnnfeat.svm.originals import find_copies
 
 SIZES = {"train": 50, "test": 20}
 COPIES = ExtractOptions(batch_size=16, augment_copies=2, augment=(("rotation", 5.0),))
@@ -89,6 +90,17 @@ def test_shards_are_those_of_a_single_file(work, tmp_path):
         run(work, tmp_path / "set", shard=ShardNumber(number, 3))
     merge_shards(tmp_path / "set", tmp_path / "f.h5")
     assert arrays(tmp_path / "f.h5") == arrays(tmp_path / "whole.h5")
+
+
+def test_what_is_left_out_is_so_of_each_copy(work, tmp_path):
+    source = work.CountingSource(SIZES, bad={"train": {3, 40}})
+    options = replace(COPIES, on_error="skip")
+    extract(work.CountingNetwork(), source, options, out=tmp_path / "f.h5")
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert [one.row for one in file.skipped("train")] == [3, 40, 53, 90, 103, 140]
+        copies = find_copies(file, "train")
+        marked = ["~" in name for name in file.ids("train")]
+    np.testing.assert_array_equal(copies, marked)
 
 
 def test_a_limit_counts_rows_and_not_copies(work, tmp_path):

@@ -70,7 +70,7 @@ def test_copies_are_the_rows_behind_the_others(copied_file):
     np.testing.assert_array_equal(found, np.arange(450) >= 150)
 
 
-@pytest.mark.parametrize("said", [3, '"many"', -1, 2.5], ids=str)
+@pytest.mark.parametrize("said", [3, '"many"', -1, 2.5, "true"], ids=str)
 def test_a_file_that_cant_have_so_many_copies_is_refused(copied_file, said):
     with pytest.raises(FeatureFileError, match="copies of each row, and it has 450 rows in all"):
         division(copied_file(augment_copies=said))

@@ -99,6 +99,8 @@ def _document(card: ModelCard, out: Path) -> dict[str, Json]:
 
 def _facts(card: ModelCard, out: Path) -> list[tuple[str, str]]:
     """Say what a training made, for people."""
+    from cnnfeat.extraction.varying import trained_with
+
     division = card.division or {}
     fraction = division.get("test_fraction")
     facts: list[tuple[str, str]] = []
@@ -118,6 +120,9 @@ def _facts(card: ModelCard, out: Path) -> list[tuple[str, str]]:
         ),
         *((f"  seed {one['seed']} alone", _alone(one)) for one in card.members),
     ]
+    varied = trained_with(card)
+    if varied.varies:
+        facts.append(("images varied by", str(varied)))
     facts.append(("trained in", f"{card.elapsed_s:.0f} s"))
     facts.append(("model", str(out)))
     return facts

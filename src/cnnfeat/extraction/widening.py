@@ -85,7 +85,7 @@ def _wider(
     unsteady = {**(there.said.network_unsteady or {}), **job.probe.unsteady}
     probe = _Wider(job.probe, (*there.outputs, *job.probe.outputs), unsteady)
     asked = dict.fromkeys((*there.layers, *options.layer))
-    options = dataclasses.replace(options, layer=tuple(asked))
+    options = dataclasses.replace(job.options, layer=tuple(asked))
     return dataclasses.replace(job, probe=probe, options=options)
 
 

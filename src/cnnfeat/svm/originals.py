@@ -33,7 +33,7 @@ def _copies_in(file: FeatureFile, split: str) -> NDArray[np.bool_]:
         return np.zeros(n_rows, np.bool_)
     left_out = [one.row for one in file.skipped(split)]
     n_planned = n_rows + len(left_out)
-    if not isinstance(n_copies, int) or n_copies < 1 or n_planned % (n_copies + 1):
+    if type(n_copies) is not int or n_copies < 1 or n_planned % (n_copies + 1):
         raise FeatureFileError(
             f"{file.path} says that {split!r} has {n_copies!r} copies of each row, and it has "
             f"{n_planned:,} rows in all",
