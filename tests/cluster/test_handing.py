@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import distributed
 import pytest
+from dask.utils import key_split
 from distributed import CancelledError, KilledWorker
 from distributed.comm import CommClosedError
 from distributed.scheduler import WorkerState
@@ -42,9 +43,14 @@ class Client:
     def __init__(self) -> None:
         self.cancelled: list[str] = []
         self.begun: tuple[str, ...] = ()
+        self.n_asked = 0
 
     def scheduler_info(self) -> dict[str, object]:
         return {"workers": {f"tcp://w:{number}": {"resources": {}} for number in range(2)}}
+
+    def run_on_scheduler(self, function) -> None:
+        function()
+        self.n_asked += 1
 
     def call_stack(self) -> dict[str, dict[str, str]]:
         return {"tcp://w:0": dict.fromkeys(self.begun, "")}
@@ -77,6 +83,17 @@ def test_few_tasks_are_under_way_at_a_time(monkeypatch):
         ahead.append(int(repr(handed)[6:-1]) - int(repr(taken)[6:-1]))
     assert len(ahead) == 10_000
     assert max(ahead) <= 4
+
+
+def test_a_scheduler_forgets_the_names_of_many_tasks(monkeypatch):
+    monkeypatch.setattr(handing_module, "_MOST_NAMES", 100)
+    client = Client()
+    for number in range(500):
+        key_split(f"shard-{number}")
+    hands = handing(client, lambda number, workers: Future(f"task-{number}", "done"))
+    assert sum(1 for _ in hands.results(range(250), should_stop=never)) == 250
+    assert client.n_asked == 2
+    assert key_split.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize(

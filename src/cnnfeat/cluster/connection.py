@@ -28,6 +28,8 @@ _CERTIFICATES = (
 _PATIENCE_S = 8  # for a scheduler; with what is asked before and after, within 15
 # How many workers may be lost over one shard; 3, as Dask has it, are few where workers come and go.
 _MOST_LOST = 30
+# How many events a scheduler remembers of each kind; the 1,000 that Dask has are 8 MB of tasks.
+_LOG_LENGTH = 100
 _GPU = "GPU"
 _SILENT = logging.CRITICAL + 1
 
@@ -143,6 +145,7 @@ def _local_cluster(n_processes: int) -> Iterator[object]:
         PROCESSES: n_workers,
         "distributed.scheduler.http.routes": [],  # pages would ask for no key
         "distributed.worker.http.routes": [],
+        "distributed.admin.low-level-log-length": _LOG_LENGTH,
     }
     with dask.config.set(settings):
         try:
@@ -173,6 +176,20 @@ def _limit_of_losses() -> object:
         dask_scheduler.allowed_failures = max(most, dask_scheduler.allowed_failures)  # type: ignore[attr-defined]
 
     return raise_limit
+
+
+def forget_names() -> object:
+    """Make what empties a scheduler's table of the names of tasks, which else grows to 100,000.
+
+    Sent as code, as cnnfeat may not be there.
+    """
+
+    def forget() -> None:
+        from dask.utils import key_split
+
+        key_split.cache_clear()
+
+    return forget
 
 
 def workers_of(client: Client) -> tuple[Worker, ...]:
