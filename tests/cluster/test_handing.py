@@ -45,7 +45,14 @@ class Client:
         self.begun: tuple[str, ...] = ()
         self.n_asked = 0
 
-    def scheduler_info(self) -> dict[str, object]:
+    @property
+    def scheduler(self) -> Client:
+        return self
+
+    def sync(self, ask, **given):
+        return ask(**given)
+
+    def identity(self) -> dict[str, object]:
         return {"workers": {f"tcp://w:{number}": {"resources": {}} for number in range(2)}}
 
     def run_on_scheduler(self, function) -> None:
@@ -118,7 +125,7 @@ def test_as_many_are_under_way_as_are_done_in_a_second(monkeypatch, task_s, n_ah
 def test_that_there_is_no_worker_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(handing_module, "_LOOK_S", 0)
     client = Client()
-    client.scheduler_info = lambda: {"workers": {}}
+    client.identity = lambda: {"workers": {}}
     hands = handing(client, lambda number, workers: Future(f"task-{number}", "done"))
     assert len(list(hands.results(range(5), should_stop=never))) == 5
     said = [record.getMessage() for record in caplog.records]
@@ -331,7 +338,7 @@ def test_ctrl_c_names_a_command_that_there_is(monkeypatch):
 
 def test_workers_that_were_started_with_a_gpu_are_asked_for_it():
     class WithGpu(Client):
-        def scheduler_info(self):
+        def identity(self):
             return {"workers": {"a": {"resources": {"GPU": 1}}, "b": {"resources": {}}}}
 
     assert [worker.resources for worker in workers_of(WithGpu())] == [{"GPU": 1}, None]

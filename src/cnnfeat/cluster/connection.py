@@ -193,8 +193,12 @@ def forget_names() -> object:
 
 
 def workers_of(client: Client) -> tuple[Worker, ...]:
-    """List the workers that there are now."""
-    found: Mapping[str, Mapping[str, object]] = client.scheduler_info()["workers"]
+    """List the workers that there are now.
+
+    The scheduler itself is asked: what the client keeps of it is overwritten now and then by an
+    answer without workers, and all would be taken for lost.
+    """
+    found: Mapping[str, Mapping[str, object]] = client.sync(client.scheduler.identity)["workers"]
     return tuple(
         Worker(address, _GPU in (info.get("resources") or {}))  # type: ignore[operator]
         for address, info in found.items()
