@@ -414,6 +414,7 @@ def test_a_stopped_training_names_the_command_that_goes_on(
     code, out, err = run(*command.split()[1:])
     assert code == 0, err
     assert len(made) == 1 and "of 3" in out
+    assert "artifacts/model.keras.training: goes on after 2 epochs\n" in err
     assert not Path("artifacts/model.keras.training").exists()
     code, out, err = run(*command.split()[1:])
     assert code == 0 and len(made) == 1 and "is complete already" in err and "of 3" in out
@@ -442,7 +443,7 @@ def test_a_run_goes_on_with_its_training_by_itself(run, npz, stop_at):
     assert len(made) == 1
 
 
-def test_a_committee_without_validation_goes_all_the_way(train, run, npz):
+def test_a_committee_without_validation_goes_all_the_way(train, run, npz, monkeypatch):
     """Nobody picked an epoch, and there is no history but the members': it is said in words."""
     code, out, err = train("--data", npz, "--validation", "0", "--seeds", "3,1")
     assert code == 0, err
@@ -458,6 +459,11 @@ def test_a_committee_without_validation_goes_all_the_way(train, run, npz):
     )
     code, out, err = run("layers")
     assert code == 0 and "seed3/fc1" in out and "seed1/conv1" in out, err
+    monkeypatch.setattr("cnnfeat.cli.layers.SCREEN", 3)
+    code, out, err = run("layers")
+    for name in ("seed3", "seed1", "logits"):
+        assert f"\n {name} " in out
+    assert "seed3/fc1 " not in out and "more layers lie between these" in err
     code, out, err = run("extract", "--layer", "seed*/fc1")
     assert code == 0, err
     with FeatureFile(Path("artifacts/features.h5")) as file:

@@ -226,11 +226,14 @@ class _LineTask:
         self._label, self._total, self._unit = label, total, unit
         self._done, self._note = 0.0, ""
         self._started = self._said = time.monotonic()
+        self._first: tuple[float, float] | None = None  # when, and how much was done
 
     def advance(self, amount: float = 1, *, note: str = "") -> None:
         """Count, and write a line when it is time or the task says something new."""
         self._done += amount
         now = time.monotonic()
+        if self._first is None and self._done:  # what came before it is compiling, or was done
+            self._first = now, self._done
         news = bool(note) and note != self._note
         self._note = note or self._note
         if now - self._said >= (NOTE_INTERVAL_S if news else PLAIN_INTERVAL_S):
@@ -246,8 +249,9 @@ class _LineTask:
 
     def _say(self, now: float) -> None:
         remaining = ""
-        if self._total and 0 < self._done < self._total:
-            left_s = (now - self._started) * (self._total / self._done - 1)
+        began, before = self._first or (now, self._done)
+        if self._total and before < self._done < self._total:
+            left_s = (now - began) * (self._total - self._done) / (self._done - before)
             remaining = f" · {time_text(left_s)} left"
         note = f", {self._note}" if self._note else ""
         say(f"{self._label}: {self._amount()}{note}{remaining}")

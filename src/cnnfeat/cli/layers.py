@@ -81,7 +81,9 @@ def _chosen(
     elif kind is not None or whole or len(network.layers) <= SCREEN:
         found = network.layers
     else:
-        found = network.trunk
+        outer = tuple(layer for layer in network.layers if not layer.path)
+        # Ways that part at the images have no trunk: networks side by side.
+        found = network.trunk if len(network.trunk) > 1 else outer
     if kind is None:
         return found
     words = {"dense": ("dense", "matmul")}.get(kind.lower(), (kind.lower(),))

@@ -391,7 +391,7 @@ def _call_numbers(clean: Mapping[str, str]) -> dict[str, int]:
 
 
 def trunk(
-    graph: FlatGraph, dependent: set[str], layers: tuple[LayerInfo, ...]
+    graph: FlatGraph, dependent: set[str], layers: tuple[LayerInfo, ...], *, images: ImageInput
 ) -> tuple[LayerInfo, ...]:
     """Choose the layers that every path from the images to the outputs goes through.
 
@@ -405,7 +405,7 @@ def trunk(
     shapes = {"Shape", "ShapeN", "Size", "Rank"}
     cut: set[str] = set()
     reach = 0
-    for position, name in enumerate(ordered):
+    for position, name in enumerate([node_of(images.tensor), *ordered], -1):
         if reach <= position:
             cut.add(name)
         takers = [rank[taker] for taker in consumers.get(name, ()) if nodes[taker].op not in shapes]

@@ -210,7 +210,7 @@ class Network:
 
         A short list of a long network: the end of each block.
         """
-        return trunk(self._graph, self._dependent, self.layers)
+        return trunk(self._graph, self._dependent, self.layers, images=self.input)
 
     @functools.cached_property
     def blocks(self) -> tuple[NetworkBlock, ...]:

@@ -125,6 +125,7 @@ class Keeper:
         standings = read_standings(self.path, self._settings, most_bytes=most_bytes)
         self.finished = [one for one in standings if one.ended]
         self.kept = _words(standings)
+        logger.info("%s: goes on after %s", self.path, self.kept)
         return next((one for one in standings if not one.ended), None)
 
     def forget(self) -> None:
