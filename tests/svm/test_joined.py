@@ -17,13 +17,14 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from cnnfeat.errors import DataError, FeatureFileError, LayerLookupError, UsageError
-from cnnfeat.features import write_arrays
+from cnnfeat.features import open_table, write_arrays
 from cnnfeat.options import SvmOptions
 from cnnfeat.parts import Part
 from cnnfeat.prediction import predict_features
 from cnnfeat.result import FITTED, UNKNOWN, read_result
 from cnnfeat.svm import load_svm, svm_stage
 from cnnfeat.svm.linear import LinearSVM
+from cnnfeat.svm.originals import find_copies
 
 N_TRAIN, N_TEST = 300, 100
 SPLITS = {"train": slice(0, N_TRAIN), "test": slice(N_TRAIN, N_TRAIN + N_TEST)}
@@ -397,3 +398,17 @@ def test_rows_beyond_memory_are_joined_by_blocks(tmp_path):
     assert (joined.best.layer, joined.best.n_features) == ("*+x", 200)
     assert joined.best.objective == pytest.approx(whole.best.objective, rel=1e-4)
     assert abs(joined.accuracy - whole.accuracy) < 0.005
+
+
+def test_copies_of_any_file_are_copies_in_the_first_one_s_order(tmp_path):
+    ids = ["a", "b", "a~1", "b~1"]
+    said = {"options": '{"extract": {"augment_copies": 1}}'}
+    for name, order, attributes in (("plain.h5", [2, 0, 3, 1], {}), ("own.h5", [0, 1, 2, 3], said)):
+        write_arrays(
+            tmp_path / name,
+            {"train": {"fc": np.zeros((4, 2), "f4")}},
+            ids={"train": [ids[row] for row in order]},
+            attributes=attributes,
+        )
+    with open_table([tmp_path / "plain.h5", tmp_path / "own.h5"]) as table:
+        assert find_copies(table, "train").tolist() == ["~" in name for name in table.ids("train")]
