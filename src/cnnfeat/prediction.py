@@ -418,10 +418,11 @@ def _count(n: int, what: str) -> str:
 def _check_made_by(saved: SavedSVM, file: FeatureFile, expected: str) -> None:
     found = file.provenance.network_sha256
     if found != expected:
+        order = "name files in the order of the training; " if len(saved.files) > 1 else ""
         raise FeatureFileError(
             f"{file.path} was made by another network than {saved.path} was trained on: its "
             f"SHA-256 begins {found[:12]}, expected {expected[:12]}",
-            hint="extract again with the right model, or train again with cnnfeat svm",
+            hint=f"{order}extract again with the right model, or train again with cnnfeat svm",
         )
 
 

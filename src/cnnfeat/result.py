@@ -235,12 +235,13 @@ class SvmResult:
     @property
     def joined_words(self) -> str:
         """Say which layers, networks and files the features are joined of; "": one layer."""
-        files = self.files or (self.features,)
-        return "; ".join(
-            f"{one.layer} ({one.n_features:,} features) of {files[one.file].get('path')}, "
-            f"through {files[one.file].get('network')}"
-            for one in self.best.joined
-        )
+        said = []
+        for number, file in enumerate(self.files or (self.features,)):
+            own = [one for one in self.best.joined if one.file == number]
+            through = f", through {file['network']}" if file.get("network") else ""
+            layers = ", ".join(f"{one.layer} ({one.n_features:,} features)" for one in own)
+            said += [f"{layers} of {file.get('path')}{through}"] if own else []
+        return "; ".join(said)
 
     @property
     def compared_on(self) -> str:

@@ -54,7 +54,7 @@ def test_one_file_and_two_make_the_same_machine(typed, folder: Path):
     for machine in ("artifacts", "two"):
         shown = typed(folder, "info", f"{machine}/svm.json").stdout
         assert "layer" in shown and "upper+lower (64 features)" in shown
-        assert "upper (32 features) of" in shown and "; lower (32 features) of" in shown
+    assert "upper (32 features) of a.h5, through a.keras; lower (32 features) of b.h5" in shown
     assert "features" in shown and "a.h5, from digits through a.keras" in shown
     assert "b.h5, from digits through b.keras" in shown
 
@@ -114,7 +114,8 @@ def test_pictures_and_pages_of_joined_layers_are_drawn(typed, folder: Path, mach
     page = (folder / f"{machine}.html").read_text("utf-8")
     assert "SVM on upper+lower" in page
     assert f"Features of {layer} as points" in page
-    assert "upper (32 features) of" in page
+    joined = "upper (32 features)" + (", lower" if machine == "artifacts" else " of a.h5, through")
+    assert joined in page
     assert "No embedding" not in done.stderr
 
 

@@ -412,3 +412,19 @@ def test_copies_of_any_file_are_copies_in_the_first_one_s_order(tmp_path):
         )
     with open_table([tmp_path / "plain.h5", tmp_path / "own.h5"]) as table:
         assert find_copies(table, "train").tolist() == ["~" in name for name in table.ids("train")]
+
+
+def test_files_in_a_store_are_joined_as_those_here(make, bucket, tmp_path):
+    addresses = []
+    for name, layer, seed in (("a.h5", "upper", None), ("b.h5", "lower", 3)):
+        path = make(name, only=(layer,), seed=seed)
+        bucket.put(name, path.read_bytes())
+        addresses.append(f"s3://{bucket.name}/{name}")
+    here = svm_stage([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "here", options=JOINED)
+    there = svm_stage(addresses, tmp_path / "there", options=JOINED)
+    assert answers(tmp_path / "there") == answers(tmp_path / "here")
+    assert [one["path"] for one in there.files] == addresses
+    assert there.best.objective == here.best.objective
+    saved = load_svm(tmp_path / "there" / "svm.skops")
+    found = {one.id: one.predicted for one in predict_features(saved, addresses, splits=["test"])}
+    assert found == answers(tmp_path / "here")
