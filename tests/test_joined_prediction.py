@@ -122,6 +122,20 @@ def test_each_network_computes_once(run: Path, probed, machine, expected):
     assert [tuple(name.partition("/")[0] for name in layers) for layers in probed] == expected
 
 
+def test_a_network_of_two_files_computes_once(run: Path, probed, tmp_path: Path):
+    network = load_network(str(run / "a.keras"))
+    with open_source(str(run / "pictures")) as source:
+        options = ExtractOptions(layer=("fc1",), batch_size=50, dtype="float16")
+        extract(network, source, options, out=tmp_path / "half.h5")
+    files = [run / "a.h5", tmp_path / "half.h5"]
+    svm_stage(files, tmp_path, options=SvmOptions(layer=("conv1+fc1",), C=0.01))
+    machine = load_machine(tmp_path / "svm.skops", network=network)
+    del probed[:]
+    found = machine.predict(run / "pictures")
+    assert told(found) == told(machine.predict([str(path) for path in files]))
+    assert [len(layers) for layers in probed] == [2]
+
+
 def test_pictures_that_one_network_cant_take_are_left_out_of_all(run: Path, tmp_path: Path):
     folder = tmp_path / "some"
     folder.mkdir()

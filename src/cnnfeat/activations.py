@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from cnnfeat.copies import Vary
 from cnnfeat.errors import LayerLookupError, MisfitError
-from cnnfeat.options import AverageOptions, ExtractOptions, FitOptions, Size, check_fit
+from cnnfeat.knobs import fields_of
+from cnnfeat.options import (
+    AverageOptions,
+    ExtractOptions,
+    FitOptions,
+    ProbeOptions,
+    Size,
+    check_fit,
+)
 from cnnfeat.origin import recorded_fitting, recorded_probe
 from cnnfeat.records import (
     Array,
@@ -49,9 +57,10 @@ class Fitting:
     @classmethod
     def of(cls, said: Provenance, given: FitOptions, *, pooling: str, any_size: bool) -> Fitting:
         """Read what was done for features, where nothing else is asked for."""
-        known = recorded_fitting(said)
+        known, recorded = recorded_fitting(said), recorded_probe(said, pool=pooling)
+        alike = (*fields_of(ProbeOptions), "average", "augment")  # what matters to a single picture
         return cls(
-            recorded=recorded_probe(said, pool=pooling),
+            recorded=ExtractOptions(**{name: getattr(recorded, name) for name in alike}),
             resize=given.resize or known.resize,
             fit=given.fit or known.fit,
             invert=given.invert or known.invert,
