@@ -150,6 +150,16 @@ def test_a_grown_file_is_that_of_a_fresh_run_and_what_is_there_is_not_computed(
     assert sorted(one.name for one in tmp_path.iterdir()) == ["f.h5", "fresh.h5"]
 
 
+def test_pictures_that_are_added_get_copies_too(extract, add, tmp_path):
+    now = KINDS["at the end"]
+    how = {"augment_copies": 2, "augment": (("rotation", 5.0),)}
+    path = extract(HAD, tmp_path / "f.h5", **how)
+    add(now, path, **how)
+    assert path.read_bytes() == extract(now, tmp_path / "fresh.h5", **how).read_bytes()
+    new = set(now["train"]) - set(HAD["train"])
+    assert sorted(add.computed) == sorted([*new] * 3)
+
+
 @pytest.mark.parametrize(
     ("kind", "n_shards"),
     [*((kind, 2) for kind in KINDS), ("in the middle", 1), ("in one split", 4)],
