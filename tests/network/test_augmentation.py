@@ -76,9 +76,10 @@ def test_pixels_come_from_where_scipy_takes_them(fill: str, shape: Shape):
     np.testing.assert_allclose(found, by_scipy(given, drawn.astype(float), options), atol=2e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_whole_numbers_are_rounded(dtype: str):
-    given, drawn = images(dtype=dtype), Augmentation(ALL).draws(0, ROWS)
+def test_whole_numbers_are_rounded(dtype: str, channels: int):
+    given, drawn = images((6, 11, 9, channels), dtype), Augmentation(ALL).draws(0, ROWS)
     found = computed(given, drawn, ALL)
     assert found.dtype == given.dtype
     exact = by_scipy(given, drawn.astype(float), ALL)

@@ -260,21 +260,33 @@ def _interpolated(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """
     shape = tf.shape(images)
     n, height, width, channels = tf.unstack(shape)
-    padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
-    fours = tf.concat(
-        [padded[:, :-1, :-1], padded[:, :-1, 1:], padded[:, 1:, :-1], padded[:, 1:, 1:]], axis=3
-    )
+    fours = _fours(tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]]))
     top = tf.minimum(tf.floor(y), tf.cast(height - 1, tf.float32))  # from -1
     left = tf.minimum(tf.floor(x), tf.cast(width - 1, tf.float32))
     down, right = (tf.reshape(part, (n, -1, 1)) for part in (y - top, x - left))
     place = (tf.cast(top, tf.int32) + 1) * (width + 1) + tf.cast(left, tf.int32) + 1
     fours = tf.gather(
-        tf.reshape(fours, (n, (height + 1) * (width + 1), 4 * channels)),
+        tf.reshape(fours, (n, (height + 1) * (width + 1), -1)),
         tf.reshape(place, (n, height * width)),
         batch_dims=1,
     )
-    a, b, c, d = tf.split(tf.cast(fours, tf.float32), 4, axis=2)
+    if fours.dtype != images.dtype:
+        fours = tf.bitcast(fours, images.dtype)
+    fours = tf.reshape(tf.cast(fours, tf.float32), (n, height * width, 4 * channels))
+    a, b, c, d = tf.split(fours, 4, axis=2)
     upper, lower = a + (b - a) * right, c + (d - c) * right
     values = tf.reshape(upper + (lower - upper) * down, shape)
     values.set_shape(images.shape)
     return values
+
+
+def _fours(padded: tf.Tensor) -> tf.Tensor:
+    """Put each pixel beside those to its right, below, and below to the right.
+
+    Of grey images of 8 bits the four are the bytes of one number, which takes a third of the time.
+    """
+    corners = padded[:, :-1, :-1], padded[:, :-1, 1:], padded[:, 1:, :-1], padded[:, 1:, 1:]
+    if padded.dtype != tf.uint8 or padded.shape[3] != 1:
+        return tf.concat(corners, axis=3)
+    a, b, c, d = (tf.cast(corner, tf.int32) for corner in corners)
+    return a + b * 2**8 + c * 2**16 + d * 2**24  # whose highest bit is a sign, and comes back
