@@ -158,10 +158,9 @@ def foresee_shards(staging: Path, plan: FilePlan, *, n_shards: int) -> None:
         With both numbers.
     """
     with storage_errors(staging):
-        staging.mkdir(exist_ok=True)
-        present = sum(item.stat().st_blocks * 512 for item in staging.iterdir())
-    whole = staging / "shards"
-    check_space(whole, needed_bytes(plan), present_bytes=present, n_files=n_shards)
+        there = staging.iterdir() if staging.is_dir() else ()
+        present = sum(item.stat().st_blocks * 512 for item in there)
+    check_space(staging, needed_bytes(plan), present_bytes=present, n_files=n_shards)
 
 
 def put_back(folder: Path) -> None:
