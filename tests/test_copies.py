@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -19,7 +21,8 @@ def copied(work: ModuleType) -> Callable[..., CopiedSource]:
 
     def make(n_copies: int = 2, *, limit: int | None = None, **known: object) -> CopiedSource:
         def vary(images: np.ndarray, *, turn: int, rows: np.ndarray) -> np.ndarray:
-            np.testing.assert_array_equal(images[:, 0, 0, 0], rows)
+            names = [f"train/{number}.png" for number in images[:, 0, 0, 0]]
+            assert rows.tolist() == [zlib.crc32(name.encode()) for name in names]
             return images + np.uint8(100 * turn)
 
         source = work.CountingSource({"train": 10, "test": 4}, **known)
@@ -72,6 +75,23 @@ def test_some_rows_are_read_alone(work):
         pixels, _, ends = read(source, split, batch_size=2, rows=rows)
     assert pixels == [1, 4, 11, 20, 24]
     assert ends == [(0, 2), (2, 3), (3, 4), (4, 5)]
+
+
+def test_names_that_are_no_utf8_are_numbered_too(work):
+    class Strange(work.CountingSource):
+        def _batch(self, *where):
+            found = super()._batch(*where)
+            return replace(found, ids=tuple(f"\udcff\ud800{name}" for name in found.ids))
+
+    numbers = []
+
+    def vary(images, *, turn, rows):
+        numbers.extend(rows.tolist())
+        return images
+
+    source = CopiedSource(Strange({"train": 3}), 1, vary)
+    assert read(source, batch_size=4)[1][3] == "\udcff\ud800train/0.png~1"
+    assert len(set(numbers)) == 3
 
 
 def test_left_out_samples_are_those_of_each_copy(copied):

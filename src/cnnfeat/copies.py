@@ -2,12 +2,14 @@
 
 All rows of the training split come first, as they are; then the first copy of each, the second, and
 so on. A copy has its row's label and part, and is of its group: so it is never on another side of a
-division than the picture that it was made of.
+division than the picture that it was made of. It is varied by its picture's id and its number: so
+it is the same wherever the picture stands, as when others have come before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -35,7 +37,7 @@ T = TypeVar("T", bound=np.generic)
 
 
 class Vary(Protocol):
-    """Varies images, each by its row number and the turn: `network.augmentation.Augmentation`."""
+    """Varies images, each by its number and the turn: `network.augmentation.Augmentation`."""
 
     def __call__(self, images: Array, *, turn: int, rows: RowNumbers) -> Array: ...
 
@@ -50,7 +52,7 @@ class CopiedSource:
     n_copies : int
         Of each row, besides itself.
     vary : Vary
-        Makes copy number k of a row as turn k.
+        Makes copy number k of a row as turn k; rows are numbered by their ids.
     limit : int, optional
         Only the first so many rows of each split, with their copies.
     """
@@ -142,15 +144,13 @@ class CopiedSource:
                     target=target,
                     on_error=on_error,
                 ):
-                    yield self._as_copy(batch, copy, own, before=begin)
+                    yield self._as_copy(batch, copy, before=begin)
 
-    def _as_copy(self, batch: Batch, copy: int, rows: RowNumbers | None, *, before: int) -> Batch:
+    def _as_copy(self, batch: Batch, copy: int, *, before: int) -> Batch:
         """Vary the images of a batch, unless they are the rows themselves; count it among all."""
         images, mark = batch.images, f"~{copy}" if copy else ""
         if copy and len(batch):
-            left_out = [one.row for one in batch.skipped]
-            places = np.setdiff1d(np.arange(batch.start, batch.stop), left_out)
-            images = self._vary(images, turn=copy, rows=places if rows is None else rows[places])
+            images = self._vary(images, turn=copy, rows=_numbers(batch.ids))
         return replace(
             batch,
             images=images,
@@ -170,6 +170,13 @@ class CopiedSource:
 
     def __exit__(self, *exc_info: object) -> None:
         self._source.__exit__(*exc_info)
+
+
+def _numbers(ids: Sequence[str]) -> RowNumbers:
+    """Number images by their ids, (n_samples,)."""
+    return np.array(
+        [zlib.crc32(name.encode("utf-8", "backslashreplace")) for name in ids], np.int64
+    )
 
 
 def _cut(start: int, stop: int, batch_size: int, *, before: int) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from cnnfeat.data.decode import decode_stream
 from cnnfeat.errors import ImageError, Interrupted
+from cnnfeat.extraction import widening
 from cnnfeat.features import FeatureFile, FeatureWriter
 
 
@@ -300,6 +301,18 @@ def test_a_layer_is_added_to_a_file_as_if_it_had_been_asked_for(run, images):
     assert before["fc1"] == _bytes_of(Path("f.h5"))["fc1"]
     code, _, err = run(*asked, "--layer", "conv1", "--add", "-o", "f.h5")
     assert code == 0 and "f.h5 has these layers already" in err
+
+
+def test_a_file_that_was_made_anew_meanwhile_is_not_replaced(run, images, monkeypatch):
+    asked = ("--data", images, "--layer", "fc1")
+    assert run(*asked, "-o", "f.h5").returncode == 0
+    assert run(*asked, "--dtype", "float16", "-o", "g.h5").returncode == 0
+    other = Path("g.h5").read_bytes()
+    monkeypatch.setattr(widening, "check_sound", lambda *_: Path("g.h5").replace("f.h5"))
+    code, _, err = run("--data", images, "--layer", "conv1", "--add", "-o", "f.h5")
+    assert code == 2 and "f.h5 was made anew by another process meanwhile" in err
+    assert Path("f.h5").read_bytes() == other
+    assert [path.name for path in Path().glob("*.h5*")] == ["f.h5"]
 
 
 def test_a_layer_is_added_to_a_set(run, cnnfeat, images):

@@ -150,8 +150,9 @@ def test_a_grown_file_is_that_of_a_fresh_run_and_what_is_there_is_not_computed(
     assert sorted(one.name for one in tmp_path.iterdir()) == ["f.h5", "fresh.h5"]
 
 
-def test_pictures_that_are_added_get_copies_too(extract, add, tmp_path):
-    now = KINDS["at the end"]
+@pytest.mark.parametrize("kind", ["at the end", "in the middle"])
+def test_pictures_that_are_added_get_copies_too(extract, add, tmp_path, kind):
+    now = KINDS[kind]
     how = {"augment_copies": 2, "augment": (("rotation", 5.0),)}
     path = extract(HAD, tmp_path / "f.h5", **how)
     add(now, path, **how)
@@ -213,12 +214,13 @@ def test_a_picture_that_has_changed_is_named(extract, add, pictures, tmp_path, s
 @pytest.mark.parametrize(
     ("now", "named"),
     [
-        ({**HAD, "train": [n for n in HAD["train"] if n != 96]}, "96.png"),
+        ({**HAD, "train": [n for n in HAD["train"] if n != 96]}, "96.png, or one after it,"),
         ({**HAD, "train": HAD["train"][:-1]}, "196.png"),
-        ({**HAD, "train": [*range(201, 300), *HAD["train"][1:]]}, "0.png"),
-        ({**HAD, "test": [*HAD["test"][1:], HAD["test"][0], 3000]}, "1000.png"),
+        ({**HAD, "train": [*range(201, 300), *HAD["train"][1:]]}, "0.png, or one after it,"),
+        ({**HAD, "train": [*range(201, 300), *HAD["train"][:-40]]}, "0.png, or one after it,"),
+        ({**HAD, "test": [*HAD["test"][1:], HAD["test"][0], 3000]}, "1000.png, or one after it,"),
     ],
-    ids=["in the middle", "the last", "among new ones", "moved"],
+    ids=["in the middle", "the last", "among new ones", "behind new ones", "moved"],
 )
 def test_a_picture_that_is_gone_or_moved_is_named(extract, add, tmp_path, now, named):
     path = extract(HAD, tmp_path / "f.h5")
@@ -231,7 +233,7 @@ def test_that_a_picture_is_gone_is_found_once_there_are_too_many_new_ones(
 ):
     path = extract(HAD, tmp_path / "f.h5")
     source = pictures({**HAD, "train": [*HAD["train"][1:], 5000, 5001, 5002]})
-    with pytest.raises(DataError, match=r"0\.png isn't there any more"):
+    with pytest.raises(DataError, match=r"0\.png, or one after it, isn't there any more"):
         add(source, path)
     assert source.read_rows == [("train", 0, 16)]
 
@@ -255,6 +257,51 @@ def test_a_picture_that_was_left_out_and_can_be_read_now_gets_a_row(
     fresh = extract(now, tmp_path / "fresh.h5", on_error="skip", bad={"train": {3}})
     assert path.read_bytes() == fresh.read_bytes()
     assert add.computed == [80, 201]
+
+
+def test_pictures_that_cant_be_read_may_be_left_out_of_what_had_none(
+    extract, add, pictures, tmp_path
+):
+    path = extract(HAD, tmp_path / "f.h5")
+    now, bad = KINDS["at the end"], {"train": {60}}
+    add(pictures(now, bad=bad), path, on_error="skip")
+    fresh = extract(now, tmp_path / "fresh.h5", on_error="skip", bad=bad)
+    assert path.read_bytes() == fresh.read_bytes()
+    with pytest.raises(UsageError, match="another on error: skip, and now it is raise"):
+        add(KINDS["in the middle"], path)
+
+
+def test_what_is_divided_as_for_a_training_gets_no_others(extract, add, pictures, work, tmp_path):
+    class Divided(pictures):
+        def __init__(self, *args, **how):
+            super().__init__(*args, **how)
+            self.division = {"test_fraction": None, "validation": 0.1, "seed": 0}
+
+    how = ExtractOptions(batch_size=16)
+    run(work.CountingNetwork(), Divided(HAD), how, out=tmp_path / "f.h5")
+    before = (tmp_path / "f.h5").read_bytes()
+    with pytest.raises(UsageError, match="counting has other images now: what the network") as told:
+        add(KINDS["at the end"], tmp_path / "f.h5")
+    assert told.value.hint.startswith("train the network anew, or extract all anew")
+    assert (tmp_path / "f.h5").read_bytes() == before
+
+
+def test_what_another_process_has_made_meanwhile_is_not_replaced(
+    extract, add, monkeypatch, tmp_path
+):
+    path = extract(HAD, tmp_path / "f.h5")
+    other = extract({"train": [1, 2], "test": [3]}, tmp_path / "other.h5").read_bytes()
+    check = growing.check_sound
+
+    def meanwhile(*args):
+        (tmp_path / "other.h5").replace(path)
+        check(*args)
+
+    monkeypatch.setattr(growing, "check_sound", meanwhile)
+    with pytest.raises(UsageError, match=r"f\.h5 was made anew by another process meanwhile"):
+        add(KINDS["at the end"], path)
+    assert path.read_bytes() == other
+    assert [one.name for one in tmp_path.iterdir()] == ["f.h5"]
 
 
 def test_what_has_no_digests_is_refused_with_what_to_do(extract, add, monkeypatch, tmp_path):

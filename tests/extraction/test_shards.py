@@ -11,7 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
-from cnnfeat.errors import DataError, ImageError, OutputExistsError, UsageError
+from cnnfeat.errors import (
+    DataError,
+    FeatureFileError,
+    ImageError,
+    OutputExistsError,
+    UsageError,
+)
 from cnnfeat.extraction import Extraction, publishing
 from cnnfeat.extraction.publishing import write_shard
 from cnnfeat.features import FeatureFile, ShardFile
@@ -196,6 +202,14 @@ def test_a_shard_that_is_there_with_other_settings_is_refused(settled, tmp_path)
     write_shard(settled(), ShardNumber(1, 2), tmp_path)
     with pytest.raises(OutputExistsError, match="made with another dtype: float32, not float16"):
         write_shard(settled(dtype="float16"), ShardNumber(1, 2), tmp_path)
+
+
+def test_a_shard_that_an_older_version_made_is_refused(settled, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("cnnfeat.extraction.plan.DIGEST", "nothing")
+        write_shard(settled(), ShardNumber(1, 2), tmp_path)
+    with pytest.raises(FeatureFileError, match="another version of cnnfeat than other shards"):
+        write_shard(settled(), ShardNumber(1, 2), tmp_path)
 
 
 def test_a_shard_from_which_nothing_was_left_out_is_kept_whatever_would_have_been(

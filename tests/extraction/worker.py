@@ -216,12 +216,13 @@ class CountingNetwork:
         return self.made
 
     def augmentation(self, options: AugmentOptions) -> Callable[..., Array]:
-        """Copy number k of an image tells it beside its row number."""
+        """Copy number k of an image tells it, and the image's number, beside what it shows."""
 
         def vary(images: Array, *, turn: int, rows: Array) -> Array:
             self.varied.append((options, turn, rows.tolist()))
             images = images.copy()
             images[:, 1, 0] = turn
+            images[:, 1, 1, 0] = rows % 256
             return images
 
         return vary

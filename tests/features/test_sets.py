@@ -378,6 +378,30 @@ def test_many_missing_shards_are_counted_and_some_are_named(tmp_path):
     assert "--shard 1/999999999" in told.value.hint
 
 
+@pytest.mark.parametrize("older", [1, 2])
+def test_shards_with_and_without_digests_are_no_set(made, run_shard, monkeypatch, older):
+    folder, _ = made()
+    seal_set(folder)
+    place = ShardNumber(older, 3)
+    (folder / place.file_name).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("cnnfeat.extraction.plan.DIGEST", "nothing")
+        run_shard(folder, number=older)
+    said = r"another version of cnnfeat than other shards: in split 'train' they don't share digest"
+    with pytest.raises(FeatureFileError, match=said) as told:
+        seal_set(folder)
+    assert "extract --shard and --overwrite" in told.value.hint
+    paths = [folder / ShardNumber(number, 3).file_name for number in (1, 2, 3)]
+    shards = [sets.ShardFile(path) for path in paths]
+    settings = shards[0].provenance.settings
+    write_inventory(folder, settings, map(ShardEntry.of, shards))  # as a stranger may
+    for shard in shards:
+        shard.close()
+    with FeatureFile(folder) as file, pytest.raises(FeatureFileError, match=said):
+        file.sums("train")
+    assert any("don't share digest" in one.message for one in verify_file(folder).damages)
+
+
 def test_a_shard_under_anothers_name_is_refused(made):
     folder, _ = made()
     shutil.copy(folder / "features.0001-of-0003.h5", folder / "features.0002-of-0003.h5")

@@ -115,12 +115,13 @@ class _Rows:
             if name in reasons:
                 raise self._error(f"{name} can't be read any more: {reasons[name]}")
         if self._left < 0:
-            self.check_found()
+            self.check_found(so_far=True)
 
-    def check_found(self) -> None:
-        """Refuse a source that lacks a row's picture."""
+    def check_found(self, *, so_far: bool = False) -> None:
+        """Refuse a source that lacks a row's picture; `so_far` it may be that of a later row."""
         for name in self._file.ids(self._split, start=self._next, stop=self._next + 1):
-            raise self._error(f"{name} isn't there any more, or not where it was in the order")
+            which = f"{name}, or one after it," if so_far else name
+            raise self._error(f"{which} isn't there any more, or not where it was in the order")
 
     def _error(self, what: str) -> DataError:
         return DataError(

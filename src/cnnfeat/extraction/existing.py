@@ -89,7 +89,7 @@ class Existing:
         self, wanted: Mapping[str, str], *, but: frozenset[str], hint: str = _OTHER
     ) -> None:
         """Refuse to add to what was made with other settings, but for some of them."""
-        check_settings(self.path, self.said.settings, wanted, but=but, hint=hint)
+        check_settings(self.path, self.said, wanted, but=but, hint=hint)
 
 
 def layers_at(path: Path) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def layers_at(path: Path) -> tuple[str, ...]:
 
 def check_settings(
     path: Path,
-    found: Mapping[str, str],
+    said: Provenance,
     wanted: Mapping[str, str],
     *,
     but: frozenset[str],
@@ -107,12 +107,14 @@ def check_settings(
 ) -> None:
     """Refuse what was made with other settings, but for some of them.
 
+    Where nothing can have been left out, samples that are added may be.
+
     Raises
     ------
     UsageError
         With the first one's name and both values.
     """
-    for name, one, other in differing_settings(found, wanted):
+    for name, one, other in differing_settings(said.settings, wanted, whole=said.is_whole):
         if name not in but:
             raise UsageError(
                 f"{path} was made with another {name}: {one}, and now it is {other}", hint=hint
@@ -146,6 +148,21 @@ def check_sound(file: FeatureFile, progress: Progress) -> None:
     if damages:
         raise FeatureFileError(
             damages[0].message, hint="make the file again with cnnfeat extract --overwrite"
+        )
+
+
+def check_in_place(file: FeatureFile) -> None:
+    """Refuse to replace what another process has made of a file while this one read it.
+
+    Raises
+    ------
+    UsageError
+        If its name leads to another file now.
+    """
+    if isinstance(file, PlannedFile) and not file.is_in_place:
+        raise UsageError(
+            f"{file.path} was made anew by another process meanwhile",
+            hint="the same command adds to what is there now",
         )
 
 

@@ -23,6 +23,7 @@ from cnnfeat.extraction.existing import (
     STAGING,
     Existing,
     check_begun,
+    check_in_place,
     check_sound,
     foresee_shards,
     replace_shards,
@@ -71,6 +72,7 @@ def add_pictures(
     found = extraction.network.find(layers)
     job = dataclasses.replace(extraction, options=options, layers=found).settle(source)
     plan = job.plan()
+    _check_undivided(there, source)
     there.check_settings(plan.settings, but=DATA)
     with _opened(there, progress) as file:
         if not all(DIGEST in file.columns(split) for split in file.splits):
@@ -101,6 +103,16 @@ def _check_one_thing(there: Existing, new: Sequence[LayerInfo]) -> None:
         raise UsageError(
             f"{there.path} is a shard, and was made of other images than the source has now",
             hint="name the folder of its set with -o: images are added to all shards together",
+        )
+
+
+def _check_undivided(there: Existing, source: Source) -> None:
+    """Refuse to add to what says of each row whether the network has seen it."""
+    if there.said.division is not None and source.division is None:
+        raise UsageError(
+            f"{there.path} is divided as its network's training was, and {source.name} has other "
+            "images now: what the network has seen of these isn't known",
+            hint=f"train the network anew, or {ANEW}",
         )
 
 
@@ -163,6 +175,7 @@ class Growth:
             return
         resume = check_begun(out, plan.settings)
         with FeatureWriter(out, plan, overwrite=True, resume=resume, progress=progress) as writer:
+            check_in_place(self.file)
             compute_into(
                 writer,
                 job,

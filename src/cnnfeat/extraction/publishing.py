@@ -94,6 +94,7 @@ def _kept(final: Path, job: Job) -> ShardEntry:
                 f"{final} is complete, and holds shard {file.place.number}/{file.place.of}",
                 hint="give it the name it had, or delete it",
             )
+        file.check_columns(plan.columns)
         _log.info("%s is complete already", final)
         return ShardEntry.of(file)
 

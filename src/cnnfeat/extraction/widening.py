@@ -15,6 +15,7 @@ from cnnfeat.extraction.existing import (
     STAGING,
     Existing,
     check_begun,
+    check_in_place,
     check_settings,
     check_sound,
     foresee_shards,
@@ -145,7 +146,7 @@ class _Widening:
         """Write one file anew, its own layers copied."""
         plan = job.plan()
         with PlannedFile(path) if job.shard is None else ShardFile(path) as file:
-            check_settings(path, file.provenance.settings, plan.settings, but=_LAYER)
+            check_settings(path, file.provenance, plan.settings, but=_LAYER)
             if out != path and FeatureWriter.finished_before(out, plan):
                 return
             resume = check_begun(out, plan.settings)
@@ -153,6 +154,7 @@ class _Widening:
             with FeatureWriter(
                 out, plan, overwrite=True, resume=resume, progress=self.progress
             ) as writer:
+                check_in_place(file)
                 compute_into(
                     writer,
                     dataclasses.replace(job, probe=self._computed),

@@ -97,6 +97,11 @@ class FilePlan:
         return sum(split.size_bytes for split in self.splits)
 
     @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Names of what each row of a split will have, as a `FeatureFile` will say."""
+        return {one.name: (*(column.name for column in one.columns), ID) for one in self.splits}
+
+    @property
     def n_rows(self) -> int:
         """Rows of all splits."""
         return sum(split.n_rows for split in self.splits)

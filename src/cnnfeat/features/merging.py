@@ -115,10 +115,12 @@ def _said_of_all(folder: Path, shards: Sequence[ShardEntry]) -> Mapping[str, str
 
 
 def _entries(paths: list[Path], settings: Mapping[str, str], task: Task) -> Iterator[ShardEntry]:
+    columns: dict[str, tuple[str, ...]] = {}
     for number, path in enumerate(paths, start=1):
         with ShardFile(path) as file:
             file.check_place(number, len(paths))
             file.check_settings(settings, paths[0].name)
+            file.check_columns(columns)
             yield ShardEntry.of(file)
         task.advance()
 

@@ -56,6 +56,7 @@ class FeatureSet(FeatureFile):
         }
         self._shelf = _Shelf(self._opened)
         self._kinds: Kinds = {}
+        self._columns: dict[str, tuple[str, ...]] = {}
         try:
             self._load()
         except FeatureFileError:
@@ -88,6 +89,7 @@ class FeatureSet(FeatureFile):
                     hint=_HINT,
                 )
             file.check_place(number + 1, self.n_pieces)
+            file.check_columns(self._columns)
             if self._kinds and (file.classes != self.classes or _kinds(file) != self._kinds):
                 raise FeatureFileError(
                     f"{file.path} has other classes or layers than the first shard", hint=_HINT
@@ -155,8 +157,6 @@ class FeatureSet(FeatureFile):
         for number, before in self._filled_shards(split, with_blocks=True):
             with self.shard(number) as shard:
                 found = shard.sums(split)
-                if found.columns != columns:
-                    raise FeatureFileError(f"{shard.path} has other columns than those before")
                 stops.append(found.stops + before)
                 values.append(found.values)
         return Sums(np.concatenate(stops), columns, np.concatenate(values))

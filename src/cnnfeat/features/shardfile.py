@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -26,6 +27,14 @@ _ENGINE_HINT = (
 
 class PlannedFile(FeatureFile):
     """A feature file that tells how it was planned, for another that is to have the same."""
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its name still leads to it: another process may have put a file there."""
+        try:
+            return os.path.samestat(os.fstat(self._checked.handle), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def planned_columns(self, split: str) -> tuple[Column, ...]:
         """Describe its arrays as they were planned.
@@ -123,6 +132,30 @@ class ShardFile(PlannedFile):
                 f"{self.path} was made with another {name} than {others}: {one}, not {other}",
                 hint=_ENGINE_HINT if name == "engine" else _HINT,
             )
+
+    def check_columns(self, known: dict[str, tuple[str, ...]]) -> None:
+        """Refuse a shard with other columns than the others, as another cnnfeat makes them.
+
+        Parameters
+        ----------
+        known : dict of str to tuple of str
+            By split, the columns of those looked at before; gets this one's.
+
+        Raises
+        ------
+        FeatureFileError
+            With the split and what only one of them has.
+        """
+        for split in self.held:
+            found = self.columns(split)
+            wanted = known.setdefault(split, found)
+            if found != wanted:
+                differing = ", ".join(sorted({*found} ^ {*wanted})) or "the order of all"
+                raise FeatureFileError(
+                    f"{self.path} was made by another version of cnnfeat than other shards: in "
+                    f"split {split!r} they don't share {differing}",
+                    hint="make the older ones again, with cnnfeat extract --shard and --overwrite",
+                )
 
     def content_checksum(self) -> str:
         """Digest what it holds, by the checksums of its blocks: 16 hexadecimal digits.
