@@ -214,6 +214,14 @@ def test_networks_of_a_program_are_given_as_a_list(run: Path):
         _ = load_machine(run / "two" / "svm.skops", network=[*networks, networks[0]]).networks
 
 
+@pytest.mark.parametrize("name", ["b.png", "nothing.h5"])
+def test_a_list_of_other_paths_than_feature_files_is_refused(run: Path, name: str):
+    machine = load_machine(run / "two" / "svm.skops")
+    with pytest.raises(UsageError, match=f"is of feature files .*, and {name} is none") as told:
+        machine.predict([run / "a.h5", Path(name)])
+    assert "one by one" in told.value.hint
+
+
 def test_a_tensor_that_means_several_is_refused(run: Path, tmp_path: Path):
     saved = load_svm(run / "one" / "svm.skops")
     joined = [{**one, "tensor": "*"} for one in saved.metadata["joined"]]

@@ -288,6 +288,7 @@ class Machine:
                 yield source
             return
         if isinstance(given, np.ndarray | list | tuple):
+            _check_no_paths(given)
             given = open_arrays(np.asarray(given))
         if not hasattr(given, "batches"):
             raise no_images(given)
@@ -324,6 +325,17 @@ def holds_features(named: str) -> bool:
         address = store_address(named)
         return named.endswith(_FEATURES) or stat_object(address / _MANIFEST) is not None
     return is_feature_file(named)
+
+
+def _check_no_paths(given: Array | Sequence[object]) -> None:
+    """Refuse a list of paths that aren't all of feature files."""
+    for one in given if isinstance(given, list | tuple) else ():
+        name = os.fsdecode(one) if isinstance(one, str | os.PathLike) else ""
+        if name and not holds_features(name):
+            raise UsageError(
+                f"a list of paths is of feature files that are joined, and {name} is none",
+                hint="pictures are predicted one by one, or as a folder or an array of them",
+            )
 
 
 def no_images(given: object) -> UsageError:
