@@ -70,7 +70,9 @@ def hold_chance(intervals: Sequence[Sequence[float]]) -> int:
     return sum(low <= 0.5 <= high for low, high in intervals)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["folder", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("arrays", "npz"))]
+)
 def test_a_run_on_random_labels_says_chance(kind: str, tmp_path: Path):
     result = run(kind, tmp_path / "0", 0)
     assert hold_chance([result.svm_accuracy_interval])

@@ -229,6 +229,7 @@ class Killed(BaseException):
     """The process is gone."""
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_output_is_gone_on_with(tmp_path: Path, monkeypatch):
     """In one folder, one after the other: the first run after a kill meets what that left."""
     renames = {name: getattr(os, name) for name in ("rename", "replace", "link")}
@@ -432,6 +433,7 @@ def test_other_pictures_are_left_as_they_are_unless_asked(trained_on, pictures):
     assert opened(None, source=str(pictures)) == plain
 
 
+@pytest.mark.slow
 def test_a_folder_of_photographs_of_any_size(cnnfeat, tmp_path: Path):
     """Pieces of two photographs, in colour and grey, through all commands by one word: --resize."""
     photos, new = tmp_path / "photos", tmp_path / "new"

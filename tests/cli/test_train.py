@@ -420,6 +420,7 @@ def test_a_stopped_training_names_the_command_that_goes_on(
     assert code == 0 and len(made) == 1 and "is complete already" in err and "of 3" in out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_training_by_itself(run, npz, stop_at):
     text = (
         NETWORK.replace("epochs = 1", "epochs = 3") + '[extract]\nlayer = "fc1"\n[svm]\nC = 0.1\n'

@@ -117,6 +117,7 @@ def test_a_miss_lists_the_blocks(run, images) -> None:
     assert "did you mean" not in err
 
 
+@pytest.mark.slow
 def test_from_the_checkpoint_to_the_accuracy(run, checkpoint, images, tmp_path: Path) -> None:
     expected = checkpoint[1]
     words = ["--model", "checkpoints", "--data", images, *ASKED]

@@ -69,6 +69,7 @@ def test_a_set_has_the_bytes_of_one_run(extract, single, tmp_path):
     assert before == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "set").glob("*.h5")}
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_keeps_what_is_done_and_goes_on_later(extract, single, tmp_path):
     def stop_soon() -> bool:
         return any((tmp_path / "set").glob("features.*.h5"))
@@ -83,6 +84,7 @@ def test_asked_to_stop_it_keeps_what_is_done_and_goes_on_later(extract, single, 
     check(tmp_path / "set", single)
 
 
+@pytest.mark.slow
 def test_a_picture_that_cant_be_read_fails_the_run_with_its_shard(extract, cluster, tmp_path, rng):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -122,6 +124,7 @@ def test_another_programs_manifest_is_seen_before_anything_is_computed(extract, 
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["manifest.json"]
 
 
+@pytest.mark.slow
 def test_shards_of_something_else_are_refused(extract, cluster, tmp_path):
     extract()
     options = ClusterOptions(cluster.scheduler_address, shards=7)

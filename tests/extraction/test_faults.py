@@ -166,6 +166,7 @@ def _begin_anew(command, path):
     _end(process)
 
 
+@pytest.mark.slow
 def test_kill_at_8_random_times_loses_nothing(worker_command, check, disks, tmp_path):
     _kill_at_random_times(
         worker_command, check, disks, tmp_path / "f.h5", n_kills=8, chance=random.Random(1)

@@ -74,7 +74,7 @@ def _pack(random: Random, data: bytes) -> bytes:  # noqa: PLR0911 - a way each
     return packed
 
 
-@pytest.mark.parametrize("n_inputs", [300, pytest.param(10_000, marks=SLOW)])
+@pytest.mark.parametrize("n_inputs", [150, pytest.param(10_000, marks=SLOW)])
 def test_changed_idx_files_are_read_or_refused_by_name(fuzz, mutators, n_inputs):
     def make(random: Random, folder: Path) -> list[list[str]]:
         files = _sound(random)

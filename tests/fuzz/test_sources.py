@@ -120,7 +120,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("n_inputs", [300, pytest.param(5_000, marks=SLOW)])
+@pytest.mark.parametrize("n_inputs", [150, pytest.param(5_000, marks=SLOW)])
 def test_changed_files_are_read_or_refused_by_name(fuzz, mutators, sources, n_inputs):
     picture = _png(_pixels(1)[0])
 

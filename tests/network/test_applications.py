@@ -109,6 +109,7 @@ def test_every_network_has_a_scale() -> None:
         assert applications.scale_of(name)
 
 
+@pytest.mark.slow
 def test_a_weights_file(tmp_path, rng: np.random.Generator, agree) -> None:
     model = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3))
     path = tmp_path / "own.weights.h5"

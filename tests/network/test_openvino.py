@@ -172,6 +172,7 @@ def test_recurrent_layers(cell: type) -> None:
     compare(_recurrent(cell), floats(3, 8, 6, 1), "steps", "last")
 
 
+@pytest.mark.slow
 def test_all_layers_of_mobilenet() -> None:
     keras.utils.set_random_seed(7)
     model = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35)
@@ -291,6 +292,7 @@ def test_other_values_than_tensorflow_are_none(
 # ---- what it is kept from -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_is_told_to_its_makers(tmp_path: Path) -> None:
     code = """
 import os, socket, sys

@@ -534,10 +534,10 @@ LAST = RunOptions(network=SMALL, train=TrainOptions(epochs=3, validation=0.0))
     ("config", "stop", "words"),
     [
         (QUICK, 3, "3 epochs"),
-        (DEEP, 1, "1 epoch"),
+        pytest.param(DEEP, 1, "1 epoch", marks=pytest.mark.slow),
         (LAST, 2, "2 epochs"),
-        (TOGETHER, 1, "1 epoch"),
-        (TOGETHER, 2, "1 network"),
+        pytest.param(TOGETHER, 1, "1 epoch", marks=pytest.mark.slow),
+        pytest.param(TOGETHER, 2, "1 network", marks=pytest.mark.slow),
         (TOGETHER, 3, "1 network and 1 epoch of the next"),
     ],
     ids=["plain", "deep", "without validation", "first member", "between", "second member"],
