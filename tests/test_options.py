@@ -192,6 +192,8 @@ def test_what_is_said_of_augmentation_goes_before_what_was_said():
         ("elastic_grid=1e9", "--augment: elastic_grid must be a whole number", ""),
         ("flip=up", "--augment: flip must be 'none' or 'horizontal'", ""),
         ("", "--augment: '' is no NAME=VALUE", ""),
+        ("rotation=0", "--augment: rotation=0.0 varies nothing; rotation=12,shift=0.1 does", ""),
+        ("fill=black,elastic_grid=4", "--augment: fill=black,elastic_grid=4 varies nothing", ""),
     ],
     ids=lambda value: value if value.startswith("-") else None,
 )
@@ -208,6 +210,8 @@ def test_an_extraction_varies_images_as_the_run_does_unless_it_says_how():
     assert copies == ExtractOptions(augment_copies=2, augment=(("shift", 0.1),))
     own = parse(asked + "average = 2\naugment = {rotation = 3}").extraction
     assert own.augment == (("rotation", 3.0),)
+    unvaried = parse("[augment]\nfill = 'black'\n[extract]\naugment_copies = 2")
+    assert unvaried.extraction.augment == ()  # so they are varied a little
 
 
 @pytest.mark.parametrize(

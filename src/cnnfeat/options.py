@@ -332,7 +332,7 @@ def parse_augment(
     Raises
     ------
     ConfigError
-        With the name or the value that can't be, and what is allowed.
+        With the name or the value that can't be, and what is allowed; or if nothing is varied so.
     """
     known, said = fields_of(AugmentOptions), dict[str, object]()
     before = f"{label}: " if label else ""
@@ -343,7 +343,11 @@ def parse_augment(
                 hint=near_names(name, known),
             )
         said[name] = check_field(AugmentOptions, name, given, label=f"{before}{name}")
-    return dataclasses.replace(over, **said)  # type: ignore[arg-type]
+    found = dataclasses.replace(over, **said)  # type: ignore[arg-type]
+    if said and not found.varies and not over.varies:
+        words = ",".join(f"{name}={one}" for name, one in said.items())
+        raise ConfigError(f"{before}{words} varies nothing; rotation=12,shift=0.1 does")
+    return found
 
 
 def _augment_option(shown: str) -> Given:
@@ -542,6 +546,7 @@ class RunOptions:
     @property
     def extraction(self) -> ExtractOptions:
         """`[extract]`, its images varied as `[augment]` says, where it says nothing itself."""
-        if self.extract.augment or not (self.extract.augment_copies or self.extract.average):
+        asked = self.extract.augment_copies or self.extract.average
+        if self.extract.augment or not asked or not self.augment.varies:
             return self.extract
         return dataclasses.replace(self.extract, augment=self.augment.given)

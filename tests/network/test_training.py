@@ -28,6 +28,7 @@ from cnnfeat.errors import (
 )
 from cnnfeat.network import load_network
 from cnnfeat.network.descent import Score, Steps
+from cnnfeat.network.standing import Keeper
 from cnnfeat.network.training import train
 from cnnfeat.options import (
     ArchitectureOptions,
@@ -515,6 +516,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch):
     return at
 
 
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = (keras.models.load_model(path).get_weights() for path in (one, other))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 DEEP = RunOptions(
     augment=AugmentOptions(shift=0.1, rotation=5),
     network=ArchitectureOptions(
@@ -557,16 +564,48 @@ def test_an_interrupted_training_comes_to_the_same(
     assert len(made) == n_epochs - stop
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.keras"]
     whole = train(config, digits, out=tmp_path / "whole.keras")
-    first, second = (
-        keras.models.load_model(path).get_weights() for path in (out, tmp_path / "whole.keras")
-    )
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same_weights(out, tmp_path / "whole.keras")
     for name in ("best_epoch", "validation_accuracy", "test_accuracy", "division"):
         assert getattr(resumed, name) == getattr(whole, name)
     for one, other in zip(resumed.trainings, whole.trainings, strict=True):
         for epoch, same in zip(one["history"], other["history"], strict=True):
             assert epoch == pytest.approx(same, rel=1e-6)  # sums of losses are taken by calls
+
+
+@pytest.mark.parametrize("config", [QUICK, LAST], ids=["validation", "without validation"])
+def test_a_training_stopped_behind_its_last_epoch_only_has_to_be_scored(
+    interrupt, digits, tmp_path: Path, config: RunOptions
+):
+    def batches(split: str, **options: object):
+        if split == "test":
+            raise KeyboardInterrupt
+        return digits.batches(split, **options)
+
+    interrupt(99)
+    out, n_epochs = tmp_path / "model.keras", config.train.epochs
+    with pytest.raises(Interrupted, match=rf"\.training keeps {n_epochs} epochs\n"):
+        train(config, Altered(digits, batches=batches), out=out)
+    made = interrupt(99)
+    resumed = train(config, digits, out=out, resume=True)
+    assert made == [] and len(resumed.history) == n_epochs
+    whole = train(config, digits, out=tmp_path / "whole.keras")
+    assert_same_weights(out, tmp_path / "whole.keras")
+    assert resumed.test_accuracy == whole.test_accuracy
+
+
+def test_a_member_that_ended_soon_after_the_last_writing_is_not_trained_again(
+    interrupt, digits, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(Keeper, "finish", lambda self, one: self.finished.append(one))
+    n_epochs, out = TOGETHER.train.epochs, tmp_path / "model.keras"
+    interrupt(n_epochs)
+    with pytest.raises(Interrupted, match=rf"\.training keeps {n_epochs} epochs\n"):
+        train(TOGETHER, digits, out=out)
+    made = interrupt(99)
+    train(TOGETHER, digits, out=out, resume=True)
+    assert len(made) == n_epochs
+    train(TOGETHER, digits, out=tmp_path / "whole.keras")
+    assert_same_weights(out, tmp_path / "whole.keras")
 
 
 def test_a_terminated_training_says_so_and_a_short_one_leaves_nothing(
@@ -619,6 +658,9 @@ def test_a_training_of_other_settings_is_not_gone_on_with(begun: Path, digits, t
     other = Altered(digits, fingerprint=lambda: Fingerprint("other", "method"))
     with pytest.raises(UsageError, match=r"begun with another data fingerprint: .* is other"):
         resume(other)
+    column = dataclasses.replace(LAST, data=DataOptions(label_column="other"))
+    with pytest.raises(UsageError, match=r"another label column: not given, and now it is other"):
+        train(column, digits, out=tmp_path / "model.keras", resume=True)
     assert begun.exists()
 
 
@@ -663,9 +705,9 @@ def member(record: dict) -> dict:
         ),
         (
             lambda record: member(record).update(
-                history=[{**member(record)["history"][0], "epoch": number} for number in (1, 2, 3)]
+                history=[{**member(record)["history"][0], "epoch": 1 + k} for k in range(4)]
             ),
-            "tells of 3 epochs of 3",
+            "tells of 4 epochs of 3",
         ),
     ],
     ids=range(13),

@@ -234,9 +234,9 @@ def restored(network: keras.Model, finished: Standing, *, picks: bool) -> Course
 
 
 def _take_up(standing: Standing, steps: Steps, best: _Best, *, n_steps: int, most: int) -> None:
-    """Go on from where a training stood, as far as it can have come."""
+    """Go on from where a training stood, which may be behind its last epoch."""
     n_epochs, variables = len(standing.history), steps.variables
-    if n_epochs >= most:
+    if n_epochs > most:
         raise standing.unfit(f"it tells of {n_epochs} epochs of {most}")
     best.take_up(standing, standing.arrays[len(variables) :])
     _put_back(variables, standing.arrays[: len(variables)], standing)

@@ -62,7 +62,7 @@ class NormStatistics:
             norm.moving_mean.assign(norm.moving_mean / share)
             norm.moving_variance.assign(norm.moving_variance / share)
 
-    def _trace(self, n_parts: int, images: tf.Tensor, _labels: tf.Tensor) -> tf.Tensor:
+    def _trace(self, n_parts: int, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:  # noqa: ARG002
         for (some,) in parts(n_parts, images):
             self._network(some, training=True)
         return tf.constant(0.0)

@@ -19,7 +19,7 @@ from cnnfeat.brightness import measure
 from cnnfeat.card import ModelCard, Training, card_path, file_sha256, read_card, write_card
 from cnnfeat.errors import Interrupted, OutputExistsError, UsageError
 from cnnfeat.files import replacing
-from cnnfeat.knobs import fields_of, resume_settings, to_dict
+from cnnfeat.knobs import fields_of, knob_of, resume_settings, to_dict
 from cnnfeat.network.architecture import build_network
 from cnnfeat.network.committee import join_networks
 from cnnfeat.network.descent import Samples, Scorer
@@ -41,7 +41,7 @@ from cnnfeat.network.trainingrows import (
     read_samples,
     say_what_becomes_of,
 )
-from cnnfeat.options import FitOptions, Precision, RunOptions
+from cnnfeat.options import DataOptions, FitOptions, Precision, RunOptions
 from cnnfeat.parts import TEST, Part
 from cnnfeat.pixels import range_warning
 from cnnfeat.progress import SILENT, Progress
@@ -331,12 +331,16 @@ def _settings(
     return {
         "data": source.get("name", ""),
         "data fingerprint": source.get("fingerprint", ""),
-        **resume_settings({name: data.get(name) for name in fields_of(FitOptions)}),
+        **resume_settings({name: data.get(name) for name in _OPENED_BY}),
         **resume_settings(tables.get("network", {})),
         **resume_settings(tables.get("train", {})),
         **resume_settings(tables.get("augment", {})),
         **resume_settings({}, division=division),
     }
+
+
+# One file may have labels in several columns, of which its fingerprint says nothing.
+_OPENED_BY = [name for name, item in fields_of(DataOptions).items() if knob_of(item).changes_result]
 
 
 def _versions() -> dict[str, str]:
