@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cnnfeat.network.architecture import build_network
 from cnnfeat.network.descent import Samples
@@ -97,6 +98,16 @@ def test_a_training_on_varied_images_ends_with_statistics_of_those_as_they_are()
     again.set_weights(network.get_weights())
     mean = first_maps(again, few.images).mean((0, 1, 2))
     np.testing.assert_allclose(norms(network)[0].moving_mean, mean, rtol=1e-4)
+
+
+def test_tensorflow_has_nothing_to_warn_of(caplog) -> None:
+    logger = tf.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        NormStatistics(built(), n_parts=1).measure(noise(10), np.arange(10))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.messages == []
 
 
 def test_without_batch_norm_there_is_nothing_to_measure() -> None:

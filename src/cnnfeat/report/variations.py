@@ -12,7 +12,7 @@ from cnnfeat.divided import training_split
 from cnnfeat.errors import DataError
 from cnnfeat.options import AugmentOptions
 from cnnfeat.pictures import as_bytes
-from cnnfeat.records import Array, Source, class_name
+from cnnfeat.records import Array, ImageTarget, Source, class_name
 from cnnfeat.report.figure import drawing, short
 
 _INCHES = 0.9  # a panel's side
@@ -86,7 +86,8 @@ def _vary_some(
     n_rows = source.splits[split].n_samples
     rows = np.unique(np.linspace(0, n_rows - 1, min(n_images, n_rows)).round().astype(np.intp))
     vary = Augmentation(options, seed=seed)
-    for batch in source.batches(split, batch_size=1, rows=rows, on_error="skip"):
+    seen = ImageTarget(channels=source.channels(split))  # as a training takes them: no opacity
+    for batch in source.batches(split, batch_size=1, rows=rows, target=seen, on_error="skip"):
         if len(batch):
             own = rows[batch.start : batch.stop]
             turns = [vary(batch.images, turn=turn, rows=own) for turn in range(n_variations)]
