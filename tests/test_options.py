@@ -218,7 +218,7 @@ def test_an_extraction_varies_images_as_the_run_does_unless_it_says_how():
     ("given", "seeds"), [("0,1,2", (0, 1, 2)), ([5], (5,)), ((0, 4294967295), (0, 2**32 - 1))]
 )
 def test_seeds_are_a_list_of_different_numbers(given, seeds):
-    options = checked(TrainOptions(seeds=given, seed=7))
+    options = checked(TrainOptions(seeds=given))
     assert options.seeds == options.members == seeds
     assert TrainOptions(seed=7).members == (7,)
 
@@ -241,6 +241,12 @@ def test_seeds_are_a_list_of_different_numbers(given, seeds):
 def test_what_is_no_list_of_seeds_is_refused(given, message: str):
     with pytest.raises(ConfigError, match=message):
         parse_config({"train": {"seeds": given}})
+
+
+def test_a_seed_beside_seeds_is_refused():
+    assert parse("[train]\nseed = 0\nseeds = [3, 4]\n").train.members == (3, 4)
+    with pytest.raises(ConfigError, match="seed = 7 is of one network, and seeds of several"):
+        parse("[train]\nseed = 7\nseeds = [3, 4]\n")
 
 
 def test_patience_without_validation_is_refused():

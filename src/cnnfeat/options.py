@@ -259,6 +259,11 @@ class TrainOptions:
                 f"patience = {self.patience} waits for a gain in validation, and validation is 0",
                 hint="leave patience out; or hold some images back, such as --validation 0.1",
             )
+        if self.seeds and self.seed:
+            raise ConfigError(
+                f"seed = {self.seed} is of one network, and seeds of several are given too",
+                hint="leave one of them out; the first of the seeds divides the source",
+            )
 
     @property
     def members(self) -> tuple[int, ...]:
