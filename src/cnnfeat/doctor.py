@@ -99,7 +99,7 @@ def _requirements(extra: str) -> list[Requirement]:
     return [
         one
         for one in found
-        if (extra in str(one.marker) if extra else "extra" not in str(one.marker))
+        if ("extra" in str(one.marker)) == bool(extra)
         and (one.marker is None or one.marker.evaluate({"extra": extra}))
     ]
 

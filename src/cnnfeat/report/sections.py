@@ -14,7 +14,7 @@ from cnnfeat.report.embedding import METHODS, Embedding
 from cnnfeat.report.evidence import Evidence, Predictions
 from cnnfeat.report.exhibits import Exhibit
 from cnnfeat.report.figure import CLASS_COLOURS, data_uri
-from cnnfeat.report.tiles import LARGEST, Sheet, filter_tiles, make_sheet, map_tiles
+from cnnfeat.report.tiles import Sheet, channels_beside, filter_tiles, make_sheet, map_tiles
 from cnnfeat.result import SvmResult
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def show_exhibit(exhibit: Exhibit, album: Album) -> ShownExhibit:
         filters=None if tiles is None else _tiles(make_sheet(tiles[:TILES])),
         kernel_shape=() if exhibit.kernel is None else exhibit.kernel.shape,
         map_shape=() if maps is None else maps.shape,
-        by_largest=0 if exhibit.kernel is None else _n_largest(exhibit.kernel.shape[2]),
+        by_largest=0 if exhibit.kernel is None else channels_beside(exhibit.kernel.shape[2]),
         step=step,
         answers=tuple(
             Answer(
@@ -251,10 +251,6 @@ def show_exhibit(exhibit: Exhibit, album: Album) -> ShownExhibit:
             for row, activation in exhibit.maps.items()
         ),
     )
-
-
-def _n_largest(n_channels: int) -> int:
-    return 0 if n_channels in (1, 3) else min(LARGEST, n_channels)
 
 
 def _tiles(sheet: Sheet) -> Tiles:

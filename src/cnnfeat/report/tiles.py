@@ -131,6 +131,11 @@ def filter_tiles(kernel: Array, *, by: str = "auto", channel: int = 0) -> Array:
     raise UsageError(f"filters are shown by largest, norm or channel, not by {by!r}")
 
 
+def channels_beside(n_channels: int) -> int:
+    """How many channels of a filter "auto" shows beside each other; 0: it shows all as one."""
+    return 0 if n_channels in (1, 3) else min(LARGEST, n_channels)
+
+
 def _largest_channels(filters: NDArray[np.float64]) -> NDArray[np.float64]:
     """Lay each filter's largest channels beside each other, the largest first; one of one."""
     n_filters, height, width, n_channels = filters.shape
