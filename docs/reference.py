@@ -21,6 +21,7 @@ import click
 import cnnfeat
 from cnnfeat import errors
 from cnnfeat.cli import COMMANDS, cli
+from cnnfeat.cli.manual import Command
 from cnnfeat.knobs import fields_of, item_type, knob_of
 from cnnfeat.options import RunOptions
 
@@ -69,10 +70,12 @@ def _command(command: click.Command, name: str, parent: click.Context) -> Iterat
             found = command.get_command(context, inner)
             yield from _command(typing.cast("click.Command", found), inner, context)
         return
-    records = [item.get_help_record(context) for item in command.get_params(context)]
-    yield from _table(
-        ("option", ""), [(_code(option), _cell(text)) for option, text in filter(None, records)]
-    )
+    if isinstance(command, Command):
+        yield "```sh\n" + "\n".join(command.examples) + "\n```\n"
+        for title, records in command.groups(context):
+            yield from _table(
+                (title.lower(), ""), [(_code(option), _cell(text)) for option, text in records]
+            )
 
 
 def _paragraphs(text: str) -> Iterator[str]:

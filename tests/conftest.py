@@ -56,11 +56,14 @@ def _options(*words: str) -> frozenset[str]:
     """All options of a typed command."""
     from cnnfeat.cli import COMMANDS
 
+    if not words or words[0] not in COMMANDS:  # cnnfeat itself
+        return frozenset({"-h", "--help"})
     module, attribute = COMMANDS[words[0]][0].split(":")
     command = getattr(import_module(f"cnnfeat.cli.{module}"), attribute)
     if isinstance(command, click.Group):
         command = command.commands[words[1]]
-    return frozenset(word for item in command.params for word in (*item.opts, *item.secondary_opts))
+    words = (word for item in command.params for word in (*item.opts, *item.secondary_opts))
+    return frozenset(words) | {"-h", "--help"}
 
 
 @pytest.fixture

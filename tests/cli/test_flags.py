@@ -197,7 +197,7 @@ def test_a_mistake_in_the_environment_names_the_variable():
 def test_of_any_command(cnnfeat, words, variable, value, said):
     code, _, err = cnnfeat(*words, **{variable: value})
     assert code == 2
-    assert f"Invalid value for {variable}: {said}" in " ".join(err.split())
+    assert f"invalid value for {variable}: {said}" in " ".join(err.split())
 
 
 def test_a_switch_of_a_file_can_be_taken_back(tmp_path):

@@ -75,7 +75,7 @@ def test_every_command_prints_its_help_without_tensorflow(name: str):
 def test_a_mistyped_command_offers_the_near_one():
     done = run("trian")
     assert done.returncode == 2
-    assert "there is no command 'trian'; did you mean 'train'?" in done.stderr
+    assert done.stderr == "error: there is no command trian\nhint: did you mean 'train'?\n"
 
 
 def test_version():

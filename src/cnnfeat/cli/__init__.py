@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from cnnfeat.cli.session import Settings
-from cnnfeat.errors import CnnfeatError, Interrupted, StorageError, near_names
+from cnnfeat.errors import CnnfeatError, Interrupted, StorageError
 
 # name: (module and attribute, what `cnnfeat --help` says of it), in the order people need them
 COMMANDS = {
@@ -54,15 +54,6 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}:{attribute} is not a command")
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; offer near names where there is none."""
-        if args and args[0] not in COMMANDS:
-            near = near_names(args[0], COMMANDS)
-            ctx.fail(f"there is no command {args[0]!r}" + (f"; {near}" if near else ""))
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands without importing any."""
@@ -121,30 +112,26 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         # The reader left, as `head` does. Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE_EXIT_CODE
-    except click.ClickException as error:
-        _blame(error)
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
+    except click.ClickException as error:
+        code = _tell(error, words)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         code = 128 + signal.SIGINT
     except CnnfeatError as error:
         if settings.debug:
             raise
-        show_error(error, words)
-        code = error.exit_code
+        code = _tell(error, words)
     except OSError as error:  # of a file, and of the system: a name too long, no permission
         if settings.debug or error.filename is None:
             raise
-        told = StorageError(f"{os.fsdecode(error.filename)}: {error.strerror}")
-        show_error(told, words)
-        code = told.exit_code
+        code = _tell(StorageError(f"{os.fsdecode(error.filename)}: {error.strerror}"), words)
     except MemoryError as error:
         if settings.debug:
             raise
-        told = StorageError(f"not enough memory: {error}".removesuffix(": "))
-        show_error(told, words)
-        code = told.exit_code
+        code = _tell(StorageError(f"not enough memory: {error}".removesuffix(": ")), words)
     sys.exit(code)
 
 
@@ -159,24 +146,13 @@ def _invoke(args: list[str], settings: Settings) -> None:
         cli.invoke(context)
 
 
-def _blame(error: click.ClickException) -> None:
-    """Say that a value came from the environment, where one did that can not be."""
-    from cnnfeat.cli.flags import said_in
+def _tell(error: CnnfeatError | click.ClickException, words: Sequence[str]) -> int:
+    """Say what went wrong, and return the code to exit with."""
+    from cnnfeat.cli.complaint import mistyped, show_error
 
-    if isinstance(error, click.BadParameter) and error.param_hint is None:
-        error.param_hint = said_in(error.ctx, error.param)
-
-
-def show_error(error: CnnfeatError, words: Sequence[str]) -> None:
-    """Say on stderr what went wrong, and what to do about it in the command that was typed."""
-    from cnnfeat.cli.console import visible
-    from cnnfeat.cli.hints import fit_hint, known_options
-
-    hint = fit_hint(error.hint, known_options(cli, words)) if error.hint else ""
-    label = "interrupted" if isinstance(error, Interrupted) else "error"
-    click.echo(f"{label}: {visible(str(error), lines=True)}", err=True)
-    if hint:
-        click.echo(f"hint: {visible(hint, lines=True)}", err=True)
+    told = error if isinstance(error, CnnfeatError) else mistyped(error)
+    show_error(told, words, root=cli)
+    return told.exit_code
 
 
 def _raise_terminated(signal_number: int, _frame: object) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
 from cnnfeat.cli.places import FeaturePath
 from cnnfeat.cli.session import Settings, artifact, pass_settings
 from cnnfeat.errors import FeatureFileError
@@ -24,7 +24,11 @@ def _feature_file() -> Path:
     return artifact("features.h5")
 
 
-@click.command()
+@manual.command(
+    "What to say",
+    "cnnfeat info",
+    "cnnfeat info artifacts/model.keras",
+)
 @click.argument("path", metavar="[FILE]", type=FeaturePath(), default=_feature_file)
 @flags.as_json
 @flags.common
@@ -64,7 +68,11 @@ def _show_layers(layers: dict[str, list[StoredLayer]]) -> None:
     console.show_table(columns, rows, numeric=("size",))
 
 
-@click.command()
+@manual.command(
+    "What to check",
+    "cnnfeat verify",
+    "cnnfeat verify features.h5 --json",
+)
 @click.argument("path", metavar="[FILE]", type=FeaturePath(), default=_feature_file)
 @flags.as_json
 @flags.common

@@ -7,16 +7,22 @@ from pathlib import Path
 
 import click
 
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
 from cnnfeat.cli.session import Settings, pass_settings
 
 
-@click.group()
+@click.group(cls=manual.CommandGroup)
 def data() -> None:
     """List and fetch the sources known by name."""
 
 
-@data.command(name="list")
+@manual.command(
+    "What to list",
+    "cnnfeat data list",
+    "cnnfeat data list --json",
+    group=data,
+    name="list",
+)
 @flags.common
 @flags.data_dir
 @flags.as_json
@@ -41,7 +47,12 @@ def list_command(*, data_dir: Path | None, as_json: bool) -> None:
     )
 
 
-@data.command()
+@manual.command(
+    "What to fetch",
+    "cnnfeat data fetch mnist",
+    "cnnfeat data fetch digits fashion-mnist --data-dir ~/data",
+    group=data,
+)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @flags.common
 @flags.data_dir

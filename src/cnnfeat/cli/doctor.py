@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import click
-
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
 from cnnfeat.errors import NetworkError
 
 
-@click.command()
+@manual.command(
+    "What to examine",
+    "cnnfeat doctor",
+    "cnnfeat doctor --json",
+)
 @flags.common
 @flags.data_dir
 @flags.as_json

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli.option import Number, option
 from cnnfeat.cli.places import FeaturePath, LocalPath
 from cnnfeat.cli.session import Settings, artifact, pass_settings
 from cnnfeat.errors import DataError
@@ -26,31 +27,32 @@ _NAMES = {
 }
 
 
-@click.command()
+@manual.command(
+    "What to export",
+    "cnnfeat export --to npz",
+    "cnnfeat export features.h5 --to csv --layer fc1 --split test",
+)
 @click.argument(
     "features",
     metavar="[FEATURES]",
     type=FeaturePath(),
     default=lambda: artifact("features.h5"),
 )
-@click.option("--to", type=click.Choice(list(_NAMES)), required=True, help="The format.")
-@click.option(
+@option("--to", type=click.Choice(list(_NAMES)), required=True, help="The format.")
+@option(
     "--layer", "layers", multiple=True, help="Only this layer; may be repeated.", metavar="NAME"
 )
-@click.option(
+@option(
     "--split", "splits", multiple=True, help="Only this split; may be repeated.", metavar="NAME"
 )
-@click.option(
+@option(
     "--limit",
-    cls=flags.Heard,
-    type=flags.Number(1),
+    type=Number(1),
     help="Only the first rows of each split.",
 )
-@click.option(
-    "--images/--no-images", default=True, show_default=True, help="Pictures for the projector."
-)
+@option("--images/--no-images", default=True, show_default=True, help="Pictures for the projector.")
 @flags.data_dir
-@click.option(
+@option(
     "-o",
     "--output",
     "out",
@@ -79,7 +81,7 @@ def export(
     """Write features in another program's format.
 
     \b
-    npz        NumPy archive with arrays such as train/conv2, train/label, train/id
+    npz        NumPy archive of arrays such as train/conv2, train/label, train/id
     npy        a folder of .npy files, for memory mapping
     csv        a line a row: split, id, label, class, then every feature
     parquet    a column a layer; needs pip install 'cnnfeat[parquet]'

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cnnfeat.address import Address
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli.option import option
 from cnnfeat.cli.session import (
     Settings,
     StopRequest,
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cnnfeat")
 
 
-@click.command()
+@manual.command(
+    "What to extract",
+    "cnnfeat extract --layer conv2 --layer fc1",
+    "cnnfeat extract --model keras:MobileNetV2 --data photos/ --layer out_relu",
+)
 @flags.tables(
     "extract",
     "model",
@@ -44,20 +49,20 @@ _log = logging.getLogger("cnnfeat")
     shown={"source": "what the model was trained on, else auto"},
 )
 @flags.trust
-@click.option(
+@option(
     "--shard",
     metavar="NUMBER/OF",
     help="Only the rows of one of several shards, such as 3/20; -o then names their folder.",
 )
-@click.option(
+@option(
     "--dask",
     "where",
     metavar="ADDRESS",
     help="Have all shards computed by a Dask cluster, and leave a set in the folder -o: the "
     "scheduler's address, or local[:N] for N processes of this machine.",
 )
-@click.option("--shards", type=int, help="With --dask: how many shards.")
-@click.option(
+@option("--shards", type=int, help="With --dask: how many shards.")
+@option(
     "--shard-rows",
     type=int,
     help="With --dask: shards of so many images, about; 50,000 by default.",
@@ -68,8 +73,8 @@ _log = logging.getLogger("cnnfeat")
     stored=True,
 )
 @flags.overwrite
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
-@click.option(
+@option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@option(
     "--add",
     is_flag=True,
     help="Add to the file or the set that is there: layers, or the images that the source has got.",

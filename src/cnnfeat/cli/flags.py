@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 import typing
 from collections.abc import Callable, Collection, Mapping
 from functools import update_wrapper
@@ -16,11 +15,11 @@ import click
 from click.core import ParameterSource
 
 from cnnfeat import knobs
+from cnnfeat.cli.option import Heard, Number, option, said_in
 from cnnfeat.cli.patience import waiting
 from cnnfeat.cli.places import FeaturePath, LocalPath, OutputPlace
 from cnnfeat.cli.session import Settings, artifact
 from cnnfeat.configfile import load_config
-from cnnfeat.documents import Range
 from cnnfeat.errors import UsageError
 from cnnfeat.options import DataOptions, ReadOptions, RunOptions, parse_augment
 
@@ -45,7 +44,7 @@ def common(command: F) -> F:
 
     wrapped = update_wrapper(logged, command)
     for words, name, value, text in reversed(_COMMON):
-        wrapped = click.option(
+        wrapped = option(
             *words,
             is_flag=True,
             expose_value=False,
@@ -82,8 +81,8 @@ def _start_logging(verbosity: int) -> None:
     logger.setLevel(levels[verbosity])
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+as_json = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+overwrite = option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 
 
 def trust(command: F) -> F:
@@ -95,9 +94,8 @@ def trust(command: F) -> F:
             return ctx.invoke(command, *args, **values)
 
     wrapped = update_wrapper(patient, command)
-    wrapped = click.option(
+    wrapped = option(
         "--timeout",
-        cls=Heard,
         type=Number(0.0),
         default=300.0,
         show_default=True,
@@ -105,72 +103,15 @@ def trust(command: F) -> F:
         help="How long opening the network, or its first images, may take; 0: without end.",
     )(wrapped)
     text = "Run a model that does more than compute."
-    return typing.cast("F", click.option("--trust-model", is_flag=True, help=text)(wrapped))
-
-
-class Number(click.ParamType[float]):
-    """A number of plain options, whose range is said as that of a record's field is."""
-
-    def __init__(self, low: float | None = None, high: float | None = None) -> None:
-        whole = all(isinstance(end, int | None) for end in (low, high))
-        self.range = Range(low, high)
-        self._plain: click.ParamType[int] | click.ParamType[float]
-        self._plain = click.INT if whole else click.FLOAT
-        self.name = self._plain.name
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Read a number and hold it against the range."""
-        number = self._plain.convert(value, param, ctx)
-        if not self.range.allows(number):
-            self.fail(f"must be {self.range}, not {number}", param, ctx)
-        return number
-
-
-class Heard(click.Option):
-    """An option that the environment can set by its name as it is typed."""
-
-    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """Look for CNNFEAT_<COMMAND>_<OPTION>, the option as it is typed."""
-        found = super().resolve_envvar_value(ctx)
-        if found is None and ctx.auto_envvar_prefix is not None:
-            found = os.environ.get(_variable(self, ctx.auto_envvar_prefix)) or None
-        return found
-
-    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
-        """Say the range."""
-        extra = super().get_help_extra(ctx)
-        if isinstance(self.type, Number):
-            extra["range"] = str(self.type.range)
-        return extra
-
-
-def _variable(param: click.Parameter, prefix: str) -> str:
-    word = max(param.opts, key=len).removeprefix("--").replace("-", "_").upper()
-    return f"{prefix}_{word}"
-
-
-def said_in(ctx: click.Context | None, param: click.Parameter | None) -> str | None:
-    """Name the environment variable that a value came from, if it came from one."""
-    if ctx is None or param is None or param.name is None:
-        return None
-    if ctx.get_parameter_source(param.name) is not ParameterSource.ENVIRONMENT:
-        return None
-    names = [param.envvar] if isinstance(param.envvar, str) else list(param.envvar or ())
-    if ctx.auto_envvar_prefix is not None:
-        names.append(f"{ctx.auto_envvar_prefix}_{param.name.upper()}")
-        names.append(_variable(param, ctx.auto_envvar_prefix))
-    return next((name for name in names if os.environ.get(name)), None)
+    return typing.cast("F", option("--trust-model", is_flag=True, help=text)(wrapped))
 
 
 def output(name: str, *, help: str, stored: bool = False) -> Callable[[F], F]:
     """`-o PATH`, by default the artifact called `name`; an address too, if it can be `stored`."""
-    return click.option(
+    return option(
         "-o",
         "--output",
         "out",
-        cls=Heard,
         type=OutputPlace() if stored else LocalPath(),
         default=lambda: artifact(name),
         show_default=f"artifacts/{name}",
@@ -180,7 +121,7 @@ def output(name: str, *, help: str, stored: bool = False) -> Callable[[F], F]:
 
 def input_file(flag: str, name: str, *, help: str) -> Callable[[F], F]:
     """Add an option that names a file, by default the artifact called `name`."""
-    return click.option(
+    return option(
         flag,
         type=FeaturePath() if name.endswith(".h5") else LocalPath(),
         default=lambda: artifact(name),
@@ -192,7 +133,7 @@ def input_file(flag: str, name: str, *, help: str) -> Callable[[F], F]:
 def data_dir(command: F) -> F:
     """Add --data-dir alone, for commands that take no other of the data's options."""
     knob = knobs.knob_of(knobs.fields_of(DataOptions)["dir"])
-    return click.option(
+    return option(
         knob.flag,
         "data_dir",
         type=LocalPath(),
@@ -311,9 +252,8 @@ def augment(command: F) -> F:
 
     return typing.cast(
         "F",
-        click.option(
+        option(
             "--augment",
-            cls=Heard,
             multiple=True,
             metavar="NAME=VALUE,...",
             help="Vary images at random: rotation (degrees), shift, zoom, crop (fractions), "
@@ -381,11 +321,10 @@ def _flag(kind: type, name: str, field: str, *, shown: str | None) -> Callable[[
         try:
             return knobs.check_field(kind, field, value, label=said_in(ctx, param) or param.opts[0])
         except UsageError as error:
-            text = f"{error}" + (f" ({error.hint})" if error.hint else "")
-            raise click.UsageError(text, ctx=ctx) from error
+            raise click.UsageError(str(error), ctx=ctx) from error
 
     def decorate(command: F) -> F:
-        made = click.option(
+        made = option(
             f"{flag}/--no-{flag[2:]}" if hint is bool else flag,
             parameter(name, field),
             cls=_Flag,
@@ -399,8 +338,8 @@ def _flag(kind: type, name: str, field: str, *, shown: str | None) -> Callable[[
             help=knob.help,
             show_default=item.default not in (None, ()),
         )(command)
-        option = made.__click_params__[-1]  # type: ignore[attr-defined]
-        option.knob, option.shown = knob, shown if shown is not None else knob.shown
+        own = made.__click_params__[-1]  # type: ignore[attr-defined]
+        own.knob, own.shown = knob, shown if shown is not None else knob.shown
         return made
 
     return decorate
@@ -443,7 +382,7 @@ def _config_file(
         return click.argument(
             "config", type=kind, required=False, is_eager=True, expose_value=False, callback=read
         )
-    return click.option(
+    return option(
         "--config",
         type=kind,
         is_eager=True,

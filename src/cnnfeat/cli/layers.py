@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli.option import option
 from cnnfeat.cli.session import Settings, own_model, pass_settings, start_tensorflow
 from cnnfeat.errors import LayerLookupError
 from cnnfeat.options import ReadOptions
@@ -20,11 +21,15 @@ SCREEN = 40  # layers shown without being asked for; of more, only the trunk
 _BYTES = 4  # of a float32
 
 
-@click.command()
+@manual.command(
+    "What to list",
+    "cnnfeat layers artifacts/model.keras",
+    "cnnfeat layers keras:MobileNetV2 --match 'block_1*'",
+)
 @click.argument("model", required=False)
-@click.option("--all", "every", is_flag=True, help="Every tensor that depends on the images.")
-@click.option("--match", metavar="GLOB", help="Layers whose name matches, such as 'conv2_*'.")
-@click.option("--kind", help="Layers of a kind, such as conv, pool or dense.")
+@option("--all", "every", is_flag=True, help="Every tensor that depends on the images.")
+@option("--match", metavar="GLOB", help="Layers whose name matches, such as 'conv2_*'.")
+@option("--kind", help="Layers of a kind, such as conv, pool or dense.")
 @flags.reading
 @flags.as_json
 @flags.common

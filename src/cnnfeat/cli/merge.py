@@ -8,23 +8,28 @@ from pathlib import Path
 import click
 
 from cnnfeat.address import Address
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli.option import option
 from cnnfeat.cli.places import FeaturePath
 from cnnfeat.cli.session import Settings, pass_settings, stop_on_signals
 from cnnfeat.errors import Interrupted, UsageError
 
 
-@click.command()
+@manual.command(
+    "What to merge",
+    "cnnfeat merge artifacts/features -o artifacts/features.h5",
+    "cnnfeat merge artifacts/features --manifest",
+)
 @click.argument("folder", type=FeaturePath())
 @flags.output("features.h5", help="The feature file, or its address in a store.", stored=True)
-@click.option(
+@option(
     "--manifest",
     "seals",
     is_flag=True,
     help="Write no file: only manifest.json into FOLDER, which is then read as one.",
 )
 @flags.overwrite
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @flags.as_json
 @flags.common
 @pass_settings

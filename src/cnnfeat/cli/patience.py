@@ -32,10 +32,11 @@ def waiting(timeout_s: float, context: click.Context) -> Iterator[None]:
         return
 
     def end(error: UnendingError) -> None:
-        from cnnfeat.cli import show_error
+        from cnnfeat.cli import cli
+        from cnnfeat.cli.complaint import show_error
 
         try:
-            show_error(error, [context.info_name or ""])
+            show_error(error, [context.info_name or ""], root=cli)
         finally:
             os._exit(error.exit_code)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli.option import Number, option
 from cnnfeat.cli.session import Settings, artifact, own_model
 from cnnfeat.options import ReadOptions, RunOptions
 
@@ -33,8 +34,8 @@ _CARD = _Input("--model", "model.keras", "The network; its card lies beside it."
 _FEATURES = _Input("--features", "features.h5", "The feature file.")
 _SVM = _Input("--svm", "svm.json", "The SVM's result; predictions.csv lies beside it.")
 
-_model = click.option("--model", show_default="the features' own", help="The network.")
-_split = click.option("--split", show_default="test, else the last", help="Which rows.")
+_model = option("--model", show_default="the features' own", help="The network.")
+_split = option("--split", show_default="test, else the last", help="Which rows.")
 
 
 def _drawing(
@@ -57,10 +58,9 @@ def _drawing(
             choices.append(flags.data_dir)
         choices += [
             flags.output(f"{kind}.png", help="The picture: .png or .svg."),
-            click.option(
+            option(
                 "--dpi",
-                cls=flags.Heard,
-                type=flags.Number(10.0, 2_400.0),
+                type=Number(10.0, 2_400.0),
                 default=150,
                 show_default=True,
                 help="Dots per inch of a PNG.",
@@ -124,7 +124,7 @@ def _start_tensorflow(canvas: Canvas) -> None:
         start_tensorflow(click.get_current_context().ensure_object(Settings))
 
 
-@click.group()
+@click.group(cls=manual.CommandGroup)
 def plot() -> None:
     """Draw what a run made, as PNG or SVG.
 
@@ -134,9 +134,14 @@ def plot() -> None:
     """
 
 
-@plot.command()
-@click.option("--layer", required=True, help="A convolution, or a block with one.")
-@click.option(
+@manual.command(
+    "What to draw",
+    "cnnfeat plot filters --layer conv1",
+    "cnnfeat plot filters --model photos.keras --layer conv2 --by channel -o f.svg",
+    group=plot,
+)
+@option("--layer", required=True, help="A convolution, or a block with one.")
+@option(
     "--by",
     type=click.Choice(["auto", "largest", "norm", "channel"]),
     default="auto",
@@ -144,9 +149,7 @@ def plot() -> None:
     help="What a tile shows where a filter has several input channels; largest: the four of "
     "the largest L2 norm; auto: colours for 3 channels, else the largest.",
 )
-@click.option(
-    "--channel", type=int, default=0, show_default=True, help="Which one, with --by channel."
-)
+@option("--channel", type=int, default=0, show_default=True, help="Which one, with --by channel.")
 @_drawing("filters", network=True)
 def filters(canvas: Canvas, *, layer: str, by: str, channel: int) -> None:
     """Draw a layer's weights, one tile a filter."""
@@ -156,9 +159,14 @@ def filters(canvas: Canvas, *, layer: str, by: str, channel: int) -> None:
     draw_filters(canvas, layer, by=by, channel=channel)
 
 
-@plot.command()
-@click.option("--layer", required=True, help="A layer with maps: (height, width, channels).")
-@click.option("--image", default="0", show_default=True, help="A row number, or an id.")
+@manual.command(
+    "What to draw",
+    "cnnfeat plot activations --layer conv2",
+    "cnnfeat plot activations --layer conv2 --image 7 --split test -o maps.svg",
+    group=plot,
+)
+@option("--layer", required=True, help="A layer with maps: (height, width, channels).")
+@option("--image", default="0", show_default=True, help="A row number, or an id.")
 @_split
 @_drawing("activations", _FEATURES, network=True, pictures=True)
 def activations(canvas: Canvas, *, layer: str, image: str, split: str | None) -> None:
@@ -174,15 +182,19 @@ def activations(canvas: Canvas, *, layer: str, image: str, split: str | None) ->
     draw_activations(canvas, layer, image=image, split=split)
 
 
-@plot.command()
-@click.option("--layer", show_default="the only one", help="A layer of the feature file.")
-@click.option(
+@manual.command(
+    "What to draw",
+    "cnnfeat plot top --layer conv2 --unit 3",
+    "cnnfeat plot top --layer fc1 --unit 100 --count 48 --split train",
+    group=plot,
+)
+@option("--layer", show_default="the only one", help="A layer of the feature file.")
+@option(
     "--unit", type=int, required=True, help="A channel of a convolution, or a place in a vector."
 )
-@click.option(
+@option(
     "--count",
-    cls=flags.Heard,
-    type=flags.Number(1, 200),
+    type=Number(1, 200),
     default=24,
     show_default=True,
     help="Images.",
@@ -196,27 +208,30 @@ def top(canvas: Canvas, *, layer: str | None, unit: int, count: int, split: str 
     draw_top(canvas, layer, unit=unit, n_images=count, split=split)
 
 
-@plot.command()
-@click.option("--layer", show_default="the only one", help="A layer of the feature file.")
-@click.option(
+@manual.command(
+    "What to draw",
+    "cnnfeat plot embedding --layer fc1",
+    "cnnfeat plot embedding --layer conv2 --method pca --points 500",
+    group=plot,
+)
+@option("--layer", show_default="the only one", help="A layer of the feature file.")
+@option(
     "--method",
     type=click.Choice(["tsne", "pca", "umap"]),
     default="tsne",
     show_default=True,
     help="umap: pip install 'cnnfeat[umap]'.",
 )
-@click.option(
+@option(
     "--points",
-    cls=flags.Heard,
-    type=flags.Number(5),
+    type=Number(5),
     default=2_000,
     show_default=True,
     help="At most so many images, chosen at random.",
 )
-@click.option(
+@option(
     "--seed",
-    cls=flags.Heard,
-    type=flags.Number(0, 2**32 - 1),
+    type=Number(0, 2**32 - 1),
     default=0,
     show_default=True,
     help="Fixes the choice and the layout.",
@@ -232,7 +247,12 @@ def embedding(
     draw_embedding(canvas, layer, method=method, n_points=points, seed=seed, split=split)
 
 
-@plot.command()
+@manual.command(
+    "What to draw",
+    "cnnfeat plot confusion --overwrite",
+    "cnnfeat plot confusion --svm machines/svm.json -o confusion.svg",
+    group=plot,
+)
 @_drawing("confusion", _SVM)
 def confusion(canvas: Canvas) -> None:
     """Draw which class is taken for which."""
@@ -241,11 +261,15 @@ def confusion(canvas: Canvas) -> None:
     draw_confusion(canvas)
 
 
-@plot.command()
-@click.option(
+@manual.command(
+    "What to draw",
+    "cnnfeat plot errors",
+    "cnnfeat plot errors --count 100 --dpi 300",
+    group=plot,
+)
+@option(
     "--count",
-    cls=flags.Heard,
-    type=flags.Number(1, 200),
+    type=Number(1, 200),
     default=48,
     show_default=True,
     help="Images.",
@@ -258,7 +282,12 @@ def errors(canvas: Canvas, *, count: int) -> None:
     draw_errors(canvas, n_images=count)
 
 
-@plot.command()
+@manual.command(
+    "What to draw",
+    "cnnfeat plot layers --overwrite",
+    "cnnfeat plot layers --svm machines/svm.json -o layers.svg",
+    group=plot,
+)
 @_drawing("layers", _SVM)
 def layers(canvas: Canvas) -> None:
     """Draw the SVM's accuracy by layer, beside the network's own."""
@@ -267,7 +296,12 @@ def layers(canvas: Canvas) -> None:
     draw_layers(canvas)
 
 
-@plot.command()
+@manual.command(
+    "What to draw",
+    "cnnfeat plot training",
+    "cnnfeat plot training --model photos.keras -o training.svg",
+    group=plot,
+)
 @_drawing("training", _CARD)
 def training(canvas: Canvas) -> None:
     """Draw loss and accuracy by epoch."""
@@ -276,29 +310,31 @@ def training(canvas: Canvas) -> None:
     draw_training(canvas)
 
 
-@plot.command()
+@manual.command(
+    "What to draw",
+    "cnnfeat plot augment --data digits --augment rotation=12,shift=0.1",
+    "cnnfeat plot augment --count 3 --variations 12",
+    group=plot,
+)
 @flags.tables("data", shown={"source": "what the model was trained on, else auto"})
 @flags.augment
-@click.option(
+@option(
     "--count",
-    cls=flags.Heard,
-    type=flags.Number(1, 100),
+    type=Number(1, 100),
     default=6,
     show_default=True,
     help="Images.",
 )
-@click.option(
+@option(
     "--variations",
-    cls=flags.Heard,
-    type=flags.Number(1, 50),
+    type=Number(1, 50),
     default=8,
     show_default=True,
     help="Of each image.",
 )
-@click.option(
+@option(
     "--seed",
-    cls=flags.Heard,
-    type=flags.Number(0, 2**32 - 1),
+    type=Number(0, 2**32 - 1),
     default=0,
     show_default=True,
     help="Fixes what is drawn by chance.",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import flags
+from cnnfeat.cli import flags, manual
+from cnnfeat.cli.option import Number, option
 from cnnfeat.cli.places import LocalPath
 from cnnfeat.cli.predictions import Tally, Wanted, write_csv, write_json, write_table
 from cnnfeat.cli.session import artifact
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cnnfeat")
 
 
-@click.command()
+@manual.command(
+    "What to predict",
+    "cnnfeat predict photo.png",
+    "cnnfeat predict photos/ --top 3 --csv",
+)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @flags.common
-@click.option(
+@option(
     "--svm",
     "svm_file",
     type=LocalPath(),
@@ -33,36 +38,33 @@ _log = logging.getLogger("cnnfeat")
     show_default="artifacts/svm.skops",
     help="The machine.",
 )
-@click.option(
+@option(
     "--model",
     "models",
-    cls=flags.Heard,
     multiple=True,
     show_default="the machine's own",
     help="The network the machine's features came from; of several, each in turn.",
 )
-@click.option("--split", multiple=True, help="Only this split; may be repeated.")
+@option("--split", multiple=True, help="Only this split; may be repeated.")
 @flags.data_dir
-@click.option(
+@option(
     "--on-error",
     type=click.Choice(["raise", "skip"]),
     default="raise",
     show_default=True,
     help="Whether one bad picture ends the run or is left out (then exit code 6).",
 )
-@click.option(
-    "--top", cls=flags.Heard, type=flags.Number(1), help="Show so many of the best classes."
-)
-@click.option("--scores", is_flag=True, help="Show the decision values of all classes.")
+@option("--top", type=Number(1), help="Show so many of the best classes.")
+@option("--scores", is_flag=True, help="Show the decision values of all classes.")
 @flags.record(
     FitOptions,
     "fitting",
     shown={"resize": "what the network takes", "fit": "as for the machine, else stretch"},
 )
 @flags.record(AverageOptions, "averaging")
-@click.option("--no-resize", is_flag=True, help="Refuse pictures of another size.")
+@option("--no-resize", is_flag=True, help="Refuse pictures of another size.")
 @flags.reading
-@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+@option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @flags.as_json
 def predict(
     *,

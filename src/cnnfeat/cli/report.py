@@ -8,38 +8,41 @@ from pathlib import Path
 
 import click
 
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli.option import Number, option
 from cnnfeat.cli.session import Settings, pass_settings, start_tensorflow
 from cnnfeat.errors import UntrustedModelError
 from cnnfeat.options import ReadOptions
 
 
-@click.command()
+@manual.command(
+    "What to draw",
+    "cnnfeat report",
+    "cnnfeat report --layer fc1 --embedding pca -o report.html",
+)
 @flags.input_file("--features", "features.h5", help="The feature file.")
 @flags.input_file("--svm", "svm.json", help="The SVM's result; predictions.csv lies beside it.")
-@click.option("--model", show_default="the features' own", help="The network.")
+@option("--model", show_default="the features' own", help="The network.")
 @flags.reading
 @flags.data_dir
-@click.option("--layer", show_default="the SVM's", help="Whose features are drawn as points.")
-@click.option(
+@option("--layer", show_default="the SVM's", help="Whose features are drawn as points.")
+@option(
     "--embedding",
     type=click.Choice(["tsne", "pca", "umap"]),
     default="tsne",
     show_default=True,
     help="How features become points; umap: pip install 'cnnfeat[umap]'.",
 )
-@click.option(
+@option(
     "--points",
-    cls=flags.Heard,
-    type=flags.Number(5, 20_000),
+    type=Number(5, 20_000),
     default=2_000,
     show_default=True,
     help="At most so many: all mistakes, and other images chosen at random.",
 )
-@click.option(
+@option(
     "--seed",
-    cls=flags.Heard,
-    type=flags.Number(0, 2**32 - 1),
+    type=Number(0, 2**32 - 1),
     default=0,
     show_default=True,
     help="Fixes the choice and the layout.",

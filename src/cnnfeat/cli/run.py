@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli.option import option
 from cnnfeat.cli.places import LocalPath
 from cnnfeat.cli.session import (
     Settings,
@@ -31,7 +32,11 @@ def _default_run() -> RunOptions:
     return DEFAULT_RUN
 
 
-@click.command()
+@manual.command(
+    "What to extract",
+    "cnnfeat run configs/digits.toml -o runs/digits",
+    "cnnfeat run --model keras:MobileNetV2 --data photos/ --layer out_relu",
+)
 @flags.tables(
     "data",
     "model",
@@ -52,11 +57,10 @@ def _default_run() -> RunOptions:
     whole=_default_run,
 )
 @flags.trust
-@click.option(
+@option(
     "-o",
     "--output",
     "folder",
-    cls=flags.Heard,
     type=LocalPath(file_okay=False),
     default=lambda: artifact(""),
     show_default="artifacts",
@@ -79,10 +83,7 @@ def run(
 
     Stages whose inputs have not changed are not done again. Without CONFIG: the seed network on
     MNIST, its conv2 and fc1, a linear SVM on fc1. See configs/ for whole runs; flags go before what
-    CONFIG says. With --model, or [model] path in CONFIG, nothing is trained:
-
-    \b
-    cnnfeat run --model keras:MobileNetV2 --data photos/ --layer global_average_pooling2d
+    CONFIG says. With --model, or [model] path in CONFIG, nothing is trained.
 
     Of several layers asked for by --layer, the machine is for the last one.
     """

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli.option import option
 from cnnfeat.cli.places import FeaturePath, LocalPath
 from cnnfeat.cli.session import Settings, artifact, pass_settings
 from cnnfeat.options import RunOptions
@@ -18,15 +19,18 @@ if TYPE_CHECKING:
 _CELLS = 20  # classes up to which the confusion matrix is printed
 
 
-@click.command()
+@manual.command(
+    "The machine",
+    "cnnfeat svm --layer fc1",
+    "cnnfeat svm features.h5 --layer all --kernel rbf -o machines/",
+)
 @click.argument("features", metavar="[FEATURES]...", type=FeaturePath(), nargs=-1)
 @flags.common
 @flags.tables("svm")
-@click.option(
+@option(
     "-o",
     "--output",
     "out",
-    cls=flags.Heard,
     type=LocalPath(file_okay=False),
     default=lambda: artifact("svm.skops").parent,
     show_default="artifacts",

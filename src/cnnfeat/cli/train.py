@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from cnnfeat.cli import console, flags
+from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli.option import option
 from cnnfeat.cli.session import Settings, pass_settings, start_tensorflow, told_to_resume
 from cnnfeat.errors import Interrupted
 from cnnfeat.options import RunOptions
@@ -17,12 +16,17 @@ if TYPE_CHECKING:
     from cnnfeat.records import Json, Source
 
 
-@click.command()
+@manual.command(
+    "Training",
+    "cnnfeat train --data digits --epochs 20",
+    "cnnfeat train --data photos/ --resize 64x64 --augment flip=horizontal",
+    claims=("--batch-size", "--precision"),
+)
 @flags.tables("train", "data")
 @flags.augment
 @flags.output("model.keras", help="The model file; its card gets the same name with .json.")
 @flags.overwrite
-@click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
+@option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @flags.as_json
 @flags.common
 @pass_settings
