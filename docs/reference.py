@@ -45,9 +45,11 @@ def command_line() -> Iterator[str]:
     """All commands with their options, and the exit codes."""
     yield "# Command line\n"
     yield (
-        "Data go to stdout, words and progress to stderr. A flag goes before the environment "
-        "(`CNNFEAT_<COMMAND>_<OPTION>`), that before the file of `--config`, that before the "
-        "default.\n"
+        "Data go to stdout, words and progress to stderr; `NO_COLOR` is honoured. A flag goes "
+        "before the environment (`CNNFEAT_<COMMAND>_<OPTION>`, such as "
+        "`CNNFEAT_EXTRACT_BATCH_SIZE`), that before the file of `--config` (or the argument of "
+        "`run`), that before the default. An output that exists is refused without "
+        "`--overwrite` (or `--resume`). An error's hint names ways on that the command has.\n"
     )
     yield from _table(
         ("command", ""), [(f"[`{n}`](#{n})", text) for n, (_, text) in COMMANDS.items()]

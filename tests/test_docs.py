@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 import cnnfeat
 from cnnfeat import errors
-from cnnfeat.cli import COMMANDS
+from cnnfeat.cli import cli
+from cnnfeat.options import RunOptions
 
 _ROOT = Path(__file__).parents[1]
 _DOCS = _ROOT / "docs"
@@ -28,20 +35,61 @@ def reference():
     return module
 
 
-def subclasses(kind: type) -> set[type]:
-    return {kind}.union(*(subclasses(one) for one in kind.__subclasses__()))
+def leaves(command: click.Command, *words: str) -> Iterator[tuple[str, click.Command]]:
+    """All commands that do something, as they are typed."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from leaves(command.get_command(context, name), *words, name)
+    else:
+        yield " ".join(words), command
 
 
-def test_every_command_and_option_has_its_row(reference, cnnfeat) -> None:
+def options_of(command: click.Command) -> set[str]:
+    """Its options' long names, that of the help among them."""
+    params = command.get_params(click.Context(command))
+    names = {word for item in params for word in (*item.opts, *item.secondary_opts)}
+    return {name for name in names if name.startswith("--")}
+
+
+def keys_of(record: type) -> set[str]:
+    """All keys of a table of the configuration, those of tables inside it too."""
+    hints, found = typing.get_type_hints(record), set()
+    for item in dataclasses.fields(record):
+        inner = next((kind for kind in typing.get_args(hints[item.name])), None)
+        found |= keys_of(inner) if dataclasses.is_dataclass(inner) else {item.name}
+    return found
+
+
+def exit_codes() -> set[str]:
+    """All that a command can end with, but for a signal's."""
+    todo, codes = [errors.CnnfeatError], {0, errors.SKIPPED_EXIT_CODE}
+    while todo:
+        kind = todo.pop()
+        codes.add(kind.exit_code)
+        todo += kind.__subclasses__()
+    return {str(code) for code in codes}
+
+
+def test_every_command_and_option_has_its_row(reference) -> None:
     page = "\n".join(reference.command_line())
     sections = dict(re.findall(r"^##+ (.+?)\n(.*?)(?=^##|\Z)", page, re.M | re.S))
-    assert set(COMMANDS) <= set(sections)
-    for name in ("train", "extract", "svm", "predict", "data fetch", "plot augment"):
-        code, help_text, _ = cnnfeat(*name.split(), "--help")
-        assert code == 0
-        words = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_text, re.M))
-        assert words
-        assert {word for word in words if f"{word}" not in sections[name]} == set()
+    commands = dict(leaves(cli))
+    assert {"train", "data fetch", "plot augment"} < set(commands) <= set(sections)
+    for name, command in commands.items():
+        rows = sections[name]
+        missing = {one for one in options_of(command) if not re.search(rf"{one}(?![\w-])", rows)}
+        assert missing == set(), name
+
+
+def test_every_key_has_its_row(reference) -> None:
+    page = "\n".join(reference.configuration())
+    hints = typing.get_type_hints(RunOptions)
+    assert {"data", "network", "svm"} < set(hints)
+    for table, record in hints.items():
+        section = page.split(f"## [{table}]")[1].split("\n## [")[0]
+        rows = section + "".join(re.findall(rf"## \[\[{table}\..*?(?=\n## |\Z)", page, re.S))
+        assert {key for key in keys_of(record) if f"| `{key}` |" not in rows} == set(), table
 
 
 def test_every_key_of_the_configurations_has_its_row(reference) -> None:
@@ -54,10 +102,8 @@ def test_every_key_of_the_configurations_has_its_row(reference) -> None:
 
 
 def test_every_exit_code_has_its_row(reference) -> None:
-    codes = {code for code, _ in reference.exit_codes()}
-    raised = {str(kind.exit_code) for kind in subclasses(errors.CnnfeatError)}
-    assert raised - codes <= {"130"}  # which stands in one row with 143
-    assert {"0", "6", "130, 143"} <= codes
+    listed = {code for codes, _ in reference.exit_codes() for code in codes.split(", ")}
+    assert exit_codes() | {"143"} <= listed
 
 
 def test_every_public_name_has_its_entry(reference) -> None:
@@ -66,13 +112,112 @@ def test_every_public_name_has_its_entry(reference) -> None:
     assert entries == list(cnnfeat.__all__)
 
 
-def test_pages_of_the_menu_are_there(reference, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(reference, "PAGES", tmp_path / "reference")
-    reference.main()
-    shutil.copytree(_DOCS / "pages", tmp_path, dirs_exist_ok=True)
+@pytest.fixture(scope="module")
+def pages(reference, tmp_path_factory) -> Path:
+    """All pages, those that the code writes too, beside the papers that stand above them."""
+    root = tmp_path_factory.mktemp("root")
+    for paper in _ROOT.glob("*.md"):
+        shutil.copy(paper, root)
+    shutil.copy(_ROOT / "LICENSE", root)
+    shutil.copy(_ROOT / "CITATION.cff", root)
+    shutil.copytree(_DOCS / "pages", root / "docs" / "pages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "PAGES", root / "docs" / "pages" / "reference")
+        reference.main()
+    return root
+
+
+def test_all_pages_are_in_the_menu_and_no_others(pages) -> None:
     menu = re.findall(r'"(\S+\.md)"', (_DOCS / "zensical.toml").read_text("utf-8"))
-    assert menu
-    assert {name for name in menu if not (tmp_path / name).is_file()} == set()
+    there = [
+        str(path.relative_to(pages / "docs/pages")) for path in pages.rglob("docs/pages/**/*.md")
+    ]
+    assert sorted(menu) == sorted(there)
+
+
+def anchors(text: str) -> set[str]:
+    """What a page's headings are called in links."""
+    headings = re.findall(r"^##+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", one).strip().lower().replace(" ", "-") for one in headings}
+
+
+def test_links_lead_somewhere(pages) -> None:
+    broken = []
+    for page in pages.rglob("*.md"):
+        prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            if name.startswith("http"):
+                continue
+            if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+                broken.append(f"{page.relative_to(pages)}: {link}")
+    assert broken == []
+
+
+def test_what_is_read_on_its_own_leads_to_no_page_that_is_built(reference) -> None:
+    readme = (_ROOT / "README.md").read_text("utf-8")
+    assert not re.search(r"reference/(command-line|configuration|python)\.md", readme)
+
+
+def typed(text: str) -> set[str]:
+    """All `cnnfeat ...` in blocks of code and between backquotes."""
+    blocks = "".join(re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.M | re.S))
+    joined = re.sub(r"\s*\\\n\s*", " ", blocks)
+    lines = re.findall(r"(?:^|do )(cnnfeat [^;#>\n]*)", joined, re.M)
+    return {*lines, *re.findall(r"`(cnnfeat [^`]+)`", text.replace(blocks, ""))}
+
+
+def is_understood(line: str) -> bool:
+    """Whether the command line takes it, whatever the values are."""
+    words = [word for word in shlex.split(line.replace("…", ""))[1:] if word]
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        if words[0].isupper():  # a placeholder: KIND
+            return True
+        command, words = command.get_command(click.Context(command), words[0]), words[1:]
+        if command is None:
+            return False
+    context = click.Context(command)
+    try:
+        command.make_parser(context).parse_args(words)
+    except click.NoSuchOption:
+        return False
+    except click.BadOptionUsage:  # named without its value, in a sentence
+        return True
+    return True
+
+
+_TEXTS = {
+    str(path.relative_to(_ROOT)): path
+    for path in (*_ROOT.glob("*.md"), *_DOCS.glob("pages/**/*.md"))
+    if "cnnfeat " in path.read_text("utf-8") and "written by" not in path.read_text("utf-8")
+}
+
+
+@pytest.mark.parametrize("name", sorted(_TEXTS))
+def test_every_command_line_is_one(name: str) -> None:
+    lines = typed(_TEXTS[name].read_text("utf-8"))
+    assert {line for line in lines if not is_understood(line)} == set()
+
+
+def test_what_is_no_command_line_is_told() -> None:
+    assert is_understood("cnnfeat extract --layer conv2 --data x")
+    assert is_understood("cnnfeat plot KIND")
+    assert not is_understood("cnnfeat extract --layers conv2")
+    assert not is_understood("cnnfeat plot filter")
+    assert not is_understood("cnnfeat learn")
+
+
+def test_the_house_names_every_room() -> None:
+    text = (_DOCS / "pages" / "maintainers.md").read_text("utf-8")
+    house = text.split("src/cnnfeat/\n")[1].split("```")[0]
+    rooms = {
+        path.name if path.suffix else f"{path.name}/"
+        for path in (_ROOT / "src" / "cnnfeat").iterdir()
+        if not path.name.startswith("__")
+    }
+    assert {room for room in rooms if room not in house} == set()
 
 
 @pytest.mark.slow
@@ -83,6 +228,17 @@ def test_the_site_builds_strictly(tmp_path) -> None:
     build = [sys.executable, "-m", "zensical", "build", "--strict", "-f", "docs/zensical.toml"]
     done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "docs/site/reference/python/index.html").is_file()
+    site = {
+        path.parent.name: path.read_text("utf-8") for path in tmp_path.glob("docs/site/**/*.html")
+    }
+    said = {name: html.unescape(re.sub(r"<[^>]+>", "", page)) for name, page in site.items()}
+    for name, command in leaves(cli):
+        assert {
+            one for one in (name, *options_of(command)) if one not in said["command-line"]
+        } == set()
+    for record in typing.get_type_hints(RunOptions).values():
+        assert {key for key in keys_of(record) if key not in said["configuration"]} == set()
+    assert {code for code in exit_codes() if code not in said["command-line"]} == set()
+    assert {name for name in cnnfeat.__all__ if f".{name}" not in site["python"]} == set()
     (tmp_path / "docs/pages/index.md").write_text("[nowhere](none.md)")
     assert subprocess.run(build, cwd=tmp_path, capture_output=True, check=False).returncode != 0

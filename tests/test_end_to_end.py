@@ -22,7 +22,7 @@ from sklearn.metrics import confusion_matrix
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import ArchitectureOptions
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "pages" / "how" / "tf1-checkpoint.md"
 
 
 def typed(folder: Path, *args: str, data_dir: Path | None = None) -> str:
@@ -152,7 +152,7 @@ def test_the_defaults_reach_their_accuracy_on_mnist(data_dir: Path, tmp_path: Pa
 
 @pytest.mark.mnist
 @pytest.mark.slow
-def test_the_readme_s_recipe_for_layers_that_nobody_named(
+def test_the_recipe_for_layers_that_nobody_named(
     mnist_arrays: dict[str, np.ndarray], tmp_path: Path
 ):
     """Its own words, from the training to the predictions, on a part of MNIST."""
@@ -163,15 +163,18 @@ def test_the_readme_s_recipe_for_layers_that_nobody_named(
         for key, name in (("x", "images"), ("y", "labels"))
     }
     np.savez(tmp_path / "mnist.npz", **arrays)
-    section = README.read_text("utf-8").split("### Layers that nobody named")[1]
-    section = section.replace('"mnist"', '"mnist.npz"').replace("--data mnist", "--data mnist.npz")
+    section = (
+        PAGE.read_text("utf-8")
+        .replace('"mnist"', '"mnist.npz"')
+        .replace("--data mnist", "--data mnist.npz")
+    )
     script, commands = (
-        re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1]
+        re.search(rf"```{language}\b.*?\n(.*?)```", section, re.DOTALL)[1]
         for language in ("python", "sh")
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
     said = [
-        typed(tmp_path, *shlex.split(line.removeprefix("cnnfeat ")))
+        typed(tmp_path, *shlex.split(line.removeprefix("cnnfeat ").partition(" > ")[0]))
         for line in commands.splitlines()
         if line.startswith("cnnfeat ")
     ]

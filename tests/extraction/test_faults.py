@@ -1,4 +1,7 @@
-"""Processes that are stopped, killed, out of room or not alone. See README, "Nothing lost"."""
+"""Processes that are stopped, killed, out of room or not alone.
+
+See docs/pages/reference/guarantees.md.
+"""
 
 from __future__ import annotations
 

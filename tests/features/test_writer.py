@@ -1,4 +1,7 @@
-"""Every fault that a disk can have while a feature file is written. See README, "Nothing lost"."""
+"""Every fault that a disk can have while a feature file is written.
+
+See docs/pages/reference/guarantees.md.
+"""
 
 from __future__ import annotations
 
