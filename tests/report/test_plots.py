@@ -95,7 +95,7 @@ def test_filters_over_several_channels_keep_their_signs(run, tmp_path):
         expected[number, :3, :3], expected[number, :3, 4:7] = channels[:2]
         expected[number, 4:7, :3], expected[number, 4:7, 4:7] = channels[2:]
     np.testing.assert_array_equal(filter_tiles(kernel), expected)
-    assert "weights to the 4 of 4 input channels with the largest" in texts(out)
+    assert "weights to the 4 of 4 input channels of the largest norm" in texts(out)
     sheet = make_sheet(filter_tiles(kernel))
     assert sheet.low == -sheet.high == -np.abs(kernel).max()
     assert not sheet.pixels[3, :7].any()  # clear between the channels

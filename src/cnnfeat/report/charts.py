@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill, wrap
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -13,7 +12,7 @@ from matplotlib.colors import PowerNorm
 
 from cnnfeat.card import Training
 from cnnfeat.errors import DataError
-from cnnfeat.report.figure import AMOUNTS, drawing, short
+from cnnfeat.report.figure import AMOUNTS, drawing, fit, short, text_width
 from cnnfeat.result import LayerScore
 
 if TYPE_CHECKING:
@@ -66,10 +65,11 @@ def plot_confusion(
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         image = axes.imshow(share, cmap=AMOUNTS, norm=PowerNorm(0.35, vmin=0, vmax=1))
         bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-        bar.set_ticks([0, 0.01, 0.1, 0.5, 1.0], labels=["0", "1 %", "10 %", "50 %", "100 %"])
-        _name_axes(axes, classes)
-        lines = [*wrap(title, 80), _summary(counts), *wrap(caveat, 60)]
-        axes.set_title("\n".join(lines))
+        bar.set_ticks([0, 0.01, 0.1, 0.5, 1.0], labels=["0", "1%", "10%", "50%", "100%"])
+        _name_axes(axes, classes, cell=side / (n_classes + 3))
+        lines = [fit(line, inches=side + 0.8, size=10) for line in (title, _summary(counts))]
+        lines += [fit(caveat, inches=side + 0.8, size=10)] if caveat else []
+        figure.suptitle("\n".join(lines), fontsize=10)
         axes.spines[:].set_visible(False)
         if n_classes <= _NUMBERED:
             _write_counts(axes, counts, share)
@@ -94,12 +94,13 @@ def _summary(counts: NDArray[np.int64]) -> str:
     return f"{right:,} of {total:,} right ({right / total:.2%})"
 
 
-def _name_axes(axes: Axes, classes: Sequence[str]) -> None:
+def _name_axes(axes: Axes, classes: Sequence[str], *, cell: float) -> None:
+    """Name rows and columns; upright where a name is wider than its column, in inches."""
     step = -(-len(classes) // _NAMED)  # every class up to _NAMED, then every step-th
     ticks = range(0, len(classes), step)
     labels = [short(classes[tick], limit=16) for tick in ticks]
-    upright = sum(map(len, labels)) > 3 * len(labels) or len(labels) > _NUMBERED
     small = 7 if len(labels) > _NUMBERED else 9
+    upright = any(text_width(label, size=small) > 0.9 * step * cell for label in labels)
     axes.set_xticks(ticks, labels, rotation=90 if upright else 0, fontsize=small)
     axes.set_yticks(ticks, labels, fontsize=small)
     axes.set_xlabel("predicted class")
@@ -147,7 +148,7 @@ def plot_layers(
     dark : bool
         Whether it is for a dark page.
     """
-    with drawing(out, size=(7.5, 1.3 + 0.42 * len(scores)), dpi=dpi, dark=dark) as figure:
+    with drawing(out, size=(8.5, 1.5 + 0.42 * len(scores)), dpi=dpi, dark=dark) as figure:
         axes = figure.add_subplot()
         places = range(len(scores))
         values = [100 * score.accuracy for score in scores]
@@ -160,11 +161,11 @@ def plot_layers(
             fmt="o",
             color="C0",
             capsize=3,
-            label="SVM, with 95 % interval",
+            label="SVM, with 95% interval",
         )
         for place, value in zip(places, values, strict=True):
             axes.annotate(
-                f"{value:.2f}",
+                f"{value:.2f}%",
                 (value, place),
                 xytext=(0, 6),
                 textcoords="offset points",
@@ -180,8 +181,9 @@ def plot_layers(
             )
         axes.set_yticks(places, [short(score.layer, limit=32) for score in scores])
         axes.set_ylim(len(scores) - 0.4, -0.7)
-        axes.set_xlabel(fill(f"right, % of {on}", 80))
-        axes.set_title(title)
+        axes.set_xlabel(fit(f"right, % of {on}", inches=5, size=9))
+        axes.set_ylabel("layer")
+        figure.suptitle(fit(title, inches=8, size=10), fontsize=10)
         figure.legend(loc="outside lower center", ncols=2)
 
 
@@ -226,7 +228,7 @@ def plot_training(
         named = dict(zip(names, lines, strict=True))  # one of each, however many networks
         axes.legend(named.values(), named.keys())
         if title:
-            figure.suptitle(title)
+            figure.suptitle(fit(title, inches=8, size=11))
 
 
 def _draw_course(axes: Axes, training: Training, measure: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.features import FeatureFile, FeatureTable
 from cnnfeat.records import class_name
-from cnnfeat.report.figure import CLASS_COLOURS, CLASS_MARKERS, drawing, short
+from cnnfeat.report.figure import CLASS_COLOURS, CLASS_MARKERS, drawing, fit, short, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,8 @@ FEWEST_POINTS = 5
 _MATRIX_BYTES = 2**29  # of features held at most; wider layers get fewer points
 _INNER_DIMENSIONS = 50  # t-SNE and UMAP start from so many principal components
 _IN_LEGEND = 30  # classes
+_NAME_SIZE = 11  # points
+_LARGER = {"*": 2.5, "P": 1.5, "X": 1.5}  # markers that have little ink
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ def _project(
         points[:, :n_components] = inner
         shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
         first, second = (
-            f"principal component {number} ({share:.1%} of the variance)"
+            f"principal component {number} ({share:.2%} of the variance)"
             for number, share in enumerate(shares, 1)
         )
         return points, (first, second)
@@ -202,7 +205,8 @@ def plot_embedding(
             axes.set_xticks([])
             axes.set_yticks([])
         drawn = f"{len(embedding.rows):,} of {embedding.n_rows:,} images"
-        axes.set_title(f"{title}\n{drawn}" + (", unlabelled" if labels is None else ""))
+        drawn += ", unlabelled" if labels is None else ""
+        axes.set_title(fit(f"{title}\n{drawn}", inches=4.5, size=10))
 
 
 def _draw_classes(
@@ -217,34 +221,88 @@ def _draw_classes(
         name = short(class_name(label, classes), limit=28)
         _scatter(axes, points[labels == label], place=label, name=name)
     if len(present) <= _IN_LEGEND:
-        for label in present:
-            _name_cluster(axes, points[labels == label], class_name(label, classes))
         figure.legend(loc="outside right upper", title="class", markerscale=1.6)
+        centres = np.array([np.median(points[labels == label], axis=0) for label in present])
+        names = [short(class_name(label, classes), limit=16) for label in present]
+        _name_clusters(figure, axes, centres, names)
 
 
-def _name_cluster(axes: Axes, points: NDArray[np.float64], name: str) -> None:
-    """Write a class's name where most of its points are."""
-    x, y = np.median(points, axis=0)
+def _name_clusters(
+    figure: Figure, axes: Axes, centres: NDArray[np.float64], names: Sequence[str]
+) -> None:
+    """Write classes' names where most of their points are, none on another."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # said when drawn
+        figure.draw_without_rendering()  # the axes' place on paper is known from here on
+    axes.autoscale(False)
+    inches = axes.transData + figure.dpi_scale_trans.inverted()
+    room = axes.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+    sizes = [(1.15 * text_width(name, size=_NAME_SIZE), _NAME_SIZE / 60) for name in names]
+    places = spread_names(inches.transform(centres), np.array(sizes), low=room.y0, high=room.y1)
     halo = [withStroke(linewidth=2.5, foreground="white")]
-    axes.text(
-        x,
-        y,
-        short(name, limit=16),
-        ha="center",
-        va="center",
-        fontsize=11,
-        fontweight="bold",
-        path_effects=halo,
-    )
+    for name, place in zip(names, places, strict=True):
+        if place is not None:
+            x, y = inches.inverted().transform(place)
+            axes.text(
+                x,
+                y,
+                name,
+                ha="center",
+                va="center",
+                fontsize=_NAME_SIZE,
+                fontweight="bold",
+                path_effects=halo,
+            )
+
+
+def spread_names(
+    centres: NDArray[np.float64], sizes: NDArray[np.float64], *, low: float, high: float
+) -> list[tuple[float, float] | None]:
+    """Move names up or down, no farther than they must, until none lies on another.
+
+    Parameters
+    ----------
+    centres, sizes : ndarray
+        (n_names, 2): where the middle of each shall be, and its width and height.
+    low, high : float
+        Between which all must stay.
+
+    Returns
+    -------
+    list
+        (x, y) of each; None where there is no room for it.
+    """
+    placed: list[tuple[float, float, float, float]] = []  # x, y, width, height
+    found: list[tuple[float, float] | None] = []
+    for (x, wish), (width, height) in zip(centres.tolist(), sizes.tolist(), strict=True):
+        near = [
+            (y, (height + other) / 2)
+            for at, y, beside, other in placed
+            if abs(x - at) < (width + beside) / 2
+        ]
+        inside = min(max(wish, low + height / 2), high - height / 2)
+        ways = [inside, *(y + apart for y, apart in near), *(y - apart for y, apart in near)]
+        free = [
+            way
+            for way in ways
+            if low + height / 2 <= way <= high - height / 2
+            and all(abs(way - y) >= 0.999 * apart for y, apart in near)
+        ]
+        best = min(free, key=lambda way: abs(way - wish), default=None)
+        found.append(None if best is None else (x, best))
+        if best is not None:
+            placed.append((x, best, width, height))
+    return found
 
 
 def _scatter(axes: Axes, points: NDArray[np.float64], *, place: int, name: str | None) -> None:
+    marker = CLASS_MARKERS[(place + place // len(CLASS_COLOURS)) % len(CLASS_MARKERS)]
     axes.scatter(
         points[:, 0],
         points[:, 1],
-        s=14 if len(points) < 2_000 else 9,
+        s=(14 if len(points) < 2_000 else 9) * _LARGER.get(marker, 1),
         c=CLASS_COLOURS[place % len(CLASS_COLOURS)],
-        marker=CLASS_MARKERS[(place + place // len(CLASS_COLOURS)) % len(CLASS_MARKERS)],
+        marker=marker,
         linewidths=0.2,
         edgecolors="white",
         label=name,

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from cnnfeat.errors import UsageError
@@ -40,6 +43,8 @@ _FONTS = (
 )
 _MISSING = re.compile(r"Glyph (\d+) .*missing from")
 FORMATS = (".png", ".svg")
+_GAP = 0.08  # inches above and below what lies over each other
+_ROUNDING = 1.06  # letters are drawn at whole pixels, which makes lines longer by up to so much
 
 # Ten that colour-blind eyes tell apart as well as ten can be, on white and on dark: M. A. Petroff,
 # "Accessible color sequences for data visualization", arXiv 2107.02270, 2021. Further classes have
@@ -103,7 +108,7 @@ def drawing(
     check_picture(out)
     families: dict[RcKeyType, Any] = {"font.family": ["sans-serif", *_other_fonts()]}
     with mpl.rc_context(_STYLE | families | (_DARK if dark else _LIGHT)):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=_GAP))
         yield figure
         with replacing(out) as partial, _missing_letters_said(out), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="constrained_layout not applied")
@@ -163,6 +168,53 @@ def short(name: str, *, limit: int = 24) -> str:
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
     )
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def fit(text: str, *, inches: float, size: float, lines: int = 4) -> str:
+    """Break a text into lines that fit a width: neighbours' titles don't touch.
+
+    Parameters
+    ----------
+    text : str
+        Its own lines stay apart. A word that is too long ends in "…".
+    inches : float
+        How wide a line may be.
+    size : float
+        Of the letters, in points.
+    lines : int
+        At most so many; what is left over is "…".
+    """
+    fitted: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split(" "):
+            longer = f"{line} {word}" if line else word
+            if line and text_width(longer, size=size) > inches:
+                fitted.append(line)
+                longer = word
+            line = _cut(longer, inches=inches, size=size)
+        fitted.append(line)
+    if len(fitted) > lines:
+        fitted[lines - 1 :] = [_cut(f"{fitted[lines - 1]} …", inches=inches, size=size)]
+    return "\n".join(fitted)
+
+
+def text_width(text: str, *, size: float) -> float:
+    """Measure one line of text in the fonts of the picture that is drawn, in inches."""
+    font = FontProperties(family=mpl.rcParams["font.family"], size=size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # said when drawn
+        width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return _ROUNDING * float(width) / 72
+
+
+def _cut(line: str, *, inches: float, size: float) -> str:
+    if text_width(line, size=size) <= inches:
+        return line
+    kept = line.rstrip("…")
+    while kept and text_width(f"{kept}…", size=size) > inches:
+        kept = kept[:-1]
+    return f"{kept.rstrip()}…"
 
 
 class Plot(Protocol):

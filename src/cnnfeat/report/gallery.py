@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from cnnfeat.features import FeatureFile
 from cnnfeat.pictures import Pictures
 from cnnfeat.records import class_name
 from cnnfeat.report.evidence import Predictions
-from cnnfeat.report.figure import BAD, drawing, short
+from cnnfeat.report.figure import BAD, drawing, fit, short
 from cnnfeat.result import SvmResult
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 _SIDE = 128  # pixels of an image at most
 _COLUMNS = 6
+_INCHES = 1.35  # a panel's side, without its caption
+_CAPTION_SIZE = 7  # points
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,25 +107,22 @@ def plot_top(
     labels = file.labels(split)
     map_shape = file.layer(split, layer).shape[1:-1]
     images = pictures.thumbnails(split, [item.row for item in top], side=_SIDE)
-    with drawing(out, size=_grid_size(len(top)), dpi=dpi) as figure:
-        panels = figure.subplots(*_grid_shape(len(top)), squeeze=False).flat
-        for axes, item in zip(panels, top, strict=False):
-            _show(axes, images.get(item.row))
-            if len(map_shape) == 2 and item.row in images:
-                _mark(axes, images[item.row], item.place, map_shape)
-            title = f"{short(ids[item.row], limit=18)}\nanswer {item.value:.4g}"
-            if labels is not None:
-                title += f"\nclass {_class_name(file.classes, int(labels[item.row]))}"
-            axes.set_title(title, fontsize=7)
-        for axes in panels:
-            axes.set_axis_off()
-        figure.suptitle(
-            _top_title(top, layer=layer, split=split, unit=unit, maps=len(map_shape) == 2)
+    maps = len(map_shape) == 2
+    panels = []
+    for item in top:
+        caption = f"{short(ids[item.row], limit=18)}\nanswer {item.value:.4g}"
+        if labels is not None:
+            caption += f"\nclass {_class_name(file.classes, int(labels[item.row]))}"
+        panels.append(
+            _Panel(images.get(item.row), caption, (item.place, map_shape) if maps else None)
         )
+    title = _top_title(top, layer=layer, split=split, unit=unit, maps=maps)
+    _draw_panels(panels, out, title=title, dpi=dpi)
 
 
 def _top_title(top: Sequence[Excitation], *, layer: str, split: str, unit: int, maps: bool) -> str:
-    title = f"The {len(top)} images of {split} that excite unit {unit} of {layer} most"
+    name = short(layer, limit=60)
+    title = f"The {len(top)} images of {split} that excite unit {unit} of {name} most"
     if len(top) > 1 and top[0].value == top[-1].value:
         return f"{title}\n(it answers the same to all of these: {top[0].value:.4g})"
     return f"{title}; the cross marks where" if maps else title
@@ -132,16 +130,6 @@ def _top_title(top: Sequence[Excitation], *, layer: str, split: str, unit: int, 
 
 def _class_name(classes: Sequence[str], label: int) -> str:
     return short(class_name(label, classes), limit=18)
-
-
-def _mark(
-    axes: Axes, image: NDArray[np.uint8], place: tuple[int, ...], map_shape: tuple[int, ...]
-) -> None:
-    down, across = (
-        (index + 0.5) / length * side - 0.5
-        for index, length, side in zip(place, map_shape, image.shape[:2], strict=True)
-    )
-    axes.plot(across, down, marker="+", color=BAD, markersize=8, markeredgewidth=1.4)
 
 
 def plot_errors(
@@ -185,26 +173,23 @@ def plot_errors(
             "there is no error to show"
         )
     shown = wrong[:n_images]
-    with drawing(out, size=_grid_size(len(shown)), dpi=dpi) as figure:
-        panels = figure.subplots(*_grid_shape(len(shown)), squeeze=False).flat
-        for axes, place in zip(panels, shown.tolist(), strict=False):
-            row = int(predictions.rows[place])
-            _show(axes, images.get(row))
-            true, taken = (
-                _class_name(result.classes, int(answers[place]))
-                for answers in (predictions.labels, predictions.predicted)
-            )
-            axes.set_title(
-                f"{short(ids[row], limit=18)}\n{true} taken for {taken}\n"
-                f"margin {predictions.margins[place]:.2f}",
-                fontsize=7,
-            )
-        for axes in panels:
-            axes.set_axis_off()
-        figure.suptitle(
-            f"SVM on {short(result.best.layer, limit=60)}: {len(shown)} of {len(wrong):,} "
-            "mistakes, surest first\n" + "\n".join(wrap(result.scored_words, 80))
+    panels = []
+    for place in shown.tolist():
+        row = int(predictions.rows[place])
+        true, taken = (
+            _class_name(result.classes, int(answers[place]))
+            for answers in (predictions.labels, predictions.predicted)
         )
+        caption = (
+            f"{short(ids[row], limit=18)}\n{true} taken for {taken}\n"
+            f"margin {predictions.margins[place]:.2f}"
+        )
+        panels.append(_Panel(images.get(row), caption))
+    title = (
+        f"SVM on {short(result.best.layer, limit=60)}: {len(shown)} of {len(wrong):,} "
+        f"mistakes, surest first\n{result.scored_words}"
+    )
+    _draw_panels(panels, out, title=title, dpi=dpi)
 
 
 def mistake_images(
@@ -215,19 +200,47 @@ def mistake_images(
     return pictures.thumbnails(predictions.split, rows, side=_SIDE)
 
 
-def _show(axes: Axes, image: NDArray[np.uint8] | None) -> None:
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One image of a figure of many."""
+
+    image: NDArray[np.uint8] | None  # None: not readable
+    caption: str
+    mark: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # a place in a map of that shape
+
+
+def _draw_panels(panels: Sequence[_Panel], out: Path, *, title: str, dpi: float) -> None:
+    """Draw images in rows, each below its caption; rows are as high as the longest one needs."""
+    columns = max(min(_COLUMNS, len(panels)), 1)
+    n_rows = max(math.ceil(len(panels) / columns), 1)
+    width = max(_INCHES * columns, 5.0)
+    with drawing(out, size=(width, n_rows * _INCHES), dpi=dpi) as figure:
+        title = fit(title, inches=width - 0.2, size=11)
+        captions = [
+            fit(one.caption, inches=width / columns - 0.1, size=_CAPTION_SIZE, lines=6)
+            for one in panels
+        ]
+        n_lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+        row_height = _INCHES + n_lines * 1.3 * _CAPTION_SIZE / 72
+        figure.set_size_inches(width, n_rows * row_height + 0.2 * (title.count("\n") + 1))
+        places = figure.subplots(n_rows, columns, squeeze=False).flat
+        for panel, caption, axes in zip(panels, captions, places, strict=False):
+            _show(axes, panel)
+            axes.set_title(caption, fontsize=_CAPTION_SIZE)
+        for axes in places:  # that are left
+            axes.set_axis_off()
+        figure.suptitle(title)
+
+
+def _show(axes: Axes, panel: _Panel) -> None:
     axes.set_axis_off()
-    if image is None:
-        axes.text(0.5, 0.5, "not readable", ha="center", va="center", fontsize=7)
-    else:
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="none")
-
-
-def _grid_shape(n_images: int) -> tuple[int, int]:
-    columns = max(min(_COLUMNS, n_images), 1)
-    return max(math.ceil(n_images / columns), 1), columns
-
-
-def _grid_size(n_images: int) -> tuple[float, float]:
-    n_rows, columns = _grid_shape(n_images)
-    return max(1.35 * columns, 5.0), 1.75 * n_rows + 0.5
+    if panel.image is None:
+        axes.text(0.5, 0.5, "not readable", ha="center", va="center", fontsize=_CAPTION_SIZE)
+        return
+    axes.imshow(panel.image, cmap="gray", vmin=0, vmax=255, interpolation="none")
+    if panel.mark is not None:
+        down, across = (
+            (index + 0.5) / length * side - 0.5
+            for index, length, side in zip(*panel.mark, panel.image.shape[:2], strict=True)
+        )
+        axes.plot(across, down, marker="+", color=BAD, markersize=8, markeredgewidth=1.4)

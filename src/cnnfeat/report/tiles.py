@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 
 from cnnfeat.errors import UsageError
 from cnnfeat.pictures import as_bytes
-from cnnfeat.report.figure import SIGNED, drawing
+from cnnfeat.report.figure import SIGNED, drawing, fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,11 +201,11 @@ def plot_filters(
         axes = figure.add_subplot()
         _show_sheet(axes, sheet)
         if tiles.ndim == 3:
-            _show_scale(figure, axes, sheet, label=what)
+            _show_scale(figure, axes, sheet, label="norm of weights" if by == "norm" else "weight")
         plural = "s" if n_channels > 1 else ""
-        axes.set_title(
-            f"Filters of {layer}: {n_filters} of {height}×{width}, "
-            f"{n_channels} input channel{plural}\n{what}"
+        title = f"Filters of {layer}: {n_filters} of {height}×{width}, {n_channels} input channel"
+        figure.suptitle(
+            fit(f"{title}{plural}\n{what}", inches=_size(sheet)[0] - 0.2, size=10), fontsize=10
         )
 
 
@@ -238,33 +238,37 @@ def plot_activations(
     dpi : float
         Dots per inch of a PNG.
     """
-    sheets: list[tuple[str, Sheet]] = []
+    sheets: list[tuple[str, str, Sheet]] = []
     if kernel is not None:
         tiles = filter_tiles(kernel)
         what = _what_is_shown(tiles, kernel.shape[2])
-        sheets.append((f"Filters of {layer}\n{what}", make_sheet(tiles)))
+        unit = "weight" if tiles.ndim == 3 else ""  # colours have no one scale
+        sheets.append((f"Filters of {layer}\n{what}", unit, make_sheet(tiles)))
     height, width, n_maps = activation.shape
     sheets.append(
-        (f"Activations of {layer}\n{n_maps} maps of {height}×{width}", _map_sheet(activation))
+        (
+            f"Activations of {layer}\n{n_maps} maps of {height}×{width}",
+            "activation",
+            make_sheet(map_tiles(activation)),
+        )
     )
-    widths = ([2.2] if image is not None else []) + [4.2] * len(sheets)
-    with drawing(out, size=(sum(widths) + 0.6, 5.0), dpi=dpi) as figure:
+    widths = ([2.2] if image is not None else []) + [4.4] * len(sheets)
+    whole = sum(widths) + 0.4
+    with drawing(out, size=(whole, 5.2), dpi=dpi) as figure:
         panels = _row(figure, widths)
         if image is not None:
             axes = panels.pop(0)
             axes.imshow(as_bytes(image), cmap="gray", vmin=0, vmax=255, interpolation="none")
             axes.set_axis_off()
             axes.set_title("Image")
-        for axes, (title, sheet) in zip(panels, sheets, strict=True):
+        for axes, (title, unit, sheet) in zip(panels, sheets, strict=True):
             _show_sheet(axes, sheet)
-            _show_scale(figure, axes, sheet, label="")
-            axes.set_title(title)
-        figure.suptitle(f"{caption}: what {layer} makes of it")
-        figure.supxlabel(DIFFERENCE, fontsize=9)
-
-
-def _map_sheet(activation: Array) -> Sheet:
-    return make_sheet(map_tiles(activation))
+            if unit:
+                _show_scale(figure, axes, sheet, label=unit)
+            axes.set_title(fit(title, inches=3.4, size=10))
+        title = f"{caption}: what {layer} makes of it"
+        figure.suptitle(fit(title, inches=whole - 0.2, size=11))
+        figure.supxlabel(fit(DIFFERENCE, inches=whole - 0.2, size=9), fontsize=9)
 
 
 def _what_is_shown(tiles: Array, n_channels: int, *, by: str = "auto", channel: int = 0) -> str:
@@ -276,9 +280,8 @@ def _what_is_shown(tiles: Array, n_channels: int, *, by: str = "auto", channel: 
         return f"L2 norm over {n_channels} input channels"
     if n_channels == 1:
         return "weights"
-    return (
-        f"weights to the {min(LARGEST, n_channels)} of {n_channels} input channels with the largest"
-    )
+    shown = min(LARGEST, n_channels)
+    return f"weights to the {shown} of {n_channels} input channels of the largest norm"
 
 
 def _size(sheet: Sheet) -> tuple[float, float]:

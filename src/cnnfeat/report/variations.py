@@ -13,7 +13,7 @@ from cnnfeat.errors import DataError
 from cnnfeat.options import AugmentOptions
 from cnnfeat.pictures import as_bytes
 from cnnfeat.records import Array, ImageTarget, Source, class_name
-from cnnfeat.report.figure import drawing, short
+from cnnfeat.report.figure import drawing, fit, short
 
 _INCHES = 0.9  # a panel's side
 
@@ -63,7 +63,7 @@ def draw_variations(
     found = list(_vary_some(source, options, n_images, n_variations, seed))
     if not found:
         raise DataError(f"{source.name}: none of its images can be read")
-    size = (_INCHES * (n_variations + 1) + 1.2, _INCHES * len(found) + 0.7)
+    size = (_INCHES * (n_variations + 1) + 1.5, _INCHES * len(found) + 0.9)
     with drawing(out, size=size, dpi=dpi) as figure:
         panels = figure.subplots(len(found), n_variations + 1, squeeze=False)
         for row, one in zip(panels, found, strict=True):
@@ -73,7 +73,10 @@ def draw_variations(
                 axes.spines[:].set_visible(True)
             row[0].set_ylabel(one.caption, fontsize=7, rotation=0, ha="right", va="center")
         panels[0, 0].set_title("original", fontsize=8)
-        figure.suptitle(str(options), fontsize=9)
+        for turn, axes in enumerate(panels[0, 1:], 1):
+            axes.set_title(f"epoch {turn}", fontsize=8)
+        words = str(options).replace(",", ", ")
+        figure.suptitle(fit(words, inches=size[0] - 0.2, size=9), fontsize=9)
 
 
 def _vary_some(
@@ -93,5 +96,6 @@ def _vary_some(
             turns = [vary(batch.images, turn=turn, rows=own) for turn in range(n_variations)]
             caption = short(batch.ids[0], limit=18)
             if batch.labels is not None:
-                caption += "\n" + class_name(int(batch.labels[0]), source.classes)
+                name = class_name(int(batch.labels[0]), source.classes)
+                caption += f"\nclass {short(name, limit=18)}"
             yield _Varied(caption, tuple(one[0] for one in (batch.images, *turns)))
