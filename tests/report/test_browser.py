@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -142,6 +143,66 @@ def test_axe_finds_nothing_serious(visit, width, scheme):
         if item["impact"] in ("serious", "critical", "moderate")
     ]
     assert serious == []
+
+
+def right_edge(region) -> np.ndarray:
+    """The last columns of pixels of what is shown of a region."""
+    with Image.open(io.BytesIO(region.screenshot())) as image:
+        return np.asarray(image.convert("RGB"))[:, -6:-3].astype(int)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_goes_on_beyond_a_narrow_screen_fades_out(visit, scheme):
+    page = visit(400, color_scheme=scheme).page
+    region = page.locator("[aria-labelledby=stored]")
+    assert region.evaluate("one => one.scrollWidth > one.clientWidth + 20")
+    assert np.ptp(right_edge(region), axis=(0, 1)).max() <= 4  # nothing but the card
+    region.evaluate("one => { one.scrollLeft = one.scrollWidth; }")
+    assert np.ptp(right_edge(region), axis=(0, 1)).max() > 10  # lines between the rows
+
+
+def test_a_matrix_of_ten_classes_fits_a_narrow_screen(visit):
+    page = visit(400).page
+    region = page.locator(".scroll:has(.matrix)")
+    assert region.evaluate("one => one.scrollWidth <= one.clientWidth")
+    assert np.ptp(right_edge(region.locator("thead")), axis=(0, 1)).max() > 10  # not faded
+    for link in page.locator(".matrix td a").all():
+        assert min(link.bounding_box()["width"], link.bounding_box()["height"]) >= 24
+
+
+def test_cards_are_filled_on_a_wide_screen(visit):
+    page = visit(1400).page
+    card = page.locator("main > .card").first.bounding_box()
+    inner = card["x"] + card["width"] - 20
+    for box in page.locator(".numbers, .chart, .pair, .scatter, .exhibit, .facts").all():
+        place = box.bounding_box()
+        assert place["x"] + place["width"] == pytest.approx(inner, abs=4)
+    matrix, classes = (page.locator(f".pair > {one}").bounding_box() for one in ("div", "details"))
+    assert classes["x"] >= matrix["x"] + matrix["width"]
+    assert classes["x"] + classes["width"] == pytest.approx(inner, abs=4)
+    answers = page.locator(".numbers > div").evaluate_all("all => all.map(one => one.offsetTop)")
+    assert len(set(answers)) == 1
+
+
+def test_axes_of_the_scatter_plot_are_named(visit):
+    page = visit(1400).page
+    down, across = page.locator(".axis").all()
+    plane = page.locator("#plane").bounding_box()
+    assert across.inner_text().startswith("principal component 1 (")
+    assert down.inner_text().startswith("principal component 2 (")
+    assert across.bounding_box()["y"] >= plane["y"] + plane["height"]
+    assert down.bounding_box()["x"] + down.bounding_box()["width"] <= plane["x"]
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_names_of_clusters_lie_apart(visit, width):
+    page = visit(width).page
+    boxes = [name.bounding_box() for name in page.locator(".names text").all()]
+    assert len(boxes) == 10
+    for one, other in itertools.combinations(boxes, 2):
+        across = abs(one["x"] + one["width"] / 2 - other["x"] - other["width"] / 2)
+        down = abs(one["y"] + one["height"] / 2 - other["y"] - other["height"] / 2)
+        assert across >= (one["width"] + other["width"]) / 2 - 1 or down >= 0.8 * one["height"]
 
 
 def test_hover_shows_the_point_under_the_pointer(visit, run):

@@ -185,10 +185,16 @@ def svg_of(uri: str) -> str:
 
 
 def test_accuracies_stand_with_their_intervals(page, run):
-    text = words(page.tree).replace("\N{NO-BREAK SPACE}", " ")
+    text = words(page.tree)
     accuracy = (run.labels == run.predicted).mean()
-    assert f"{100 * accuracy:.2f} % 95 % interval {100 * accuracy - 2:.2f} %" in text
-    assert "75.00 % 95 % interval 70.28 % to 79.19 %" in text  # Wilson, 270 of 360, by hand
+    assert f"{100 * accuracy:.2f}% 95% interval {100 * accuracy - 2:.2f}%" in text
+    assert "75.00% 95% interval 70.28% to 79.19%" in text  # Wilson, 270 of 360, by hand
+
+
+def test_all_shares_have_two_digits(page):
+    shares = re.findall(r"\S*\s?%", words(page.by_id("main")).replace("95% interval", ""))
+    assert len(shares) > 40
+    assert [share for share in shares if not re.fullmatch(r"\(?\d+\.\d\d%", share)] == []
 
 
 def test_page_asks_for_nothing_from_elsewhere(page):

@@ -39,6 +39,7 @@ from cnnfeat.report.sections import (
 from cnnfeat.svm.evaluation import wilson_interval
 
 _STEPS = 4  # opening, embedding, pictures, writing
+_LYING_LETTERS = 4  # of longer names those over the confusion matrix stand upright
 _ATTRIBUTES = {
     "source": "Images",
     "source_kind": "Kind of source",
@@ -260,9 +261,7 @@ def render(page: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda share: f"{share:.2%}".replace(
-        "%", "\N{NO-BREAK SPACE}%"
-    )
+    environment.filters["percent"] = "{:.2%}".format
     style, script = (_text(name) for name in ("report.css", "report.js"))
     return environment.get_template("report.html.j2").render(
         version=__version__,
@@ -283,6 +282,7 @@ def render(page: Contents) -> str:
         card=card,
         predictions=predictions,
         whole_matrix=svm is not None and len(svm.classes) <= MATRIX_CLASSES,
+        upright=svm is not None and max(map(len, svm.classes)) > _LYING_LETTERS,
         has_pictures=bool(rows),
         cells=confusion_cells(svm, rows, album) if svm else [],
         n_mistakes=len(wrong),

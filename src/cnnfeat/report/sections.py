@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,10 +11,10 @@ import numpy as np
 
 from cnnfeat.pictures import sprite_sheet
 from cnnfeat.records import class_name
-from cnnfeat.report.embedding import METHODS, Embedding
+from cnnfeat.report.embedding import METHODS, Embedding, spread_names
 from cnnfeat.report.evidence import Evidence, Predictions
 from cnnfeat.report.exhibits import Exhibit
-from cnnfeat.report.figure import CLASS_COLOURS, data_uri
+from cnnfeat.report.figure import CLASS_COLOURS, data_uri, short, text_width
 from cnnfeat.report.tiles import Sheet, channels_beside, filter_tiles, make_sheet, map_tiles
 from cnnfeat.result import SvmResult
 
@@ -32,6 +33,8 @@ TILES = 144  # of a layer's filters and maps that are drawn
 TILE_SIDE = 32  # pixels of a map that are drawn; of larger ones every 2nd, 3rd ...
 SCATTER_WIDTH, SCATTER_HEIGHT = 1000, 700
 _SCATTER_MARGIN = 20
+_NAMED_CLASSES = 40  # up to which clusters have names in the scatter plot
+_NAME_HEIGHT = 48  # its letters' on a narrow screen, in its own unit; on a wide one they are less
 COLOURS = len(CLASS_COLOURS)
 _LEVELS = (0.0, 0.005, 0.02, 0.1, 0.5)  # shares of a row from which a cell gets darker
 
@@ -167,7 +170,12 @@ class PointClass:
     square: bool
     path: str
     count: int
-    centre: tuple[float, float]
+    name_at: tuple[float, float] | None  # None: it has no name, or there is no room
+
+    @property
+    def shown_name(self) -> str:
+        """The name that is written among the points."""
+        return short(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +303,13 @@ def _columns(n_points: int) -> int:
 def _point_classes(
     places: NDArray[np.float64], labels: NDArray[np.int64], album: Album
 ) -> tuple[PointClass, ...]:
+    present = np.unique(labels).tolist()
+    centres = np.array([np.median(places[labels == label], axis=0) for label in present])
+    named = album.labels is not None and len(present) <= _NAMED_CLASSES
+    names_at = _names_at(centres, [album.class_name(label) for label in present]) if named else []
     classes = []
-    for label in np.unique(labels).tolist():
+    for label, name_at in itertools.zip_longest(present, names_at):
         own = places[labels == label]
-        centre = np.median(own, axis=0)
         classes.append(
             PointClass(
                 name="" if album.labels is None else album.class_name(label),
@@ -307,10 +318,20 @@ def _point_classes(
                 square=label // COLOURS % 2 == 1,
                 path=point_path(own),
                 count=len(own),
-                centre=(round(float(centre[0]), 1), round(float(centre[1]), 1)),
+                name_at=name_at,
             )
         )
     return tuple(classes)
+
+
+def _names_at(
+    centres: NDArray[np.float64], names: Sequence[str]
+) -> list[tuple[float, float] | None]:
+    """Say where names of clusters stand, so that none lies on another."""
+    widths = [72 * 1.15 * text_width(short(name), size=_NAME_HEIGHT) for name in names]
+    sizes = np.array([(width, _NAME_HEIGHT) for width in widths])
+    found = spread_names(centres, sizes, low=0, high=SCATTER_HEIGHT)
+    return [None if place is None else (round(place[0], 1), round(place[1], 1)) for place in found]
 
 
 def _sprite(evidence: Evidence, embedding: Embedding) -> tuple[str | None, int]:
