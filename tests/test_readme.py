@@ -47,5 +47,5 @@ def test_it_leads_to_every_page_that_is_written_by_hand() -> None:
         for path in (_ROOT / "docs" / "pages").rglob("*.md")
         if "<!-- written by" not in path.read_text("utf-8")
     }
-    linked = set(re.findall(r"\]\((docs/pages/[^)#]+)", _TEXT))
+    linked = set(re.findall(r"\]\((docs/pages/[^)#]+\.md)", _TEXT))
     assert written == linked
