@@ -369,3 +369,11 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, missing):
         open_source("s3://bucket/x")
     assert caught.value.hint == "pip install 'cnnfeat[s3]'"
     assert isinstance(caught.value, CnnfeatError)
+
+
+def test_an_object_in_memory_is_the_same_however_it_is_looked_at(memory, tmp_path):
+    memory("bucket/one", b"some bytes")
+    address = Address("memory", "bucket/one")
+    assert store.stat_object(address) == store.list_objects(address)[""]
+    with incoming(address) as copy:
+        assert copy.read_bytes() == b"some bytes"

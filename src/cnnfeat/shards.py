@@ -115,11 +115,18 @@ class ShardNumber:
         )
 
 
+def numbers_in(name: str) -> tuple[int, int] | None:
+    """Read a shard's number, and of how many it is, in the name of a file; None: it is no shard."""
+    if found := _NAME.fullmatch(name):
+        number, of = int(found[1]), int(found[2])
+        # Another name of the same number would stand for a shard twice.
+        if 1 <= number <= of and ShardNumber(number, of).file_name == name:
+            return number, of
+    return None
+
+
 def shard_files(folder: Path) -> Iterator[tuple[int, int, Path]]:
     """Find the shards in a folder by their names: number, of how many, path."""
     for path in folder.iterdir():
-        if found := _NAME.fullmatch(path.name):
-            number, of = int(found[1]), int(found[2])
-            # Another name of the same number would stand for a shard twice.
-            if 1 <= number <= of and ShardNumber(number, of).file_name == path.name:
-                yield number, of, path
+        if numbers := numbers_in(path.name):
+            yield *numbers, path

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -62,13 +63,13 @@ class _Files(Protocol):
     def info(self, path: str) -> Mapping[str, object]: ...
 
 
-def list_objects(address: Address) -> dict[str, StoredObject]:
+def list_objects(address: Address, *, may_be_none: bool = False) -> dict[str, StoredObject]:
     """List all that is below an address, by key relative to it; an object is "" in itself.
 
     Raises
     ------
     StorageError
-        If there is nothing, or the store refuses.
+        If there is nothing, unless there `may_be_none`; if the store refuses.
     """
     with _told(address) as files:
         found = files.find(address.path, detail=True)
@@ -77,14 +78,16 @@ def list_objects(address: Address) -> dict[str, StoredObject]:
         key = name.strip("/").removeprefix(address.path).removeprefix("/")
         if info["type"] == "file" and not name.endswith("/"):
             entries[key] = _entry(info)
-    if not entries:
+    if not entries and not may_be_none:
         raise StorageError(f"{address}: there is nothing there")
     return entries
 
 
 def _entry(info: Mapping[str, object]) -> StoredObject:
-    tag = next((str(info[name]) for name in _TAGS if info.get(name)), "")
-    return StoredObject(int(str(info["size"])), tag.strip('"'))
+    tag = next((info[name] for name in _TAGS if info.get(name)), "")
+    if isinstance(tag, datetime):  # or seconds, by the way that it was asked for
+        tag = tag.timestamp()
+    return StoredObject(int(str(info["size"])), str(tag).strip('"'))
 
 
 def stat_object(address: Address) -> StoredObject | None:

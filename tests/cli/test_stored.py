@@ -110,14 +110,41 @@ def test_shards_go_into_a_bucket(cnnfeat, model, photos, bucket, tmp_path):
         FeatureFile(f"{far}/features.0001-of-0002.h5")
 
 
-def test_a_cluster_writes_into_a_folder(cnnfeat, model, tmp_path):
+def test_a_cluster_does_not_write_into_one_process_s_memory(cnnfeat, model, tmp_path):
     code, _, err = cnnfeat(
         *("extract", "--model", model, "--layer", "fc1", "--data", "digits"),
-        *("--dask", "local:1", "-o", "s3://bucket/made"),
+        *("--dask", "local:1", "-o", "memory://bucket/made"),
         folder=tmp_path,
     )
-    assert code == 2 and "a cluster writes its shards into a folder that all workers see" in err
-    assert "--shard 3/20" in err and list(tmp_path.iterdir()) == []
+    assert code == 2 and "memory://bucket/made: what is kept in memory is seen by one p" in err
+    assert "s3://bucket/name" in err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_cluster_writes_into_a_bucket(cnnfeat, model, photos, bucket, tmp_path):
+    far = f"s3://{bucket.name}/made"
+    words = ["extract", "--model", model, "--layer", "fc1", "--batch-size", 16]
+    words += ["--data", f"s3://{bucket.name}/photos"]
+    code, _, err = cnnfeat(*words, "-o", "single.h5")
+    assert code == 0, err
+    on = [*words, "--dask", "local:2", "--shards", 4, "-o", far]
+    code, out, err = cnnfeat(*on)
+    assert code == 0 and "60 rows" in out and far in out, err
+    names = [f"features.{k:04d}-of-0004.h5" for k in range(1, 5)]
+    keys = [key for key in bucket.names() if key.startswith("made/")]
+    assert keys == [*(f"made/{name}" for name in names), "made/manifest.json"]
+    listed = json.loads(bucket.get("made/manifest.json"))["shards"]
+    assert [shard["name"] for shard in listed] == names
+    shards = {key: bucket.get(key) for key in keys}
+    assert [shard["size_bytes"] for shard in listed] == [len(shards[key]) for key in keys[:-1]]
+    code, out, err = cnnfeat(*on)  # all are kept
+    assert code == 0 and shards == {key: bucket.get(key) for key in keys}, err
+    code, _, err = cnnfeat("merge", far, "-o", "merged.h5")
+    assert code == 0, err
+    for one, other in zip(rows_of(Path("merged.h5")), rows_of(Path("single.h5")), strict=True):
+        np.testing.assert_array_equal(one, other)
+    code, _, err = cnnfeat(*words, "--dask", "local:1", "--shards", 3, "-o", far)
+    assert code == 2 and "is one of 4 shards, and 3 are asked for" in err
 
 
 def test_pictures_that_change_are_told_on_resume(cnnfeat, model, photos, bucket, monkeypatch):

@@ -44,6 +44,7 @@ class Client:
         self.cancelled: list[str] = []
         self.begun: tuple[str, ...] = ()
         self.n_asked = 0
+        self.span = SimpleNamespace(metadata={"collections": [{"type": "Future"}] * 500})
 
     @property
     def scheduler(self) -> Client:
@@ -56,7 +57,10 @@ class Client:
         return {"workers": {f"tcp://w:{number}": {"resources": {}} for number in range(2)}}
 
     def run_on_scheduler(self, function) -> None:
-        function()
+        spans = {
+            "spans": SimpleNamespace(spans={"": self.span, "new": SimpleNamespace(metadata=None)})
+        }
+        function(dask_scheduler=SimpleNamespace(extensions=spans))
         self.n_asked += 1
 
     def call_stack(self) -> dict[str, dict[str, str]]:
@@ -92,8 +96,8 @@ def test_few_tasks_are_under_way_at_a_time(monkeypatch):
     assert max(ahead) <= 4
 
 
-def test_a_scheduler_forgets_the_names_of_many_tasks(monkeypatch):
-    monkeypatch.setattr(handing_module, "_MOST_NAMES", 100)
+def test_a_scheduler_forgets_many_tasks(monkeypatch):
+    monkeypatch.setattr(handing_module, "_MOST_TASKS", 100)
     client = Client()
     for number in range(500):
         key_split(f"shard-{number}")
@@ -101,6 +105,23 @@ def test_a_scheduler_forgets_the_names_of_many_tasks(monkeypatch):
     assert sum(1 for _ in hands.results(range(250), should_stop=never)) == 250
     assert client.n_asked == 2
     assert key_split.cache_info().currsize == 0
+    assert client.span.metadata == {"collections": []}
+
+
+def test_nothing_of_many_tasks_is_left_in_a_scheduler(cluster, monkeypatch):
+    from distributed import Client as RealClient
+
+    monkeypatch.setattr(handing_module, "_MOST_TASKS", 50)
+
+    def n_known(dask_scheduler) -> int:
+        spans = dask_scheduler.extensions["spans"].spans.values()
+        told = sum(len(span.metadata["collections"]) for span in spans if span.metadata)
+        return told + len(dask_scheduler.tasks)
+
+    with RealClient(cluster) as client:
+        hands = handing(client, lambda number, workers: client.submit(abs, number, pure=False))
+        assert sum(1 for _ in hands.results(range(400), should_stop=never)) == 400
+        assert client.run_on_scheduler(n_known) < 200
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from cnnfeat.address import Address
 from cnnfeat.errors import (
     DataError,
     FeatureFileError,
@@ -19,7 +20,7 @@ from cnnfeat.errors import (
     UsageError,
 )
 from cnnfeat.extraction import Extraction, publishing
-from cnnfeat.extraction.publishing import write_shard
+from cnnfeat.extraction.publishing import put_shard, write_shard
 from cnnfeat.features import FeatureFile, ShardFile
 from cnnfeat.options import ExtractOptions
 from cnnfeat.shards import ShardNumber
@@ -182,7 +183,7 @@ def test_a_file_where_the_folder_should_be_is_refused(run, tmp_path):
 
 def test_one_job_writes_all_shards(settled, tmp_path):
     job = settled()
-    entries = [write_shard(job, ShardNumber(n, 3), tmp_path / "set") for n in (2, 1, 3)]
+    entries = [write_shard(job, ShardNumber(n, 3), tmp_path / "set").entry for n in (2, 1, 3)]
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
         f"features.000{number}-of-0003.h5" for number in (1, 2, 3)
     ]
@@ -284,6 +285,57 @@ def test_of_two_that_write_a_shard_the_first_stays(settled, work, tmp_path, monk
         wanted = work.expected(np.arange(64), shape=(8,), times=1.5)
         np.testing.assert_array_equal(file.read("train", "fc1"), wanted)
     assert [path.name for path in tmp_path.iterdir()] == [shard.file_name]
+
+
+STORED = Address("memory", "bucket/set")
+
+
+@pytest.fixture
+def objects(memory, monkeypatch, tmp_path):
+    """By key, the objects of a store in memory; scratch files belong to this test."""
+    import fsspec
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return fsspec.filesystem("memory").store
+
+
+def test_a_shard_is_put_into_a_store_once(settled, work, objects, tmp_path):
+    first = put_shard(settled(), ShardNumber(1, 2), STORED)
+    (made,) = objects
+    assert made == "/bucket/set/features.0001-of-0002.h5"
+    beside = write_shard(settled(), ShardNumber(1, 2), tmp_path / "set")
+    assert (first.entry.rows, first.entry.checksum) == (beside.entry.rows, beside.entry.checksum)
+    assert first.entry.size_bytes == len(objects[made].getvalue())
+    source = work.CountingSource(SIZES)
+    assert put_shard(settled(source), ShardNumber(1, 2), STORED) == first
+    assert source.read_rows == []
+    with pytest.raises(OutputExistsError) as told:
+        put_shard(settled(dtype="float16"), ShardNumber(1, 2), STORED)
+    assert told.value.message == (
+        "memory://bucket/set/features.0001-of-0002.h5 is complete, and was made with another "
+        "dtype: float32, not float16"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0], ids=["same", "other"])
+def test_of_two_that_put_a_shard_into_a_store_the_first_stays(settled, work, objects, factor):
+    other, shard = settled(), ShardNumber(1, 2)
+    first = []
+
+    def meanwhile(n_read):
+        if n_read == 0:
+            first.append(put_shard(other, shard, STORED))
+
+    slow = settled(work.CountingSource(SIZES, before=meanwhile))
+    slow = dataclasses.replace(slow, probe=_Scaled(slow.probe, factor))
+    if factor == 1.0:
+        assert put_shard(slow, shard, STORED) == first[0]
+    else:
+        with pytest.raises(DataError, match=r"^memory://bucket/set/\S+ was written twice, with o"):
+            put_shard(slow, shard, STORED)
+    (stored,) = objects.values()
+    assert len(stored.getvalue()) == first[0].entry.size_bytes
 
 
 def test_a_disk_that_refuses_the_name_is_told(settled, tmp_path, monkeypatch):

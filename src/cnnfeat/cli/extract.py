@@ -185,12 +185,6 @@ def _on_cluster(
     from cnnfeat.cluster import extract_on_cluster
     from cnnfeat.extraction import IN_FLIGHT
 
-    if isinstance(out, Address):
-        raise UsageError(
-            f"{out}: a cluster writes its shards into a folder that all workers see",
-            hint="name such a folder with -o, and copy it to the store; or run --shard 3/20 and "
-            "its like, which write to an address",
-        )
     return extract_on_cluster(
         options.model.path or own_model("--model names another"),
         options.data,

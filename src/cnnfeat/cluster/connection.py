@@ -178,16 +178,20 @@ def _limit_of_losses() -> object:
     return raise_limit
 
 
-def forget_names() -> object:
-    """Make what empties a scheduler's table of the names of tasks, which else grows to 100,000.
+def forget_tasks() -> object:
+    """Make what empties a scheduler's records of all tasks there have been: they grow for good.
 
     Sent as code, as cnnfeat may not be there.
     """
 
-    def forget() -> None:
+    def forget(dask_scheduler: object = None) -> None:
         from dask.utils import key_split
 
-        key_split.cache_clear()
+        key_split.cache_clear()  # their names, up to 100,000
+        spans = dask_scheduler.extensions.get("spans")  # type: ignore[attr-defined]
+        for span in spans.spans.values() if spans else ():
+            if span.metadata:
+                span.metadata["collections"].clear()  # what each was computed for: a future
 
     return forget
 

@@ -8,33 +8,32 @@ import logging
 import os
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnnfeat.address import Address
 from cnnfeat.cluster.checking import ALIKE, check_workers, differing, versions_that_count
 from cnnfeat.cluster.connection import check_place, connected
+from cnnfeat.cluster.destination import destination
 from cnnfeat.cluster.handing import Handing
 from cnnfeat.cluster.worker import Done, Work, compute
-from cnnfeat.errors import DataError, Interrupted, OutputExistsError, UsageError
-from cnnfeat.features import ShardEntry, ShardFile
-from cnnfeat.features.inventory import check_manifest, write_inventory
-from cnnfeat.files import locked
+from cnnfeat.cluster.written import WrittenShards
+from cnnfeat.errors import DataError, Interrupted, UsageError
 from cnnfeat.knobs import checked
 from cnnfeat.options import DataOptions, EngineName, ExtractOptions, ReadOptions
 from cnnfeat.progress import SILENT, Progress
-from cnnfeat.records import ExtractResult, Probe, ProbeOutput, SkippedSample, Source
-from cnnfeat.shards import ShardNumber, shard_files
-from cnnfeat.temporary import remove_abandoned_folders
+from cnnfeat.records import ExtractResult, Probe, Source
+from cnnfeat.shards import ShardNumber
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
     from cnnfeat.cluster.connection import Worker
     from cnnfeat.extraction import Job
+    from cnnfeat.extraction.publishing import WrittenShard
 
 _SHARD_ROWS = 50_000  # where nothing is said: minutes of work, and files that can be handled
 _log = logging.getLogger("cnnfeat")
@@ -81,7 +80,7 @@ def extract_on_cluster(
     options: ExtractOptions,
     *,
     cluster: ClusterOptions,
-    out: Path,
+    out: Path | Address,
     read: ReadOptions,
     trust: bool = False,
     start: Callable[[], None] = _no_start,
@@ -104,8 +103,8 @@ def extract_on_cluster(
         Which layers of them, how they are computed and stored.
     cluster : ClusterOptions
         Who computes it.
-    out : Path
-        The folder of the set.
+    out : Path or Address
+        The folder of the set, which all workers see, or one in a store.
     read : ReadOptions
         How the network is read.
     trust : bool
@@ -122,9 +121,10 @@ def extract_on_cluster(
     OutputExistsError
         If the folder holds shards of something else.
     LockedError
-        If another process hands out the same set.
+        If another process of this machine hands out the same set.
     StorageError
-        If no scheduler answers or it is lost, or a worker has other versions of packages.
+        If no scheduler answers or it is lost, a worker has other versions of packages, or a disk or
+        a store refuses.
     DataError
         If a worker finds another network or other images, or none.
     Interrupted
@@ -132,8 +132,8 @@ def extract_on_cluster(
     CnnfeatError
         As `cnnfeat.extract` does, with the shard that it happened in.
     """
-    began = time.monotonic()
-    with locked(out), connected(cluster.where) as client:
+    began, place = time.monotonic(), destination(out)
+    with place.held(), connected(cluster.where) as client:
         start()
         with _settled(network, data, options, read=read, trust=trust, opened=opened) as settled:
             job, found = settled
@@ -147,18 +147,34 @@ def extract_on_cluster(
                 trust=trust,
                 data=found,
                 options=job.options,
-                folder=str(out.absolute()),
+                folder=str(out.absolute() if isinstance(out, Path) else out),
                 n_shards=n_shards,
                 versions=versions_that_count(job.options.engine),
             )
             division = _Division(n_samples, job.batch_size, n_shards)
             division.size(1)  # refuses too many
-            _check_folder(out, n_shards)
+            place.check(n_shards)
         settings = check_workers(client, work, plan.settings)
-        with stopping() as should_stop:
-            _compute(client, work, settings, division, should_stop=should_stop, progress=progress)
-        remove_abandoned_folders(out)  # of workers that were lost
-        return _seal(out, n_shards, settings, outputs=job.probe.outputs, began=began)
+        with WrittenShards.kept(n_shards) as shards:
+            with stopping() as should_stop:
+                _compute(
+                    client,
+                    work,
+                    settings,
+                    division,
+                    shards=shards,
+                    should_stop=should_stop,
+                    progress=progress,
+                )
+            place.seal(settings, shards)
+            return ExtractResult(
+                path=str(place),
+                rows=dict(shards.rows),
+                layers=job.probe.outputs,
+                size_bytes=shards.size_bytes,
+                elapsed_s=time.monotonic() - began,
+                skipped=shards.skipped(),
+            )
 
 
 @contextlib.contextmanager
@@ -209,19 +225,6 @@ def _absolute(path: str) -> str:
     return str(Path(path).absolute()) if Path(path).exists() else path
 
 
-def _check_folder(folder: Path, n_shards: int) -> None:
-    """Refuse a folder that holds shards of another division."""
-    there = shard_files(folder) if folder.is_dir() else ()
-    for _, of, path in there:
-        if of != n_shards:
-            raise OutputExistsError(
-                f"{path} is one of {of:,} shards, and {n_shards:,} are asked for",
-                hint=f"go on with --shards {of}, or name another folder with -o",
-            )
-    ShardNumber(1, n_shards).path_in(folder)  # refuses a file of that name
-    check_manifest(folder)
-
-
 @dataclass(frozen=True, slots=True)
 class _Division:
     """Which shards there are."""
@@ -247,6 +250,7 @@ def _compute(
     settings: Mapping[str, str],
     division: _Division,
     *,
+    shards: WrittenShards,
     should_stop: Callable[[], bool],
     progress: Progress,
 ) -> None:
@@ -261,7 +265,7 @@ def _compute(
     n_done = 0
     with progress.task("extracting", total=division.total, unit="images") as task:
         for number, done in handing.results(numbers, should_stop=should_stop):
-            _tell(done, work, settings)
+            shards.add(number, _written(done, work, settings))
             n_done += 1
             task.advance(division.size(number), note=f"{n_done:,} of {work.n_shards:,} shards")
     if n_done < work.n_shards:
@@ -271,7 +275,7 @@ def _compute(
         )
 
 
-def _tell(done: Done, work: Work, settings: Mapping[str, str]) -> None:
+def _written(done: Done, work: Work, settings: Mapping[str, str]) -> WrittenShard:
     """Log what was logged with a shard; raise what went wrong with it."""
     shard = f"shard {ShardNumber(done.number, work.n_shards)}"
     for level, words in done.words:
@@ -282,39 +286,5 @@ def _tell(done: Done, work: Work, settings: Mapping[str, str]) -> None:
         )
     if done.failure is not None:
         raise done.failure.error(where=shard)
-
-
-def _seal(
-    folder: Path,
-    n_shards: int,
-    settings: Mapping[str, str],
-    *,
-    outputs: tuple[ProbeOutput, ...],
-    began: float,
-) -> ExtractResult:
-    """Write the manifest of the shards as they lie there, one after the other."""
-    rows: Counter[str] = Counter()
-    skipped: dict[str, list[SkippedSample]] = {}
-    size_bytes = 0
-
-    def entries() -> Iterator[ShardEntry]:
-        nonlocal size_bytes
-        for number in range(1, n_shards + 1):
-            with ShardFile(ShardNumber(number, n_shards).path_in(folder)) as file:
-                file.check_settings(settings, "what was asked for")
-                entry = ShardEntry.of(file)
-                for split in file.held:
-                    skipped.setdefault(split, []).extend(file.skipped(split))
-            rows.update(entry.rows)
-            size_bytes += entry.size_bytes
-            yield entry
-
-    write_inventory(folder, settings, entries())
-    return ExtractResult(
-        path=str(folder),
-        rows=dict(rows),
-        layers=outputs,
-        size_bytes=size_bytes,
-        elapsed_s=time.monotonic() - began,
-        skipped={split: tuple(samples) for split, samples in skipped.items() if samples},
-    )
+    assert done.written is not None
+    return done.written

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from cnnfeat.cluster.connection import Worker, forget_names, workers_of
+from cnnfeat.cluster.connection import Worker, forget_tasks, workers_of
 from cnnfeat.errors import StorageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 _AHEAD = 2  # tasks for each worker: the one that it computes, and the next
 _MOST_AHEAD = 64  # as many as it does in a second: else the shortest would wait for messages
-_MOST_NAMES = 10_000
+_MOST_TASKS = 10_000
 _POLL_S = 0.2
 _LOOK_S = 2.0  # how often workers are counted
 _log = logging.getLogger("cnnfeat")
@@ -52,7 +52,7 @@ class Handing(Generic[T]):
         self._workers: tuple[Worker, ...] = ()
         self._ahead = _AHEAD
         self._n_done = 0  # since workers were counted
-        self._n_names = 0  # of tasks that the scheduler has heard of since it forgot them
+        self._n_known = 0  # tasks that the scheduler has heard of since it forgot them
         self._looked = -_LOOK_S
         self._waits = False  # for a worker
 
@@ -99,10 +99,10 @@ class Handing(Generic[T]):
         number, _ = self._under_way.pop(future.key, (None, None))
         if number is not None:
             self._n_done += 1
-            self._n_names += 1
-            if self._n_names == _MOST_NAMES:
-                self._n_names = 0
-                self._client.run_on_scheduler(forget_names())
+            self._n_known += 1
+            if self._n_known == _MOST_TASKS:
+                self._n_known = 0
+                self._client.run_on_scheduler(forget_tasks())
             yield number, self._result(number, future)
 
     def _result(self, number: int, future: Future) -> T:

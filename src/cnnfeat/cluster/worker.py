@@ -9,15 +9,16 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnnfeat.address import Address, place_of
 from cnnfeat.errors import CnnfeatError, StorageError
 from cnnfeat.options import DataOptions, ExtractOptions, ReadOptions
 from cnnfeat.shards import ShardNumber
 
 if TYPE_CHECKING:
     from cnnfeat.extraction import Job
+    from cnnfeat.extraction.publishing import WrittenShard
     from cnnfeat.records import Source
 
 _MOST_WORDS = 20  # lines of a shard's log that are sent back
@@ -34,7 +35,7 @@ class Work:
     trust: bool
     data: DataOptions
     options: ExtractOptions
-    folder: str
+    folder: str  # or an address
     n_shards: int
     versions: Mapping[str, str]  # of packages, as the driver has them
 
@@ -77,6 +78,7 @@ class Done:
     failure: Failure | None = None
     words: tuple[tuple[int, str], ...] = ()  # of the log: level and text
     settings: Mapping[str, str] | None = None  # what all shards have in common
+    written: WrittenShard | None = None
 
 
 @dataclass(slots=True)
@@ -115,17 +117,21 @@ def look(work: Work) -> Done:
 
 def compute(work: Work, number: int, settings: Mapping[str, str]) -> Done:
     """Write one shard, unless it is there; all is refused that isn't to be made with `settings`."""
-    from cnnfeat.extraction.publishing import write_shard
+    from cnnfeat.extraction.publishing import put_shard, write_shard
 
     with _turn, _listening() as words:
         try:
             opened = _open(work)
             if opened.settings != settings:
                 return Done(number, _address(), settings=opened.settings)
-            write_shard(opened.job, ShardNumber(number, work.n_shards), Path(work.folder))
+            shard, place = ShardNumber(number, work.n_shards), place_of(work.folder)
+            if isinstance(place, Address):
+                written = put_shard(opened.job, shard, place)
+            else:
+                written = write_shard(opened.job, shard, place)
         except CnnfeatError as error:
             return Done(number, failure=Failure.of(error), words=tuple(words))
-        return Done(number, words=tuple(words))
+        return Done(number, words=tuple(words), written=written)
 
 
 def _open(work: Work) -> _Opened:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SET_FORMAT, SET_VERSION = "cnnfeat-set", 1
-_HEAD_BYTES = 64  # in which the format stands
+HEAD_BYTES = 64  # in which the format stands
 _ROW_BYTES = 16  # of a row's id alone
 _SEAL = "cnnfeat merge FOLDER --manifest seals a folder whose shards are all there"
 
@@ -89,16 +89,26 @@ def check_manifest(folder: Path) -> None:
     """
     path = folder / MANIFEST
     if path.exists() and not _is_manifest(path):
-        raise OutputExistsError(
-            f"{path} is no manifest of shards, and would be written over",
-            hint="move it elsewhere: what lists a set's shards has that name",
-        )
+        raise not_a_manifest(path)
+
+
+def not_a_manifest(place: object) -> OutputExistsError:
+    """Make the error for a file that stands where a manifest would be written."""
+    return OutputExistsError(
+        f"{place} is no manifest of shards, and would be written over",
+        hint="move it elsewhere: what lists a set's shards has that name",
+    )
+
+
+def begins_as_manifest(head: bytes) -> bool:
+    """Whether the first `HEAD_BYTES` of a file are a manifest's."""
+    return SET_FORMAT.encode() in head
 
 
 def _is_manifest(path: Path) -> bool:
     try:
         with open_regular(path) as file:
-            return SET_FORMAT.encode() in file.read(_HEAD_BYTES)
+            return begins_as_manifest(file.read(HEAD_BYTES))
     except OSError:
         return False
 
