@@ -16,15 +16,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import h5py
+import numpy as np
 import pytest
 
 import cnnfeat
 from cnnfeat import errors
 from cnnfeat.cli import cli
+from cnnfeat.features import write_arrays
+from cnnfeat.features.format import FORMAT_VERSION
 from cnnfeat.options import RunOptions
+from cnnfeat.provenance import Provenance
 
 _ROOT = Path(__file__).parents[1]
 _DOCS = _ROOT / "docs"
+_OF_NETCDF = {"DIMENSION_LIST", "block", "sum_column"}  # what names the axes
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +213,26 @@ def test_what_is_no_command_line_is_told() -> None:
     assert not is_understood("cnnfeat extract --layers conv2")
     assert not is_understood("cnnfeat plot filter")
     assert not is_understood("cnnfeat learn")
+
+
+def test_the_specification_names_what_is_in_a_feature_file(tmp_path: Path) -> None:
+    text = (_DOCS / "pages" / "reference" / "feature-file.md").read_text("utf-8")
+    path = tmp_path / "features.h5"
+    rows = np.zeros((3, 2, 2, 1), np.float32)
+    write_arrays(path, {"train": {"conv": rows}}, labels={"train": np.arange(3)}, classes="abc")
+    with h5py.File(path) as file:
+        said = {*file.attrs, *file["train/conv"].attrs, *file["checksums/train"]} - _OF_NETCDF
+        stored = {name for name in file["train"] if not file["train"][name].is_scale} - {"conv"}
+    said |= {item.name for item in dataclasses.fields(Provenance)}
+    assert {name for name in said | stored if not re.search(rf"[`/]{name}`", text)} == set()
+    assert f"\n| {FORMAT_VERSION} | " in text.split("## Version history")[1]
+
+
+def test_pictures_are_small_and_each_is_shown() -> None:
+    pictures = list((_DOCS / "pages" / "pictures").iterdir())
+    assert sum(path.stat().st_size for path in pictures) < 300_000
+    texts = "".join(path.read_text("utf-8") for path in _DOCS.glob("pages/**/*.md"))
+    assert {path.name for path in pictures if f"pictures/{path.name})" not in texts} == set()
 
 
 def test_the_house_names_every_room() -> None:
