@@ -201,6 +201,7 @@ def test_the_program_of_the_page_on_python_runs(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # a page trains several networks
 @pytest.mark.parametrize("name", _PAGES)
 def test_a_stranger_s_path(walk, site: Path, request, tmp_path: Path, name: str) -> None:
     environment = {**_QUIET, **_OFFLINE.get(name, {})}
