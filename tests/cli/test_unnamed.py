@@ -138,14 +138,15 @@ def test_from_the_checkpoint_to_the_accuracy(run, checkpoint, images, tmp_path: 
     code, out, err = run("predict", "one.png", "--csv")
     assert code == 0, err
     assert str(label[0]) in out.splitlines()[1].split(",")
-    code, out, err = run(
-        "plot", "filters", "--layer", "conv2", "--model", "checkpoints", "-o", "f.png"
-    )
+    code, out, err = run("plot", "filters", "--layer", "conv2", "-o", "f.png")
     assert code == 0, err
+    code, out, err = run("plot", "training")
+    assert code == 2 and "no model card checkpoints.json" in err and "--model" in err
     code, out, err = run("plot", "activations", "--layer", "conv1", "--image", "0", "-o", "a.png")
     assert code == 0, err
-    code, out, err = run("report")
+    code, out, err = run("report", "--json")
     assert code == 0, err
+    assert json.loads(out)["missing"] == []
     features = LayerFeatures.from_features("artifacts/features.h5").fit_transform(pixels)
     with h5py.File("artifacts/features.h5") as file:
         np.testing.assert_allclose(

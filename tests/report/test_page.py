@@ -246,7 +246,8 @@ def test_without_model_the_rest_is_shown(run, tmp_path):
     folder = copy_run(run, tmp_path / "run", "features.h5", "svm.json", "predictions.csv")
     write_report(folder, tmp_path / "report.html", embedding="pca")
     page = Page(tmp_path / "report.html")
-    assert "No filters and no training curve: there is no model" in page.missing()
+    assert "No filters and no training curve:" in page.missing()
+    assert "which lies neither beside it nor in the current folder" in page.missing()
     assert page.has_id("confusion")
     assert "The weights are not at hand." in words(page.tree)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -30,6 +31,7 @@ from cnnfeat.report.embedding import choose_rows, embed_layer
 from cnnfeat.report.evidence import Artifacts, Predictions
 from cnnfeat.report.figure import CLASS_COLOURS
 from cnnfeat.report.gallery import find_top
+from cnnfeat.report.page import write_report
 from cnnfeat.report.tiles import filter_tiles, make_sheet
 
 
@@ -165,6 +167,60 @@ def test_a_layer_outside_the_file_is_computed_by_the_network(run, tmp_path):
             found[top : top + 4, left : left + 4].astype(int) - expected[:, :, tile].astype(int)
         )
         assert close.max() <= 2
+
+
+@pytest.fixture
+def renamed(run, tmp_path) -> Path:
+    """A folder whose features name a network that isn't called model.keras."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for ending in ("keras", "json"):
+        shutil.copy(run.folder / f"model.{ending}", folder / f"net.{ending}")
+    digest = hashlib.sha256((folder / "net.keras").read_bytes()).hexdigest()
+    write_arrays(
+        folder / "features.h5",
+        {"test": {"conv2": run.maps["conv2"]}},
+        attributes={"network": "somewhere/net.keras", "network_sha256": digest},
+    )
+    return folder
+
+
+def test_the_network_is_the_one_that_the_features_name(run, renamed, tmp_path):
+    plots.draw_filters(canvas(renamed, tmp_path / "f.svg"), "conv1")
+    kernel = run.kernels["conv1"][:, :, 0, :]
+    most = np.abs(kernel).max()
+    expected = np.moveaxis(painted(kernel, "RdBu_r", low=-most, high=most), 2, 3)
+    assert holds(embedded_pictures(tmp_path / "f.svg"), expected, columns=2)
+    plots.draw_training(canvas(renamed, tmp_path / "t.png"))
+    assert (tmp_path / "t.png").exists()
+    result = write_report(renamed, tmp_path / "report.html", embedding="pca")
+    assert not [said for said in result.missing if "filters" in said]
+
+
+def test_filters_of_another_network_are_not_shown_beside_maps(
+    hostile_run, renamed, tmp_path, caplog
+):
+    shutil.copy(hostile_run.folder / "model.keras", renamed / "net.keras")
+    plots.draw_activations(canvas(renamed, tmp_path / "a.svg"), "conv2", image="0")
+    assert "net.keras is not the network that features.h5 was made with" in caplog.text
+    assert "Activations of conv2" in texts(tmp_path / "a.svg")
+    assert "Filters of conv2" not in texts(tmp_path / "a.svg")
+    with pytest.raises(FeatureFileError, match=r"net\.json: not .* or of another model than is"):
+        plots.draw_training(canvas(renamed, tmp_path / "t.png"))
+
+
+@pytest.mark.slow
+def test_a_saved_model_that_the_features_name_is_opened(run, tmp_path):
+    folder = tmp_path / "run"
+    keras.models.load_model(run.folder / "model.keras").export(folder / "export_dir")
+    write_arrays(
+        folder / "features.h5",
+        {"test": {"conv2": run.maps["conv2"]}},
+        attributes={"network": "export_dir", "network_format": "saved_model"},
+    )
+    plots.draw_filters(canvas(folder, tmp_path / "f.png"), "conv2")
+    result = write_report(folder, tmp_path / "report.html", embedding="pca")
+    assert not [said for said in result.missing if "filters" in said]
 
 
 def test_activations_without_the_images_say_so(run, tmp_path, caplog):

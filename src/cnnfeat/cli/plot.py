@@ -30,16 +30,19 @@ class _Input:
     help: str
 
 
-_CARD = _Input("--model", "model.keras", "The network; its card lies beside it.")
 _FEATURES = _Input("--features", "features.h5", "The feature file.")
 _SVM = _Input("--svm", "svm.json", "The SVM's result; predictions.csv lies beside it.")
 
-_model = option("--model", show_default="the features' own", help="The network.")
+_model = option(
+    "--model",
+    show_default="the features' own, else artifacts/model.keras",
+    help="The network.",
+)
 _split = option("--split", show_default="test, else the last", help="Which rows.")
 
 
 def _drawing(
-    kind: str, *inputs: _Input, network: bool = False, pictures: bool = False
+    kind: str, *inputs: _Input, network: bool = False, card: bool = False, pictures: bool = False
 ) -> Callable[[F], F]:
     """Add the options of every picture, and hand the command a `Canvas`."""
 
@@ -54,6 +57,8 @@ def _drawing(
         choices = [flags.input_file(item.flag, item.name, help=item.help) for item in inputs]
         if network:
             choices += [_model, flags.reading]
+        if card:
+            choices.append(_model)
         if pictures:
             choices.append(flags.data_dir)
         choices += [
@@ -77,6 +82,7 @@ def _drawing(
 
 def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
     """Take the shared options out of `values`, and check the output before any long work."""
+    from cnnfeat.features import FeatureFile
     from cnnfeat.files import check_output
     from cnnfeat.report.evidence import Artifacts
     from cnnfeat.report.figure import check_picture
@@ -85,20 +91,12 @@ def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
     def path(name: str, default: str) -> Path:
         return cast("Path", values.pop(name, None) or artifact(default))
 
-    svm = path("svm", "svm.json")
-    features = path("features", "features.h5") if "features" in values else None
-    needs_network = "model" in values
-    model = values.pop("model", None)
-    if (
-        needs_network
-        and model is None
-        and features is None
-        and not artifact("features.h5").exists()
-    ):
-        model = own_model("--model names another")
+    svm, features = path("svm", "svm.json"), path("features", "features.h5")
+    if features != artifact("features.h5"):
+        FeatureFile(features).close()  # only those that nobody named may be missing
     artifacts = Artifacts(
-        model=None if model is None else str(model),
-        features=features or artifact("features.h5"),
+        model=cast("str | None", values.pop("model", None)),
+        features=features,
         svm=svm,
         predictions=svm.with_name("predictions.csv"),
         read=cast("ReadOptions", values.pop("read", ReadOptions())),
@@ -120,6 +118,8 @@ def _start_tensorflow(canvas: Canvas) -> None:
     """Start it in silence, where there is a model to open."""
     from cnnfeat.cli.session import start_tensorflow
 
+    if canvas.artifacts.model is None and not canvas.artifacts.features.exists():
+        own_model("--model names another")
     if canvas.artifacts.find_model() is not None:
         start_tensorflow(click.get_current_context().ensure_object(Settings))
 
@@ -150,7 +150,7 @@ def plot() -> None:
     "the largest L2 norm; auto: colours for 3 channels, else the largest.",
 )
 @option("--channel", type=int, default=0, show_default=True, help="Which one, with --by channel.")
-@_drawing("filters", network=True)
+@_drawing("filters", _FEATURES, network=True)
 def filters(canvas: Canvas, *, layer: str, by: str, channel: int) -> None:
     """Draw a layer's weights, one tile a filter."""
     from cnnfeat.report.plots import draw_filters
@@ -302,7 +302,7 @@ def layers(canvas: Canvas) -> None:
     "cnnfeat plot training --model photos.keras -o training.svg",
     group=plot,
 )
-@_drawing("training", _CARD)
+@_drawing("training", _FEATURES, card=True)
 def training(canvas: Canvas) -> None:
     """Draw loss and accuracy by epoch."""
     from cnnfeat.report.plots import draw_training
@@ -339,19 +339,18 @@ def training(canvas: Canvas) -> None:
     show_default=True,
     help="Fixes what is drawn by chance.",
 )
-@_drawing("augment", _CARD)
+@_drawing("augment", _FEATURES, card=True)
 def augment(canvas: Canvas, *, options: RunOptions, count: int, variations: int, seed: int) -> None:
     """Draw images as augmentation varies them, each beside itself.
 
-    Without --augment: as in the training of the network whose card is there.
+    Without --augment: as in the training of the network, where its card tells.
     """
-    from cnnfeat.card import read_card
     from cnnfeat.cli.session import start_tensorflow
     from cnnfeat.extraction.varying import choose_augment
     from cnnfeat.pipeline import open_images
     from cnnfeat.report.variations import draw_variations
 
-    card = read_card(Path(canvas.artifacts.model or ""))
+    card = canvas.artifacts.read_card()
     varied, why = choose_augment(options.augment.given, card)
     with open_images(options.data, card, progress=canvas.progress) as images:
         console.say(f"data: {console.source_text(images)}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cnnfeat.card import ModelCard, file_sha256, read_card
 from cnnfeat.data import open_data
 from cnnfeat.errors import CnnfeatError, DataError, FeatureFileError, MissingInputError, UsageError
 from cnnfeat.features import FeatureFile
@@ -27,7 +28,6 @@ from cnnfeat.result import SvmResult, read_result
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cnnfeat.card import ModelCard
     from cnnfeat.network import Network
     from cnnfeat.records import Source
 
@@ -38,7 +38,9 @@ _ANEW = "run cnnfeat svm --overwrite"
 class Artifacts:
     """Where the outputs of the stages lie, and how the network among them is opened."""
 
-    model: str | None  # as `open_network` takes it; None: the one that the features came from
+    # As `open_network` takes it. None: the one that the features came from; where there are none
+    # yet, the `model.keras` beside their place.
+    model: str | None
     features: Path
     svm: Path  # svm.json
     predictions: Path  # predictions.csv
@@ -47,43 +49,60 @@ class Artifacts:
 
     @classmethod
     def in_folder(cls, folder: Path, *, trust: bool = False) -> Artifacts:
-        """Give all of them their default names."""
+        """Give all of them their default names; the network is the features' own."""
         return cls(
-            str(folder / "model.keras"),
+            None,
             folder / "features.h5",
             folder / "svm.json",
             folder / "predictions.csv",
             trust=trust,
         )
 
-    def find_model(self, file: FeatureFile | None = None) -> str | None:
-        """Say which network would be opened; None where there is none of that name.
+    def name_model(self, file: FeatureFile | None = None) -> str:
+        """Say which network is meant, whether or not it is there.
 
         Raises
         ------
         UntrustedModelError
             If the features name one that lies where the user has not pointed.
         """
-        spec = self.model
-        if spec is None:
-            if file is None:
-                with FeatureFile(self.features) as features:
-                    return self.find_model(features)
-            spec = network_spec(file.provenance, beside=file.path)
+        if self.model is not None:
+            return self.model
+        if file is not None:
+            return network_spec(file.provenance, beside=file.path)
+        if not self.features.exists():
+            return str(self.features.with_name("model.keras"))
+        with FeatureFile(self.features) as features:
+            return self.name_model(features)
+
+    def find_model(self, file: FeatureFile | None = None) -> str | None:
+        """Say which network would be opened; None where there is none of that name."""
+        spec = self.name_model(file)
         return spec if network_exists(spec) else None
 
     def open_model(self, file: FeatureFile | None = None) -> Network:
         """Open the network: with features, as it was read for them."""
-        if self.model is not None and file is None:
+        if file is None and (self.model is not None or not self.features.exists()):
             from cnnfeat.network import open_network  # TensorFlow takes seconds
 
-            return open_network(self.model, self.read or ReadOptions(), trust=self.trust)
+            return open_network(self.name_model(), self.read or ReadOptions(), trust=self.trust)
         if file is None:
             with FeatureFile(self.features) as features:
                 return self.open_model(features)
         return open_recorded(
             file.provenance, beside=file.path, model=self.model, read=self.read, trust=self.trust
         )
+
+    def read_card(self) -> ModelCard | None:
+        """Read the card of the network that is meant; None where it has none.
+
+        Raises
+        ------
+        NetworkError
+            If it is a card, but can't be read.
+        """
+        model = Path(self.name_model())
+        return read_card(model, sha256=file_sha256(model) if model.is_file() else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,20 +270,24 @@ def _open_network(
 ) -> tuple[Network | None, ModelCard | None]:
     try:
         if artifacts.find_model(file) is None:
-            model = artifacts.model or file.provenance.network
+            model = artifacts.name_model(file)
             missing.append(f"No filters and no training curve: there is no model {model}.")
             return None, None
         network = artifacts.open_model(file)
     except CnnfeatError as error:
         missing.append(f"No filters and no training curve: {error}.")
         return None, None
-    if network.sha256 != file.provenance.network_sha256:
-        missing.append(
-            f"No filters and no training curve: {network.path} is not the network that "
-            f"{file.path.name} was made with."
-        )
+    if other := of_another_network(file, network):
+        missing.append(f"No filters and no training curve: {other}.")
         return None, None
     return network, network.card
+
+
+def of_another_network(file: FeatureFile, network: Network) -> str:
+    """Say that features are not this network's; nothing where they are, or do not tell."""
+    if file.provenance.network_sha256 in ("", None, network.sha256):
+        return ""
+    return f"{network.path} is not the network that {file.path.name} was made with"
 
 
 def read_predictions(path: Path, *, file: FeatureFile, result: SvmResult) -> Predictions:

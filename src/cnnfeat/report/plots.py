@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnnfeat.card import card_path, read_card
+from cnnfeat.card import card_path
 from cnnfeat.errors import (
     CnnfeatError,
     FeatureFileError,
@@ -23,7 +23,12 @@ from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import class_name
 from cnnfeat.report.charts import plot_confusion, plot_layers, plot_training
 from cnnfeat.report.embedding import DEFAULT_POINTS, METHODS, embed_layer, plot_embedding
-from cnnfeat.report.evidence import Artifacts, open_pictures, read_predictions
+from cnnfeat.report.evidence import (
+    Artifacts,
+    of_another_network,
+    open_pictures,
+    read_predictions,
+)
 from cnnfeat.report.exhibits import computed_maps, filters_of, filters_or_none, stored_maps
 from cnnfeat.report.gallery import mistake_images, plot_errors, plot_top
 from cnnfeat.report.tiles import plot_activations, plot_filters
@@ -87,8 +92,7 @@ def draw_activations(canvas: Canvas, layer: str, *, image: str, split: str | Non
         split = choose_split(file, split)
         row = find_row(file, split, image)
         pictures = _pictures_or_none(stack, file, canvas)
-        known = canvas.artifacts.find_model(file) is not None
-        network = canvas.artifacts.open_model(file) if known else None
+        network = _own_network(canvas.artifacts, file)
         activation, name = _maps(
             file, layer, split=split, row=row, network=network, pictures=pictures
         )
@@ -101,6 +105,17 @@ def draw_activations(canvas: Canvas, layer: str, *, image: str, split: str | Non
             kernel=filters_or_none(network, name),
             dpi=canvas.dpi,
         )
+
+
+def _own_network(artifacts: Artifacts, file: FeatureFile) -> Network | None:
+    """Open the network that features came from, where it is still there and the same."""
+    if artifacts.find_model(file) is None:
+        return None
+    network = artifacts.open_model(file)
+    if other := of_another_network(file, network):
+        logger.warning("drawn without filters: %s", other)
+        return None
+    return network
 
 
 def _maps(
@@ -233,7 +248,7 @@ def draw_layers(canvas: Canvas) -> None:
 
 
 def draw_training(canvas: Canvas) -> None:
-    """Draw loss and accuracy by epoch, from the card beside the model.
+    """Draw loss and accuracy by epoch, from the card beside the features' network.
 
     Raises
     ------
@@ -242,18 +257,18 @@ def draw_training(canvas: Canvas) -> None:
     FeatureFileError
         If it is damaged.
     """
-    model = Path(canvas.artifacts.model or "model.keras")
-    path = card_path(model)
+    path = card_path(Path(canvas.artifacts.name_model()))
     if not path.exists():
         raise MissingInputError(
-            f"no model card {path}", hint="cnnfeat train writes it beside the model"
+            f"no model card {path}",
+            hint="cnnfeat train writes it beside the model; --model names another one",
         )
     try:
-        card = read_card(model)
+        card = canvas.artifacts.read_card()
     except NetworkError as error:
         raise FeatureFileError(f"{path}: not a model's card: {error}") from error
     if card is None:
-        raise FeatureFileError(f"{path}: not a model's card: its format is another")
+        raise FeatureFileError(f"{path}: not a model's card, or of another model than is there")
     plot_training(
         card.curves,
         canvas.out,
