@@ -104,6 +104,8 @@ def test_dpi_and_ending_are_obeyed(cnnfeat, folder):
     [
         (("plot", "filters", "--layer", "conv1"), 4, "model.keras"),
         (("plot", "training"), 2, "cnnfeat train writes it"),
+        (("plot", "training", "--features", "none.h5"), 2, "no feature file none.h5"),
+        (("plot", "filters", "--layer", "c", "--features", "none.h5"), 2, "no feature file none"),
         (("plot", "activations", "--layer", "flat"), 3, "flat has no activation maps"),
         (("plot", "activations", "--layer", "pixles"), 4, "did you mean 'pixels'?"),
         (("plot", "activations", "--layer", "pixels", "--image", "x"), 2, "no image 'x' in test"),
@@ -113,7 +115,11 @@ def test_dpi_and_ending_are_obeyed(cnnfeat, folder):
         (("plot", "erors"), 2, "No such command"),
         (("report", "--layer", "flt", "--embedding", "pca"), 4, "did you mean 'flat'?"),
         (("report", "--features", "none.h5"), 2, "none.h5"),
-        (("export", "--to", "excel"), 2, "'npz', 'npy', 'csv', 'parquet', 'projector'"),
+        (
+            ("export", "--to", "excel"),
+            2,
+            "'npz', 'npy', 'csv', 'parquet', 'mat', 'h5ad', ",
+        ),
         (("export", "--to", "projector"), 2, "shows one layer"),
         (("export", "--to", "csv", "--split", "tset"), 2, "did you mean 'test'?"),
     ],

@@ -23,6 +23,8 @@ _NAMES = {
     "npy": "features-npy",
     "csv": "features.csv",
     "parquet": "features.parquet",
+    "mat": "features.mat",
+    "h5ad": "features.h5ad",
     "projector": "projector",
 }
 
@@ -85,6 +87,8 @@ def export(
     npy        a folder of .npy files, for memory mapping
     csv        a line a row: split, id, label, class, then every feature
     parquet    a column a layer; needs pip install 'cnnfeat[parquet]'
+    mat        MATLAB's version 5, arrays under names such as train_conv2, below 2 GiB each
+    h5ad       AnnData: the first layer as X, others in obsm, labels in obs
     projector  files for TensorBoard's embedding projector, with pictures
     """
     from cnnfeat.export import export_features

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cnnfeat.errors import UsageError, near_names
 from cnnfeat.export.excerpt import Excerpt
+from cnnfeat.export.h5ad import write_h5ad
+from cnnfeat.export.matlab import check_mat, write_mat
 from cnnfeat.export.numpyfiles import array_bytes, write_npy, write_npz
 from cnnfeat.export.projector import write_projector
 from cnnfeat.export.tables import write_csv, write_parquet
@@ -16,8 +18,9 @@ from cnnfeat.files import check_output, replacing
 from cnnfeat.progress import SILENT, Progress, Task
 from cnnfeat.records import Source
 
-FORMATS = ("npz", "npy", "csv", "parquet", "projector")
+FORMATS = ("npz", "npy", "csv", "parquet", "mat", "h5ad", "projector")
 _FOLDERS = ("npy", "projector")
+_BY_ARRAY = ("npz", "npy", "mat")  # rows are counted once a layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def export_features(
         raise UsageError(f"{out} is a file; --to {to} writes a folder", hint="name one with -o")
     with FeatureFile(features) as file:
         excerpt = Excerpt.of(file, layers=layers, splits=splits, limit=limit)
-        total = excerpt.total_rows * (len(excerpt.layers) if to in ("npz", "npy") else 1)
+        total = excerpt.total_rows * (len(excerpt.layers) if to in _BY_ARRAY else 1)
         with progress.task(f"exporting to {to}", total=total, unit="rows") as task:
             paths = _write(excerpt, to, out, source=source, overwrite=overwrite, task=task)
         rows = {split: excerpt.n_rows(split) for split in excerpt.splits}
@@ -102,12 +105,14 @@ def _write(
         return write_projector(excerpt, out, source=source, overwrite=overwrite, task=task)
     if to == "npy":
         return write_npy(excerpt, out, overwrite=overwrite, task=task)
-    needed = array_bytes(excerpt) if to == "npz" else 0
-    check_output(out, overwrite=overwrite, needed_bytes=needed)
+    needed = {"npz": array_bytes, "mat": check_mat, "h5ad": array_bytes}.get(to)
+    check_output(out, overwrite=overwrite, needed_bytes=needed(excerpt) if needed else 0)
     writers: dict[str, Callable[[Excerpt, Path, Task], None]] = {
         "npz": write_npz,
         "csv": write_csv,
         "parquet": write_parquet,
+        "mat": write_mat,
+        "h5ad": write_h5ad,
     }
     with replacing(out) as partial:
         writers[to](excerpt, partial, task)

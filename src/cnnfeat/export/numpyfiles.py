@@ -20,17 +20,18 @@ from cnnfeat.records import Array
 
 def array_bytes(excerpt: Excerpt) -> int:
     """Count the bytes of all arrays."""
-    return sum(array.size_bytes for array in _arrays(excerpt))
+    return sum(array.size_bytes for array in arrays_of(excerpt))
 
 
 @dataclass(frozen=True, slots=True)
-class _StreamedArray:
+class StreamedArray:
     """An array of known shape whose rows come block by block."""
 
     name: str  # "train/conv2"
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     blocks: Callable[[], Iterable[Array]]
+    is_features: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -50,17 +51,18 @@ class _StreamedArray:
                 task.advance(len(block))
 
 
-def _arrays(excerpt: Excerpt) -> Iterator[_StreamedArray]:
+def arrays_of(excerpt: Excerpt) -> Iterator[StreamedArray]:
     """Name every array of the excerpt, as the feature file does."""
     for split in excerpt.splits:
         n_rows = excerpt.n_rows(split)
         for layer in excerpt.layers:
             stored = excerpt.file.layer(split, layer)
-            yield _StreamedArray(
+            yield StreamedArray(
                 f"{split}/{layer}",
                 np.dtype(stored.dtype),
                 (n_rows, *stored.shape[1:]),
                 lambda split=split, layer=layer: excerpt.blocks(split, layer),  # type: ignore[misc]
+                is_features=True,
             )
         file = excerpt.file
         for name, read in (("label", file.labels), ("part", file.parts), ("group", file.groups)):
@@ -72,29 +74,25 @@ def _arrays(excerpt: Excerpt) -> Iterator[_StreamedArray]:
         yield _whole("classes", np.array(excerpt.file.classes, dtype=np.str_))
 
 
-def _whole(name: str, array: Array) -> _StreamedArray:
-    return _StreamedArray(name, array.dtype, array.shape, lambda: [array])
-
-
-def _is_features(array: _StreamedArray, excerpt: Excerpt) -> bool:
-    return array.name.partition("/")[2] in excerpt.layers
+def _whole(name: str, array: Array) -> StreamedArray:
+    return StreamedArray(name, array.dtype, array.shape, lambda: [array])
 
 
 def write_npz(excerpt: Excerpt, path: Path, task: Task) -> None:
     """Write an archive with arrays such as `train/conv2`, uncompressed."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for array in _arrays(excerpt):
+        for array in arrays_of(excerpt):
             with archive.open(f"{array.name}.npy", "w", force_zip64=True) as member:
-                array.write(member, task if _is_features(array, excerpt) else None)
+                array.write(member, task if array.is_features else None)
 
 
 def write_npy(excerpt: Excerpt, out: Path, *, overwrite: bool, task: Task) -> list[Path]:
     """Write a file for each array into a folder, for memory mapping."""
-    arrays = list(_arrays(excerpt))
+    arrays = list(arrays_of(excerpt))
     paths = [out / f"{array.name.replace('/', '.')}.npy" for array in arrays]
     for path in paths:
         check_output(path, overwrite=overwrite, needed_bytes=array_bytes(excerpt))
     for array, path in zip(arrays, paths, strict=True):
         with replacing(path) as partial, closing(partial.open("wb")) as file:
-            array.write(file, task if _is_features(array, excerpt) else None)
+            array.write(file, task if array.is_features else None)
     return paths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,8 +43,13 @@ def write_csv(excerpt: Excerpt, path: Path, task: Task) -> None:
 def _feature_names(excerpt: Excerpt) -> Iterator[str]:
     for layer in excerpt.layers:
         shape = excerpt.file.layer(excerpt.splits[0], layer).shape[1:]
-        for index in np.ndindex(*shape):
-            yield "_".join((layer, *map(str, index)))
+        yield from feature_names(layer, shape)
+
+
+def feature_names(layer: str, shape: Sequence[int]) -> Iterator[str]:
+    """Name each feature of an image: `conv2_3_0_7` is at height 3, width 0, channel 7."""
+    for index in np.ndindex(*shape):
+        yield "_".join((layer, *map(str, index)))
 
 
 def _quoted_keys(excerpt: Excerpt, chunk: Chunk) -> Iterator[str]:
