@@ -182,7 +182,7 @@ def main() -> int:
     given = parser.parse_args()
     failed = []
     for name in given.pages:
-        page = given.site / name / "index.html"
+        page = given.site / name.removesuffix("index") / "index.html"
         if given.show:
             print(script_of(blocks_of(page.read_text("utf-8"))))
             continue

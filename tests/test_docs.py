@@ -228,6 +228,14 @@ def test_the_specification_names_what_is_in_a_feature_file(tmp_path: Path) -> No
     assert f"\n| {FORMAT_VERSION} | " in text.split("## Version history")[1]
 
 
+def test_every_extra_has_its_row() -> None:
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = set(project["optional-dependencies"]) - {"test", "docs", "bench"}
+    text = (_DOCS / "pages" / "reference" / "networks.md").read_text("utf-8")
+    rows = "".join(re.findall(r"^\|([^|]*)\|", text.split("## Extras")[1], re.M))
+    assert set(re.findall(r"`(\w+)`", rows)) == extras
+
+
 def test_pictures_are_small_and_each_is_shown() -> None:
     pictures = list((_DOCS / "pages" / "pictures").iterdir())
     assert sum(path.stat().st_size for path in pictures) < 300_000
