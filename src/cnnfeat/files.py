@@ -144,11 +144,18 @@ def lock_path(path: Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, name: object = None) -> Iterator[None]:
     """Let no other process write `path` meanwhile.
 
     The lock ends with its process, however that ends. Its file keeps the process's number and is
     removed at the end; one left by a dead process doesn't block.
+
+    Parameters
+    ----------
+    path : Path
+        What is written; the lock's file lies beside it.
+    name : object, optional
+        What it is called in words, where that is something else.
 
     Raises
     ------
@@ -176,7 +183,7 @@ def locked(path: Path) -> Iterator[None]:
             except Timeout as error:  # its holder may be about to write its number, or to end
                 holder = _process_in(file)
                 if holder is not None or time.monotonic() > end:
-                    raise _locked_error(path, holder or "unknown") from error
+                    raise _locked_error(name or path, holder or "unknown") from error
                 time.sleep(0.01)
             except (OSError, NotImplementedError) as error:
                 if getattr(error, "errno", errno.ENOSYS) in NO_LOCKS:
@@ -241,9 +248,10 @@ def _writer_of(lock: Path) -> int | None:
         os.close(handle)
 
 
-def _locked_error(path: Path, process: object) -> LockedError:
+def _locked_error(place: object, process: object) -> LockedError:
+    name = os.path.realpath(place) if isinstance(place, Path) else place
     return LockedError(
-        f"{Path(os.path.realpath(path))} is being written by process {process}",
+        f"{name} is being written by process {process}",
         hint="wait for it, stop it, or write elsewhere with -o",
     )
 

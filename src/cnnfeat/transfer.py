@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cnnfeat.address import Address, is_address, place_of
 from cnnfeat.errors import StorageError, UsageError
-from cnnfeat.files import check_space
+from cnnfeat.files import check_space, locked
 from cnnfeat.store import (
     StoredObject,
     check_bucket,
@@ -61,8 +61,7 @@ def outgoing(address: Address, *, overwrite: bool, resume: bool = False) -> Iter
         As `check_address` does; if the file can't be put.
     """
     check_address(address, overwrite=overwrite, resume=resume)
-    local = _own_folder() / hashlib.sha256(str(address.parent).encode()).hexdigest()[:16]
-    local /= address.name
+    local = _local_of(address.parent) / address.name
     if resume and not local.exists() and (entry := stat_object(address)) is not None:
         _copy(address, entry, local)
     _log.info("%s is written to %s first", address, local.parent)
@@ -78,6 +77,24 @@ def outgoing(address: Address, *, overwrite: bool, resume: bool = False) -> Iter
     with contextlib.suppress(OSError):  # there may be others
         local.parent.rmdir()
     _log.info("%s is put there whole", address)
+
+
+@contextmanager
+def held(folder: Address) -> Iterator[None]:
+    """Let no other process of this user and machine write to a folder of a store meanwhile.
+
+    Raises
+    ------
+    LockedError
+        At once, if one does.
+    """
+    with locked(_local_of(folder), name=folder):
+        yield
+
+
+def _local_of(folder: Address) -> Path:
+    """Where what goes into a folder of a store lies on this machine."""
+    return _own_folder() / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 
 
 def _own_folder() -> Path:

@@ -16,12 +16,14 @@ from PIL import Image
 
 from cnnfeat.cluster import ClusterOptions, driver, worker
 from cnnfeat.cluster.connection import workers_of
+from cnnfeat.cluster.destination import _Folder
 from cnnfeat.errors import (
     DataError,
     ImageError,
     Interrupted,
     LockedError,
     OutputExistsError,
+    StorageError,
     UsageError,
 )
 from cnnfeat.files import locked
@@ -155,6 +157,20 @@ def test_a_worker_that_sees_other_images_is_named(extract, monkeypatch, pictures
     assert "the same files under the same names" in caught.value.hint
     assert caught.value.exit_code == 3
     assert not list((tmp_path / "set").glob("*"))
+
+
+def test_a_worker_that_does_not_see_the_folder_is_named(extract, monkeypatch, tmp_path):
+    class Unseen(_Folder):
+        def check(self, n_shards):
+            """Make none, as one on another machine's disk is none for a worker."""
+
+    monkeypatch.setattr(driver, "destination", Unseen)
+    with pytest.raises(
+        StorageError, match=r"^worker tcp://\S+: there is no folder \S+/set "
+    ) as told:
+        extract()
+    assert told.value.hint.startswith("name one with -o that all workers see")
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_shard_computed_several_times_at_once_is_there_once(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 import pytest
 
 from cnnfeat.address import Address
+from cnnfeat.cluster import written
 from cnnfeat.cluster.destination import _Folder, _Stored
 from cnnfeat.cluster.written import WrittenShards
-from cnnfeat.errors import OutputExistsError, StorageError
+from cnnfeat.errors import LockedError, OutputExistsError, StorageError
 from cnnfeat.extraction.publishing import WrittenShard
 from cnnfeat.features import ShardEntry
 from cnnfeat.records import SkippedSample
@@ -78,6 +83,43 @@ def test_entries_come_back_in_the_order_of_their_numbers(shards):
     assert shards.rows == {"all": 28}
     assert shards.size_bytes == 401 + 402 + 403
     assert shards.skipped() == {"all": (skipped(1), skipped(3))}
+
+
+def _full() -> BinaryIO:
+    return Path("/dev/full").open("r+b")
+
+
+def test_a_disk_that_is_full_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(written, "TemporaryFile", _full)
+    with (
+        pytest.raises(StorageError, match=rf"{tmp_path}: can't write: ") as told,
+        WrittenShards.kept(1) as shards,
+    ):
+        shards.add(1, WrittenShard(entry(1), {}))
+    assert told.value.__cause__.errno == errno.ENOSPC
+
+
+def test_of_two_drivers_the_second_is_refused(place):
+    words = rf"{place.made} is being written by process {os.getpid()}\b"
+    with place.made.held(), pytest.raises(LockedError, match=words), place.made.held():
+        pytest.fail("held twice")
+    with place.made.held():
+        pass
+
+
+def test_nothing_is_left_of_a_folder_that_nothing_came_into(tmp_path):
+    new, own, filled = tmp_path / "new" / "set", tmp_path / "own", tmp_path / "filled"
+    own.mkdir()
+    for folder in (new, own, filled):
+        with _Folder(folder).held():
+            _Folder(folder).check(N_SHARDS)
+            assert folder.is_dir()
+            if folder == filled:
+                (folder / NAMES[0]).touch()
+    assert not new.exists()
+    assert own.is_dir()
+    assert [path.name for path in filled.iterdir()] == NAMES[:1]
 
 
 def test_the_manifest_lists_them_when_all_are_there(place, shards):

@@ -349,6 +349,16 @@ def test_a_worker_that_comes_late_with_other_versions_computes_nothing(task, mon
     assert worker.versions_here(["no-such-package"]) == {"no-such-package": "none"}
 
 
+@pytest.mark.parametrize("task", [worker.look, lambda work: worker.compute(work, 1, {})])
+def test_what_the_system_refuses_a_worker_is_sent_back_in_words(task, monkeypatch):
+    def refuse(*_args, **_given):
+        raise PermissionError(13, "Permission denied", "/scratch")
+
+    monkeypatch.setattr(worker, "_open", refuse)
+    failure = task(None).failure
+    assert failure == worker.Failure(StorageError, "/scratch: Permission denied", "")
+
+
 def test_ctrl_c_names_a_command_that_there_is(monkeypatch):
     words = ["cnnfeat", "extract", "--dask", "local", "--layer", "fc1"]
     monkeypatch.setattr("sys.argv", words)

@@ -37,7 +37,8 @@ def check_workers(client: Client, work: Work, settings: Mapping[str, str]) -> Ma
     Raises
     ------
     StorageError
-        If a worker has other versions of packages; with its address, and what differs.
+        If a worker has other versions of packages, with its address and what differs; if it can't
+        see where the shards go.
     DataError
         If it can't see the network or the images, or they are others there.
     """
@@ -45,8 +46,10 @@ def check_workers(client: Client, work: Work, settings: Mapping[str, str]) -> Ma
     device = None if work.options.device == "auto" else settings["device"]
     for worker, done in _looks(client, work):
         if done.failure is not None:
-            kind = StorageError if issubclass(done.failure.kind, StorageError) else DataError
-            raise kind(f"worker {worker}: {done.failure.message}", hint=ALIKE)
+            words, hint = f"worker {worker}: {done.failure.message}", done.failure.hint
+            if issubclass(done.failure.kind, StorageError):
+                raise StorageError(words, hint=hint or ALIKE)
+            raise DataError(words, hint=ALIKE)
         found = done.settings or {}
         device = device or found.get("device", "")
         settings = {**settings, "device": device}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from cnnfeat.address import Address
 from cnnfeat.errors import OutputExistsError, StorageError, UsageError
-from cnnfeat.features import ShardEntry
+from cnnfeat.features import ShardEntry, storage_errors
 from cnnfeat.features.inventory import (
     HEAD_BYTES,
     MANIFEST,
@@ -23,6 +23,7 @@ from cnnfeat.files import locked
 from cnnfeat.shards import ShardNumber, numbers_in, shard_files
 from cnnfeat.store import check_bucket, list_objects, put_object, read_object
 from cnnfeat.temporary import remove_abandoned_folders, temporary_folder
+from cnnfeat.transfer import held
 
 
 class Destination(Protocol):
@@ -34,10 +35,14 @@ class Destination(Protocol):
     def check(self, n_shards: int) -> None:
         """Refuse what holds shards of another division, or a file in the manifest's place.
 
+        A folder that isn't there is made: workers look whether they see it.
+
         Raises
         ------
         OutputExistsError
             With its name.
+        StorageError
+            If there is no bucket, or the store or the disk refuses.
         """
 
     def seal(self, settings: Mapping[str, str], shards: Iterable[ShardEntry]) -> None:
@@ -75,8 +80,16 @@ class _Folder:
     def __str__(self) -> str:
         return str(self._path)
 
-    def held(self) -> AbstractContextManager[None]:
-        return locked(self._path)
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        was_there = self._path.exists()
+        with locked(self._path):
+            try:
+                yield
+            finally:
+                if not was_there:
+                    with contextlib.suppress(OSError):  # something came into it
+                        self._path.rmdir()
 
     def check(self, n_shards: int) -> None:
         there = shard_files(self._path) if self._path.is_dir() else ()
@@ -84,11 +97,20 @@ class _Folder:
             _check_division(path, of, n_shards)
         ShardNumber(1, n_shards).path_in(self._path)  # refuses a file of that name
         check_manifest(self._path)
+        with storage_errors(self._path):
+            self._path.mkdir(parents=True, exist_ok=True)
 
     def seal(self, settings: Mapping[str, str], shards: Iterable[ShardEntry]) -> None:
         remove_abandoned_folders(self._path)  # of workers that were lost
-        sizes = {path.name: path.stat().st_size for _, _, path in shard_files(self._path)}
-        write_inventory(self._path, settings, _present(self, sizes, shards))
+        write_inventory(self._path, settings, _present(self, self._size, shards))
+
+    def _size(self, name: str) -> int | None:
+        """Ask for each by its name: a listing may be older, and all of it takes memory."""
+        with storage_errors(self._path):
+            try:
+                return (self._path / name).stat().st_size
+            except FileNotFoundError:
+                return None
 
 
 class _Stored:
@@ -99,7 +121,7 @@ class _Stored:
         return str(self._address)
 
     def held(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()  # the first that puts a shard wins, whoever else does
+        return held(self._address)  # of other machines' the first that puts a shard wins
 
     def check(self, n_shards: int) -> None:
         check_bucket(self._address)
@@ -122,7 +144,7 @@ class _Stored:
         there = list_objects(self._address, may_be_none=True)
         sizes = {name: entry.size_bytes for name, entry in there.items()}
         with temporary_folder() as folder:
-            write_inventory(folder, settings, _present(self, sizes, shards))
+            write_inventory(folder, settings, _present(self, sizes.get, shards))
             put_object(folder / MANIFEST, self._address / MANIFEST, overwrite=True)
 
 
@@ -135,11 +157,11 @@ def _check_division(path: Path | Address, of: int, n_shards: int) -> None:
 
 
 def _present(
-    place: Destination, sizes: Mapping[str, int], shards: Iterable[ShardEntry]
+    place: Destination, size: Callable[[str], int | None], shards: Iterable[ShardEntry]
 ) -> Iterator[ShardEntry]:
     """Yield shards as long as each is there, in the size that was reported."""
     for shard in shards:
-        if sizes.get(shard.name) != shard.size_bytes:
+        if size(shard.name) != shard.size_bytes:
             raise StorageError(
                 f"{place}: {shard.name} was written, and isn't there as it was",
                 hint="the same command makes what is missing",

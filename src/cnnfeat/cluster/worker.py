@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from cnnfeat.address import Address, place_of
 from cnnfeat.errors import CnnfeatError, StorageError
 from cnnfeat.options import DataOptions, ExtractOptions, ReadOptions
 from cnnfeat.shards import ShardNumber
+from cnnfeat.store import check_bucket
 
 if TYPE_CHECKING:
     from cnnfeat.extraction import Job
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from cnnfeat.records import Source
 
 _MOST_WORDS = 20  # lines of a shard's log that are sent back
+SAME_FOLDER = "name one with -o that all workers see, or one in a store: s3://bucket/name"
 SAME_VERSIONS = "the same versions are needed everywhere: `pip freeze` lists those here"
 
 
@@ -60,9 +63,12 @@ class Failure:
     hint: str
 
     @classmethod
-    def of(cls, error: CnnfeatError) -> Failure:
-        """Take down an error."""
-        return cls(type(error), error.message, error.hint)
+    def of(cls, error: CnnfeatError | OSError) -> Failure:
+        """Take down an error; of the system's, what it is of."""
+        if isinstance(error, CnnfeatError):
+            return cls(type(error), error.message, error.hint)
+        words = (error.filename, error.strerror or str(error))
+        return cls(StorageError, ": ".join(os.fsdecode(word) for word in words if word), "")
 
     def error(self, *, where: str) -> CnnfeatError:
         """Make the error again, with what it happened in."""
@@ -106,12 +112,23 @@ def _check_versions(work: Work) -> None:
             )
 
 
+def _check_place(folder: str) -> None:
+    """Refuse to compute what would lie where nobody else finds it, or couldn't be put."""
+    place = place_of(folder)
+    if isinstance(place, Address):
+        check_bucket(place)
+    elif not place.is_dir():
+        raise StorageError(
+            f"there is no folder {place} here, which the driver has", hint=SAME_FOLDER
+        )
+
+
 def look(work: Work) -> Done:
     """Open network and images, and say what features will be made with."""
     with _turn:
         try:
             return Done(settings=_open(work).settings)
-        except CnnfeatError as error:
+        except (CnnfeatError, OSError) as error:
             return Done(failure=Failure.of(error))
 
 
@@ -129,7 +146,7 @@ def compute(work: Work, number: int, settings: Mapping[str, str]) -> Done:
                 written = put_shard(opened.job, shard, place)
             else:
                 written = write_shard(opened.job, shard, place)
-        except CnnfeatError as error:
+        except (CnnfeatError, OSError) as error:
             return Done(number, failure=Failure.of(error), words=tuple(words))
         return Done(number, words=tuple(words), written=written)
 
@@ -138,6 +155,7 @@ def _open(work: Work) -> _Opened:
     if _opened and _opened[0].work == work:
         return _opened[0]
     _check_versions(work)
+    _check_place(work.folder)
     while _opened:
         _opened.pop().source.__exit__(None, None, None)
     from cnnfeat.extraction import IN_FLIGHT, Extraction

@@ -5,13 +5,14 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from tempfile import TemporaryFile
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import TYPE_CHECKING, BinaryIO
 
 from cnnfeat.documents import json_text, parse_document, take_up
-from cnnfeat.features import ShardEntry
+from cnnfeat.features import ShardEntry, storage_errors
 from cnnfeat.records import SkippedSample
 
 if TYPE_CHECKING:
@@ -41,14 +42,27 @@ class WrittenShards:
     @contextmanager
     def kept(cls, n_shards: int) -> Iterator[WrittenShards]:
         """Keep so many of them in a file that is gone at the end."""
-        with TemporaryFile() as file:
+        with storage_errors(Path(gettempdir())):
+            file = TemporaryFile()  # noqa: SIM115 - closed below
+        try:
             yield cls(file, n_shards)
+        finally:
+            with suppress(OSError):  # what a full disk has not taken
+                file.close()
 
     def add(self, number: int, written: WrittenShard) -> None:
-        """Take down what is said of the shard of a number, from 1."""
+        """Take down what is said of the shard of a number, from 1.
+
+        Raises
+        ------
+        StorageError
+            If the disk for temporary files is full.
+        """
         entry = written.entry
-        self._starts[number - 1] = self._file.seek(0, 2)
-        self._file.write(json_text(asdict(entry)).encode() + b"\n")
+        with storage_errors(Path(gettempdir())):
+            self._starts[number - 1] = self._file.seek(0, 2)
+            self._file.write(json_text(asdict(entry)).encode() + b"\n")
+            self._file.flush()
         self.rows.update(entry.rows)
         self.size_bytes += entry.size_bytes
         for split, samples in written.skipped.items():
