@@ -120,6 +120,18 @@ def test_a_cluster_does_not_write_into_one_process_s_memory(cnnfeat, model, tmp_
     assert "s3://bucket/name" in err and list(tmp_path.iterdir()) == []
 
 
+def test_no_cluster_is_started_for_a_bucket_that_isnt_there(cnnfeat, bucket, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("cnnfeat.cluster.driver.connected", None)
+    far = f"s3://{bucket.name}-of-others/made"
+    code, _, err = cnnfeat(
+        *("extract", "--model", "nowhere.keras", "--layer", "fc1", "--data", "digits"),
+        *("--dask", "local:1", "-o", far),
+        folder=tmp_path,
+    )
+    assert code == 5 and f"s3://{bucket.name}-of-others: not found: " in err
+
+
 @pytest.mark.slow
 def test_a_cluster_writes_into_a_bucket(cnnfeat, model, photos, bucket, tmp_path):
     far = f"s3://{bucket.name}/made"

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from cnnfeat.cluster import ClusterOptions, driver, worker
-from cnnfeat.cluster.connection import workers_of
-from cnnfeat.cluster.destination import _Folder
+from cnnfeat.cluster.checking import check_workers, versions_that_count
+from cnnfeat.cluster.connection import connected, workers_of
 from cnnfeat.errors import (
     DataError,
     ImageError,
@@ -27,7 +27,7 @@ from cnnfeat.errors import (
     UsageError,
 )
 from cnnfeat.files import locked
-from cnnfeat.options import DataOptions, ExtractOptions
+from cnnfeat.options import DataOptions, ExtractOptions, ReadOptions
 
 
 def rows(folder: Path, split: str, name: str) -> np.ndarray:
@@ -159,16 +159,24 @@ def test_a_worker_that_sees_other_images_is_named(extract, monkeypatch, pictures
     assert not list((tmp_path / "set").glob("*"))
 
 
-def test_a_worker_that_does_not_see_the_folder_is_named(extract, monkeypatch, tmp_path):
-    class Unseen(_Folder):
-        def check(self, n_shards):
-            """Make none, as one on another machine's disk is none for a worker."""
-
-    monkeypatch.setattr(driver, "destination", Unseen)
-    with pytest.raises(
-        StorageError, match=r"^worker tcp://\S+: there is no folder \S+/set "
-    ) as told:
-        extract()
+def test_a_worker_that_does_not_see_the_folder_is_named(cluster, tmp_path):
+    work = worker.Work(
+        run="a",
+        network="nowhere.keras",
+        read=ReadOptions(),
+        trust=False,
+        data=DataOptions(),
+        options=ExtractOptions(),
+        folder=str(tmp_path / "set"),
+        n_shards=1,
+        versions=versions_that_count("tensorflow"),
+    )
+    words = rf"^worker tcp://\S+: there is no folder {tmp_path}/set here, which the driver has"
+    with (
+        connected(cluster.scheduler_address) as client,
+        pytest.raises(StorageError, match=words) as told,
+    ):
+        check_workers(client, work, {})
     assert told.value.hint.startswith("name one with -o that all workers see")
     assert not (tmp_path / "set").exists()
 

@@ -30,7 +30,15 @@ class Destination(Protocol):
     """A set's place. `str` of it is what it is called."""
 
     def held(self) -> AbstractContextManager[None]:
-        """Keep other drivers of this machine away."""
+        """Keep other drivers of this machine away, before there is a cluster.
+
+        Raises
+        ------
+        LockedError
+            If there is one.
+        StorageError
+            If there is no bucket, or the store or the disk refuses.
+        """
 
     def check(self, n_shards: int) -> None:
         """Refuse what holds shards of another division, or a file in the manifest's place.
@@ -42,7 +50,7 @@ class Destination(Protocol):
         OutputExistsError
             With its name.
         StorageError
-            If there is no bucket, or the store or the disk refuses.
+            If the store or the disk refuses.
         """
 
     def seal(self, settings: Mapping[str, str], shards: Iterable[ShardEntry]) -> None:
@@ -121,10 +129,10 @@ class _Stored:
         return str(self._address)
 
     def held(self) -> AbstractContextManager[None]:
+        check_bucket(self._address)
         return held(self._address)  # of other machines' the first that puts a shard wins
 
     def check(self, n_shards: int) -> None:
-        check_bucket(self._address)
         there = list_objects(self._address, may_be_none=True)
         if "" in there:
             raise OutputExistsError(

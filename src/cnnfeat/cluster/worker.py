@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -68,7 +67,7 @@ class Failure:
         if isinstance(error, CnnfeatError):
             return cls(type(error), error.message, error.hint)
         words = (error.filename, error.strerror or str(error))
-        return cls(StorageError, ": ".join(os.fsdecode(word) for word in words if word), "")
+        return cls(StorageError, ": ".join(str(word) for word in words if word), "")
 
     def error(self, *, where: str) -> CnnfeatError:
         """Make the error again, with what it happened in."""
