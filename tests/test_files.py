@@ -181,3 +181,29 @@ def test_output_that_another_process_writes_is_refused(tmp_path: Path):
         with pytest.raises(LockedError, match=rf"is being written by process {process.pid}\b"):
             check_output(tmp_path / "f", overwrite=True)
     check_output(tmp_path / "f", overwrite=False)
+
+
+def test_a_check_leaves_no_folder(tmp_path):
+    check_output(tmp_path / "a" / "b" / "x.h5", overwrite=False, needed_bytes=10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_below_a_file_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"can't write .*x\.h5: Not a directory"):
+        check_output(tmp_path / "file" / "b" / "x.h5", overwrite=False)
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
+    def failing() -> None:
+        with locked(tmp_path / "a" / "x.h5"), replacing(tmp_path / "a" / "b" / "y.txt") as path:
+            path.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError), locked(tmp_path / "c" / "x.h5"):
+        (tmp_path / "c" / "kept").write_text("")
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["kept"]

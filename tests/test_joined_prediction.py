@@ -200,7 +200,7 @@ def test_networks_are_named_in_the_order_of_their_layers(command, run: Path, tmp
     assert item["predicted"] == "digit 3"
     assert "is not the network that" in command(tmp_path, *words, *b, *a, code=4).stderr
     done = command(tmp_path, *words, *a, code=2)
-    assert "a.keras" in done.stderr and "b.keras, and 1 networks are given" in done.stderr
+    assert "a.keras" in done.stderr and "b.keras, and is given 1 network\n" in done.stderr
     assert "hint: --model, once for each of them, in this order" in done.stderr
 
 
@@ -210,7 +210,7 @@ def test_networks_of_a_program_are_given_as_a_list(run: Path):
     assert machine.networks == tuple(networks)
     with pytest.raises(NetworkError, match="is not the network that"):
         load_machine(run / "two" / "svm.skops", network=networks[::-1]).predict(run / "pictures")
-    with pytest.raises(UsageError, match="and 3 networks are given"):
+    with pytest.raises(UsageError, match="is given 3 networks"):
         _ = load_machine(run / "two" / "svm.skops", network=[*networks, networks[0]]).networks
 
 

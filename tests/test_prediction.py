@@ -219,7 +219,7 @@ def test_a_bad_picture_ends_the_run_or_is_left_out(command, run: Path, tmp_path:
     assert "1.png" in command(run, *args, code=3).stderr
     done = command(run, *args, "--on-error", "skip", code=6)
     assert len(json.loads(done.stdout)) == 2
-    assert "1 pictures were left out" in done.stderr
+    assert "left out: 1 picture\n" in done.stderr
 
 
 def test_pictures_named_one_by_one_are_left_out_likewise(command, run: Path, tmp_path: Path):

@@ -5,23 +5,26 @@ Nothing is loaded: HDF5 attributes, JSON, and the small members of zip archives 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
 
 import numpy as np
 
-from cnnfeat.archives import Archive
+from cnnfeat.archives import Archive, is_archive
 from cnnfeat.card import CARD_FORMAT, ModelCard
 from cnnfeat.documents import Name, parse_document, read_document, take_up
 from cnnfeat.errors import CnnfeatError, DataError, MissingInputError
 from cnnfeat.features import FeatureFile, StoredLayer, is_set
 from cnnfeat.features.inventory import SET_FORMAT
+from cnnfeat.network.standing import describe_standing
 from cnnfeat.parts import Part
 from cnnfeat.records import Json, Parts
 from cnnfeat.regular import open_regular
 from cnnfeat.result import SVM_FORMAT, SvmResult
+from cnnfeat.stages import BOOK_FORMAT, describe_book
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 
@@ -31,7 +34,7 @@ class Artifact:
     """What a file is."""
 
     path: str
-    kind: str  # "feature file", "feature set", "network", "network card", "SVM", "SVM result"
+    kind: str  # "feature file", "feature set", "network", "network card", "SVM", "SVM result" ...
     facts: Mapping[str, Json]  # where it came from and what it holds
     layers: Mapping[str, tuple[StoredLayer, ...]]  # of a feature file, by split
 
@@ -71,13 +74,16 @@ def describe_file(path: Path) -> Artifact:
         return _archive(path)
     if head.lstrip()[:1] == b"{":
         return _document(path)
+    if re.fullmatch(rb"[0-9a-f]{8}", head):
+        return Artifact(str(path), "interrupted training", describe_standing(path), {})
     raise _unknown(path, f"it begins with {head!r}" if head else "it is empty")
 
 
 def _unknown(path: Path, found: str) -> DataError:
     return DataError(
         f"{path} is no file that cnnfeat makes: {found}",
-        hint="feature files, model.keras, model.json, svm.skops and svm.json are known",
+        hint="feature files, model.keras, model.json, svm.skops, svm.json, run.json and what an "
+        "interrupted training leaves are known",
     )
 
 
@@ -184,9 +190,42 @@ def _document(path: Path) -> Artifact:
             f"{path} is the manifest of a feature set, which is its folder",
             hint=f"name {path.parent}",
         )
+    elif found == BOOK_FORMAT:
+        return Artifact(str(path), "record of a run", describe_book(path), {})
     else:
         raise _unknown(path, f"JSON with format {found!r:.60}")
     return Artifact(str(path), kind, cast("dict[str, Json]", document), {})
+
+
+def layer_names(path: Path) -> tuple[str, ...]:
+    """Name the layers of a feature file or of a Keras archive, as far as it says them itself.
+
+    Raises
+    ------
+    CnnfeatError
+        If it can't be read.
+    """
+    if is_set(path) or not is_archive(path):
+        with FeatureFile(path) as file:
+            return file.layers
+    with Archive(path) as archive:
+        text = archive.read("config.json")
+    try:
+        return tuple(dict.fromkeys(_names_in(parse_document(text, finite=False))))
+    except ValueError as error:
+        raise DataError(f"{path}: its config.json can't be read: {error}") from error
+
+
+def _names_in(model: object, before: str = "") -> Iterator[str]:
+    """The layers of a model's configuration; of models in it, with its name before theirs."""
+    config = model.get("config") if isinstance(model, Mapping) else None
+    layers = config.get("layers") if isinstance(config, Mapping) else None
+    for layer in layers if isinstance(layers, list) else ():
+        inner = layer.get("config") if isinstance(layer, Mapping) else None
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if isinstance(name, str):
+            yield before + name
+            yield from _names_in(layer, f"{before}{name}/")
 
 
 def summary(artifact: Artifact) -> list[tuple[str, str]]:
@@ -195,6 +234,10 @@ def summary(artifact: Artifact) -> list[tuple[str, str]]:
     lines = [("file", f"{artifact.path}: {artifact.kind}")]
     if artifact.kind in ("feature file", "feature set"):
         return lines + _features_summary(facts)
+    if artifact.kind == "interrupted training":
+        return lines + _standing_summary(facts)
+    if artifact.kind == "record of a run":
+        return lines + [(name, str(said)) for name, said in facts.items()]
     show = _card_summary if artifact.kind in ("network", "network card") else _svm_summary
     if artifact.kind in ("network card", "SVM result"):
         return lines + show(facts, path)
@@ -248,6 +291,16 @@ def _parts_text(parts: Json) -> str:
         words = ", ".join(f"{n:,} {part}" for part, n in rows if n)
         said.append(f"{split}: {words or 'unknown'}")
     return "; ".join(said)
+
+
+def _standing_summary(facts: Mapping[str, Json]) -> list[tuple[str, str]]:
+    settings = facts["settings"]
+    said = settings if isinstance(settings, Mapping) else {}
+    return [
+        ("done", f"{facts['done']}, in {facts['elapsed_s']:.0f} s"),
+        *((name, str(value)) for name, value in said.items() if value != "not given"),
+        ("goes on by", "the same cnnfeat train with --resume; cnnfeat run does so by itself"),
+    ]
 
 
 def _card_summary(facts: Mapping[str, Json], path: Path) -> list[tuple[str, str]]:

@@ -47,9 +47,14 @@ def read_toml(path: Path) -> Mapping[str, object]:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
-def parse_config(table: Mapping[str, object], *, where: str = "config") -> RunOptions:
-    """Check a parsed TOML document and make the records."""
-    options = _build(RunOptions, table, f"{where}: ", "")
+_PLAIN = RunOptions()
+
+
+def parse_config(
+    table: Mapping[str, object], *, where: str = "config", over: RunOptions = _PLAIN
+) -> RunOptions:
+    """Check a parsed TOML document and make the records; what it doesn't say is as in `over`."""
+    options = _build(over, table, f"{where}: ", "")
     if options.model.path == "":
         raise ConfigError(f"{where}: model.path must name a network, not be empty")
     if options.model.path is not None and "network" in table:
@@ -60,7 +65,32 @@ def parse_config(table: Mapping[str, object], *, where: str = "config") -> RunOp
     return options
 
 
-def _build(record: type[T], table: object, where: str, name: str) -> T:
+def parse_override(text: str) -> Mapping[str, object]:
+    """Read `train.epochs=3` as a TOML document: the value as TOML has it, else text as it stands.
+
+    Raises
+    ------
+    ConfigError
+        If no key with a dot in it stands before a `=`.
+    """
+    name, sign, value = text.partition("=")
+    keys = [key.strip() for key in name.split(".")]
+    if not sign or len(keys) < 2 or not all(keys):
+        raise ConfigError(
+            f"{text!r} is no TABLE.KEY=VALUE", hint="give one, such as --set train.epochs=3"
+        )
+    document: object
+    try:
+        document = parse_toml(f"value = {value}")["value"]
+    except ValueError:  # a text without quotes, as a shell leaves it
+        document = value.strip()
+    for key in reversed(keys):
+        document = {key: document}
+    return typing.cast("Mapping[str, object]", document)
+
+
+def _build(over: T, table: object, where: str, name: str) -> T:
+    record = type(over)
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}[{name}] must be a table, not {table!r}")
     fields = fields_of(record)
@@ -73,10 +103,17 @@ def _build(record: type[T], table: object, where: str, name: str) -> T:
             )
     hints = typing.get_type_hints(record)
     values = {
-        key: _value(fields[key], hints[key], value, where, f"{name}.{key}" if name else key)
+        key: _value(
+            getattr(over, key),
+            fields[key],
+            hints[key],
+            value,
+            where=where,
+            name=f"{name}.{key}" if name else key,
+        )
         for key, value in table.items()
     }
-    return record(**values)
+    return dataclasses.replace(over, **values)  # type: ignore[type-var]
 
 
 def _elsewhere(key: str, name: str) -> str:
@@ -95,17 +132,21 @@ def _elsewhere(key: str, name: str) -> str:
 
 
 def _value(
-    spec: dataclasses.Field[object], hint: object, value: object, where: str, name: str
+    over: object,
+    spec: dataclasses.Field[object],
+    hint: object,
+    value: object,
+    *,
+    where: str,
+    name: str,
 ) -> object:
     inner = item_type(hint)
     if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[object]", hint), value, where, name)
+        return _build(over, value, where, name)
     if dataclasses.is_dataclass(inner):
         if not isinstance(value, list):
             raise ConfigError(
                 f"{where}{name} must be an array of tables, [[{name}]], not {value!r}"
             )
-        return tuple(
-            _build(typing.cast("type[object]", inner), item, where, name) for item in value
-        )
+        return tuple(_build(inner(), item, where, name) for item in value)  # type: ignore[operator]
     return convert(spec, hint, value, f"{where}{name}")

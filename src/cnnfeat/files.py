@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from cnnfeat.documents import json_text
@@ -37,7 +37,7 @@ def check_output(
     Parameters
     ----------
     path : Path
-        The final name. Its folder is made if there is none.
+        The final name. Its folder need not be there.
     overwrite : bool
         Whether a file of that name may be replaced.
     resume : bool
@@ -63,12 +63,31 @@ def check_output(
         _refuse_irregular(path)
         if not overwrite and not resume:
             _refuse_existing(path, unfinished)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent) as probe:
+        # A folder is made when there is something for it; what it would lie in is tried.
+        with tempfile.TemporaryFile(dir=_there(path.parent)) as probe:
             probe.write(b"\0")
         remove_abandoned(path)
     if needed_bytes:
         check_space(path, needed_bytes)
+
+
+def _there(folder: Path) -> Path:
+    """The folder itself, or of those that it is to lie in the nearest that there is."""
+    whole = folder.absolute()
+    return next(one for one in (whole, *whole.parents) if one.exists())
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and those it lies in; what is still empty at the end is removed again."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for one in made:
+            with suppress(OSError):  # something lies in it
+                one.rmdir()
 
 
 def _refuse_irregular(path: Path) -> None:
@@ -129,7 +148,7 @@ def check_space(
             hint=f"raise the limit (ulimit -f){less}",
         )
     with _storage_errors(path):
-        free_bytes = shutil.disk_usage(path.parent).free
+        free_bytes = shutil.disk_usage(_there(path.parent)).free
     if needed_bytes - present_bytes > free_bytes:
         raise StorageError(
             f"{path} needs {needed_bytes - present_bytes:,} bytes, "
@@ -175,25 +194,26 @@ def locked(path: Path, *, name: object = None) -> Iterator[None]:
         on_acquired=_write_process_id,
     )
     end = time.monotonic() + _HOLDER_WAIT_S
-    with _storage_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        while not lock.is_locked:
-            try:
-                lock.acquire()
-            except Timeout as error:  # its holder may be about to write its number, or to end
-                holder = _process_in(file)
-                if holder is not None or time.monotonic() > end:
-                    raise _locked_error(name or path, holder or "unknown") from error
-                time.sleep(0.01)
-            except (OSError, NotImplementedError) as error:
-                if getattr(error, "errno", errno.ENOSYS) in NO_LOCKS:
-                    raise _no_locks(path) from error
-                raise
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)  # before letting go: no second file of that name while held
-        lock.release()
+    with ExitStack() as stack:
+        with _storage_errors(file):
+            stack.enter_context(_folder(file.parent))
+            while not lock.is_locked:
+                try:
+                    lock.acquire()
+                except Timeout as error:  # its holder may be about to write its number, or to end
+                    holder = _process_in(file)
+                    if holder is not None or time.monotonic() > end:
+                        raise _locked_error(name or path, holder or "unknown") from error
+                    time.sleep(0.01)
+                except (OSError, NotImplementedError) as error:
+                    if getattr(error, "errno", errno.ENOSYS) in NO_LOCKS:
+                        raise _no_locks(path) from error
+                    raise
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)  # before letting go: no second one of that name while held
+            lock.release()
 
 
 def _no_locks(path: Path) -> StorageError:
@@ -268,14 +288,12 @@ def replacing(path: Path) -> Iterator[Path]:
     StorageError
         If the disk is full or the folder can't be written.
     """
-    with _storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_file(path) as temporary:
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            sync(temporary)
-            temporary.replace(path)
-            sync(path.parent)
+    with _storage_errors(path), _folder(path.parent), temporary_file(path) as temporary:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:

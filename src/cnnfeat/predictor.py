@@ -18,7 +18,7 @@ from cnnfeat.documents import json_text
 from cnnfeat.errors import DataError, UsageError
 from cnnfeat.knobs import checked
 from cnnfeat.options import AverageOptions, DataOptions, ReadOptions
-from cnnfeat.records import Array, OnError, SkippedSample, Source, some_of
+from cnnfeat.records import Array, OnError, SkippedSample, Source, counted, some_of
 from cnnfeat.store import stat_object
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Machine:
             listed = ", ".join(names[digest] for digest in digests)
             raise UsageError(
                 f"{self.saved.path} was trained on features of {listed}, and "
-                f"{len(self._given)} networks are given",
+                f"is given {counted(len(self._given), 'network')}",
                 hint="--model, once for each of them, in this order",
             )
         return dict(zip(digests, self._given, strict=False))

@@ -17,8 +17,10 @@ class Task(Protocol):
 class Progress(Protocol):
     """Makes tasks. The command line has one that draws bars; `SILENT` draws nothing."""
 
-    def task(self, label: str, *, total: float | None, unit: str) -> AbstractContextManager[Task]:
-        """Begin a task of `total` units ("images", "bytes", "epochs")."""
+    def task(
+        self, label: str, *, total: float | None, unit: str, done: int = 0
+    ) -> AbstractContextManager[Task]:
+        """Begin a task of `total` units ("images", "bytes", "epochs"), `done` of them before."""
 
 
 class _SilentTask:
@@ -28,7 +30,14 @@ class _SilentTask:
 
 class _Silent:
     @contextmanager
-    def task(self, label: str, *, total: float | None, unit: str) -> Iterator[Task]:  # noqa: ARG002
+    def task(
+        self,
+        label: str,  # noqa: ARG002
+        *,
+        total: float | None,  # noqa: ARG002
+        unit: str,  # noqa: ARG002
+        done: int = 0,  # noqa: ARG002
+    ) -> Iterator[Task]:
         """Begin a task nobody watches."""
         yield _SilentTask()
 

@@ -216,6 +216,7 @@ class LayerInfo:
     path: tuple[str, ...] = ()  # names this layer lies in: ("backbone", "block1")
     # Whether a pattern alone asked for it: then it is left out where it can't be computed.
     optional: bool = field(default=False, compare=False)
+    asked: str = field(default="", compare=False)  # what was typed for it: "-2", "relu"
 
     @property
     def n_features(self) -> int | None:
@@ -279,6 +280,7 @@ class ProbeOutput:
     original_dtype: str  # the tensor's own, "bfloat16" among them
     pooling: str  # "none", "avg", "max" or "flatten"
     axes: tuple[str, ...] = ()  # a name for each axis of row_shape: ("height", "width", "channel")
+    asked: str = ""  # what was typed for it, where that is no name of its own
 
 
 class Probe(Protocol):
@@ -312,6 +314,8 @@ class ExtractResult:
     size_bytes: int
     elapsed_s: float
     skipped: Mapping[str, tuple[SkippedSample, ...]] = field(default_factory=dict)
+    n_computed: int | None = None  # of the rows, in `elapsed_s`; None: not counted
+    labelled: bool = True
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{n:,} {split}" for split, n in self.rows.items())
@@ -339,6 +343,11 @@ def shown_source(source: Source) -> str:
 def class_name(label: int, classes: Sequence[str]) -> str:
     """Name a label; the number itself where there is no name."""
     return classes[label] if 0 <= label < len(classes) else str(label)
+
+
+def counted(n: int, noun: str) -> str:
+    """Write a number and a noun that takes an s: "1 network", "3,000 rows"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def some_of(items: Sequence[str], *, most: int = 8) -> str:

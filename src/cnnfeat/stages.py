@@ -126,6 +126,25 @@ class StageBook:
         return self._path.parent / name
 
 
+def describe_book(path: Path) -> dict[str, Json]:
+    """Say of each stage of a run which files it has made, and whether they stand as it left them.
+
+    Raises
+    ------
+    UsageError
+        If it is no such book.
+    """
+    return {name: _told(entry, path.parent) for name, entry in _read(path).items()}
+
+
+def _told(entry: _Entry, folder: Path) -> str:
+    if entry.get("begun"):
+        return f"not done: {', '.join(entry.get('begun', []))}"
+    changed = [name for name, was in entry["outputs"].items() if stamp(folder / name) != was]
+    words = f"made {', '.join(entry['outputs'])}"
+    return words + (f"; changed or gone since: {', '.join(changed)}" if changed else "")
+
+
 def _read(path: Path) -> dict[str, _Entry]:
     try:
         book = take_up(_Book, read_document(path))

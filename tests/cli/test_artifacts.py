@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from cnnfeat.features import write_arrays
+from cnnfeat.network.standing import Standing, write_standings
+from cnnfeat.stages import StageBook
 
 CARD = {
     "format": "cnnfeat-model",
@@ -225,3 +227,56 @@ def test_info_says_what_the_network_has_seen(run, tmp_path):
     facts = json.loads(out)["facts"]
     assert facts["parts"] == {"train": {"unseen": 0, "fitted": 3, "validation": 1}, "test": None}
     assert facts["groups"] == {"train": 2, "test": None}
+
+
+EPOCH = {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.6, "val_accuracy": 0.75}
+
+
+def training(path: Path) -> Path:
+    """What a committee leaves that is stopped in its second network's third epoch."""
+    settings = {"data": "digits", "epochs": "40", "augment": "not given"}
+    standings = [
+        Standing((EPOCH,) * n, 20.0, ended, (np.zeros((2, 3), np.float32),))
+        for n, ended in ((4, True), (2, False))
+    ]
+    write_standings(path, settings, standings)
+    return path
+
+
+def test_info_says_how_far_an_interrupted_training_is(run, tmp_path):
+    code, out, err = run("info", training(tmp_path / "m.keras.training"))
+    assert code == 0, err
+    assert "m.keras.training: interrupted training" in out
+    assert "1 network and 2 epochs of the next, in 40 s" in out
+    assert "digits" in out and "not given" not in out
+    assert "cnnfeat train with --resume" in out
+    found = json.loads(run("info", tmp_path / "m.keras.training", "--json").stdout)
+    assert found["kind"] == "interrupted training"
+    assert found["facts"]["epochs"] == [4, 2]
+
+
+def test_info_of_a_training_that_is_cut_off_says_so(run, tmp_path):
+    path = training(tmp_path / "x")
+    path.write_bytes(path.read_bytes()[:100])
+    code, _, err = run("info", path)
+    assert code == 3
+    assert "is not what an interrupted training leaves, or damaged" in err
+
+
+def test_info_says_which_stages_of_a_run_stand(run, tmp_path):
+    book = StageBook(tmp_path / "run.json")
+    for name in ("model.keras", "features.h5"):
+        (tmp_path / name).write_text(name)
+    book.record("train", {}, [tmp_path / "model.keras"])
+    book.record("extract", {}, [tmp_path / "features.h5"])
+    book.begin("svm", [tmp_path / "svm.skops"])
+    (tmp_path / "features.h5").write_text("another")
+    code, out, err = run("info", tmp_path / "run.json")
+    assert code == 0, err
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert lines[0][1].endswith("run.json: record of a run")
+    assert lines[1:] == [
+        ["train", "made model.keras"],
+        ["extract", "made features.h5; changed or gone since: features.h5"],
+        ["svm", "not done: svm.skops"],
+    ]

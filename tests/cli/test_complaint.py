@@ -19,7 +19,7 @@ import pytest
         ),
         (
             "export",
-            "error: missing option '--to'. Choose from: npz, npy, csv, parquet, projector\nhint: ",
+            "error: missing option '--to'. Choose from: npz, npy, csv, parquet, ",
         ),
         ("svm --C", "error: option '--C' requires an argument"),
         ("extract --limit x", "error: --limit must be a whole number (at least 1), not 'x'"),

@@ -65,8 +65,23 @@ def test_features_are_those_of_plain_keras(run, model, images):
         assert file.attributes["network"] == str(model)
         assert json.loads(str(file.attributes["preprocessing"]))["scale"]
     assert "all: conv1 (150, 4, 4, 4) float32, fc1 (150, 6) float32, label (150,) int64" in err
-    assert "150 rows" in out and "images/s" in out
+    assert "150 rows" in out and re.search(r"images/s\n", out)
     assert "TensorFlow" not in err  # its chatter
+
+
+def test_layers_are_found_by_the_names_they_were_asked_for(run, cnnfeat, images):
+    words = ["--layer", "-2", "--layer", "CONV1", "--layer", "fc2/*"]
+    code, _, err = run("--data", images, *words, "-o", "asked.h5")
+    assert code == 0, err
+    with FeatureFile(Path("asked.h5")) as file:
+        known = {asked: file.find_layer(asked) for asked in ("-2", "CONV1")}
+        with h5py.File("asked.h5") as plain:
+            said = {name: array.attrs.get("asked") for name, array in plain["all"].items()}
+    assert known == {"-2": "fc1", "CONV1": "conv1"}
+    assert said["fc1"] == "-2" and said["conv1"] == "CONV1"
+    code, out, err = cnnfeat("svm", "asked.h5", "--layer", "-2", "-o", "asked")
+    assert code == 0, err
+    assert re.search("^layer +fc1: 6 features$", out, re.MULTILINE)
 
 
 def test_json_says_what_was_made(run, images):
@@ -191,6 +206,7 @@ def test_signal_ends_in_order_and_the_command_it_says_goes_on(
     code, out, err = cnnfeat(*command[1:], folder=tmp_path)
     assert code == 0, err
     assert f"going on after {said[1]}" in err and "1,000 rows" in out
+    assert re.search(rf"extracted in +\S+ s, \S+ images/s of {1000 - int(said[1])} left\n", out)
     with FeatureFile(tmp_path / "artifacts" / "features.h5") as file:
         wanted = _by_keras(model, images[::50], "conv1")
         found = file.take("all", "conv1", np.arange(0, 1000, 50))

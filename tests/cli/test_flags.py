@@ -15,6 +15,7 @@ from cnnfeat.cli.plot import plot
 from cnnfeat.configfile import parse_config
 from cnnfeat.options import (
     DataOptions,
+    DenseOptions,
     ExtractOptions,
     ModelOptions,
     RunOptions,
@@ -230,3 +231,71 @@ def test_help_says_default_and_range():
     assert "default: 512, fewer if they are large" in said
     said = " ".join(CliRunner().invoke(command("train")[0], ["--help"]).output.split())
     assert "default: 0.002" in said
+
+
+def test_an_override_goes_before_the_file_and_behind_flags(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("[train]\nepochs = 3\nseed = 4\n[network]\nwidth = 0.5\n", "utf-8")
+    words = ["--config", str(path), "--set", "train.epochs=7", "--set", "network.width = 2"]
+    for typed in (words, [*words[2:], *words[:2]]):
+        found = given(typed, "train")
+        assert (found.train.epochs, found.train.seed, found.network.width) == (7, 4, 2.0)
+    assert given([*words, "--epochs", "9"], "train").train.epochs == 9
+    assert given(words, "train", env={"CNNFEAT_IT_EPOCHS": "8"}).train.epochs == 8
+    assert given(["--set", "train.epochs=1", "--set", "train.epochs=2"], "train").train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "table", "key", "value"),
+    [
+        ("data.source=photos/a b", "data", "source", "photos/a b"),
+        ("data.source='digits'", "data", "source", "digits"),
+        ("data.resize=32x48", "data", "resize", (32, 48)),
+        ("extract.layer=['conv1', 'fc1']", "extract", "layer", ("conv1", "fc1")),
+        ("extract.layer=conv2+fc1", "extract", "layer", ("conv2+fc1",)),
+        ("svm.C=auto", "svm", "C", "auto"),
+        ("svm.class_weight.cat=2", "svm", "class_weight", (("cat", 2.0),)),
+        ("train.ema=0.5", "train", "ema", 0.5),
+        ("network.dense=[{units=3}]", "network", "dense", (DenseOptions(3),)),
+        ("model.weights==x", "model", "weights", "=x"),
+    ],
+)
+def test_an_override_is_a_value_of_toml_or_text(text, table, key, value):
+    found = given(["--set", text], "data", "model", "train", "extract", "svm")
+    assert getattr(getattr(found, table), key) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train.epochs", "'train.epochs' is no TABLE.KEY=VALUE"),
+        ("epochs=3", "'epochs=3' is no TABLE.KEY=VALUE"),
+        (".epochs=3", "'.epochs=3' is no TABLE.KEY=VALUE"),
+        ("train.epoch=3", "--set: unknown key 'epoch' in table [train]; it takes: epochs, "),
+        ("trian.epochs=3", "--set: unknown key 'trian' in the file's top level; it takes: data, "),
+        ("train.epochs=0", "--set: train.epochs must be at least 1 and at most 100000, not 0"),
+        ("train.epochs=many", "--set: train.epochs must be a whole number (at least 1 and at most"),
+        ("train.epochs.x=3", "--set: train.epochs must be a whole number"),
+        ("train=3", "'train=3' is no TABLE.KEY=VALUE"),
+        ("network.conv.filters=3", "--set: network.conv must be an array of tables"),
+        ("model.path=", "--set: model.path must name a network, not be empty"),
+    ],
+)
+def test_an_override_that_can_not_be_is_told(cnnfeat, text, said):
+    code, _, err = cnnfeat("train", "--set", text)
+    assert code == 2
+    assert said in err.split("\nhint:")[0]
+
+
+def test_an_override_of_a_run_without_a_file():
+    seen: list[RunOptions] = []
+
+    @click.command()
+    @flags.tables("extract", whole=lambda: RunOptions(extract=ExtractOptions(layer=("a", "b"))))
+    def it(options: RunOptions) -> None:
+        seen.append(options)
+
+    words = ["--set", "extract.limit=5", "--set", "svm.pca=2"]
+    assert CliRunner().invoke(it, words).exit_code == 0
+    assert seen[0].extract == ExtractOptions(layer=("a", "b"), limit=5)
+    assert seen[0].svm.pca == 2

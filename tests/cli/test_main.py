@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -78,6 +79,31 @@ def test_a_mistyped_command_offers_the_near_one():
     assert done.stderr == "error: there is no command trian\nhint: did you mean 'train'?\n"
 
 
+def test_input_is_checked_before_output(cnnfeat, tmp_path):
+    for name in ("there.h5", "there.png", "there.html"):
+        (tmp_path / name).write_text("")
+    for words, said in [
+        (["extract", "--model", "gone.keras", "-o", "there.h5"], "no model gone.keras"),
+        (["extract", "-o", "there.h5"], "no model artifacts/model.keras"),
+        (["svm", "gone.h5", "-o", "."], "no feature file gone.h5"),
+        (["report", "--features", "gone.h5", "-o", "there.html"], "no feature file gone.h5"),
+        (
+            ["plot", "filters", "--layer", "a", "--model", "gone.keras", "-o", "there.png"],
+            "no model gone.keras",
+        ),
+        (["plot", "top", "--unit", "1", "--features", "gone.h5", "-o", "there.png"], "gone.h5"),
+        (
+            ["plot", "activations", "--layer", "a", "--features", "gone.h5", "-o", "new/x.png"],
+            "no feature file gone.h5",
+        ),
+        (["export", "gone.h5", "--to", "csv", "-o", "there.h5"], "no feature file gone.h5"),
+    ]:
+        code, _, err = cnnfeat(*words, folder=tmp_path)
+        assert code == 2
+        assert said in err, err
+    assert {path.name for path in tmp_path.iterdir()} == {"there.h5", "there.png", "there.html"}
+
+
 def test_version():
     assert run("--version").stdout == f"cnnfeat {cnnfeat.__version__}\n"
 
@@ -142,6 +168,18 @@ def test_an_error_shows_message_and_hint(monkeypatch, capsys):
 def test_debug_shows_the_traceback(monkeypatch):
     with pytest.raises(errors.DataError):
         invoke(monkeypatch, raiser(errors.DataError("bad")), "--debug")
+
+
+def test_what_holds_for_all_is_said_once_and_each_warning_is(monkeypatch, capsys):
+    def action() -> None:
+        for _ in range(2):
+            for level in (logging.INFO, logging.WARNING):
+                logging.getLogger("cnnfeat").log(level, "pictures are brought to %d×%d", 8, 8)
+
+    for _ in range(2):  # a command doesn't know what another one said
+        assert invoke(monkeypatch, action) == 0
+        said = "pictures are brought to 8×8\n"
+        assert capsys.readouterr().err == said + 2 * f"warning: {said}"
 
 
 def test_sigterm_exits_143(monkeypatch):

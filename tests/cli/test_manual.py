@@ -61,7 +61,7 @@ def test_an_option_stands_in_one_place_wherever_it_is():
 
 def test_the_groups_of_an_extraction():
     found = groups_of("extract")
-    assert found["Input"][:3] == ["--config", "--data", "--data-dir"]
+    assert found["Input"][:4] == ["--config", "--set", "--data", "--data-dir"]
     assert found["Network"][0] == "--model"
     assert found["What to extract"][:3] == ["--layer", "--split", "--limit"]
     assert {"--overwrite", "--json"} < set(found["Output"])

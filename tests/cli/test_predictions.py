@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cnnfeat.cli.predictions import Tally, Wanted, write_csv, write_json, write_table
+from cnnfeat.errors import DataError
 from cnnfeat.prediction import Prediction
 
 CLASSES = ("cat", "dog", "lynx")
@@ -63,6 +64,19 @@ def test_commas_have_a_column_for_each_value(capsys):
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert (row["probability"], row["top1_probability"]) == ("0.7", "0.7")
     assert [row[f"probability_{name}"] for name in CLASSES] == ["0.1", "0.7", "0.2"]
+
+
+def test_csv_of_what_fails_at_once_has_no_header(capsys):
+    def failing(*before: Prediction):
+        yield from before
+        raise DataError("no such picture")
+
+    for before, n_lines in [((), 0), ((said(), said()), 3)]:
+        with pytest.raises(DataError):
+            write_csv(failing(*before), Wanted(CLASSES))
+        assert len(capsys.readouterr().out.splitlines()) == n_lines
+    write_csv([], Wanted(CLASSES))
+    assert capsys.readouterr().out == "id,split,label,predicted,margin\n"
 
 
 @pytest.mark.parametrize("wanted", [Wanted(CLASSES, top=3), Wanted(CLASSES, scores=True)])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from cnnfeat.cli.svm import _show_confusion
 from cnnfeat.features import write_arrays
 
 
@@ -56,7 +58,32 @@ def test_default_run_writes_and_prints(cnnfeat, folder: Path):
     assert f"{document['accuracy']:.2%} of 200 test rows (95% interval" in done.stdout
     assert "the network itself  90.00%" in done.stdout
     assert "precision" in done.stdout
+    assert done.stdout.splitlines()[-1] == "next: cnnfeat predict PICTURE"
     assert (folder / "artifacts" / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_next_command_names_what_lies_elsewhere(cnnfeat, folder: Path):
+    done = cnnfeat(folder, "svm", "--layer", "half", "--C", "0.01", "-o", "my machine")
+    expected = "next: cnnfeat predict PICTURE --svm 'my machine/svm.skops'"
+    assert done.stdout.splitlines()[-1] == expected
+
+
+def test_names_too_wide_for_a_terminal_are_numbers_of_columns(monkeypatch, capsys):
+    names = ["aeroplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship"]
+    result = types.SimpleNamespace(classes=names, confusion=np.eye(9, dtype=np.int64) * 1_000)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    for width, numbered in [(70, True), (80, False), (120, False)]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        _show_confusion(result)
+        out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+        heads = [str(k) for k in range(1, 10)] if numbered else names
+        row = ["1", "aeroplane"] if numbered else ["aeroplane"]
+        words = out.replace("─", "").split()
+        assert words[:3] == ["true", "\\", "predicted"]
+        assert words[3 : 13 + len(row) - 1] == [*heads, *row]
+        assert words.count("1,000") == 9
+        assert max(map(len, out.splitlines())) <= width
 
 
 def test_json_is_the_document(cnnfeat, folder: Path):
@@ -74,8 +101,9 @@ def test_all_layers_are_compared(cnnfeat, folder: Path):
 
 def test_several_layers_and_none_named_lists_them(cnnfeat, folder: Path):
     done = cnnfeat(folder, "svm", code=2)
-    assert "whole" in done.stderr
-    assert "half" in done.stderr
+    error, hint = done.stderr.splitlines()
+    assert error.endswith("features.h5 holds 2 layers: whole, half")
+    assert hint == "hint: name one: --layer whole; or --layer all, which compares them"
 
 
 def test_no_features_yet_names_the_command(cnnfeat, tmp_path: Path):
@@ -228,4 +256,4 @@ def test_ctrl_c_ends_the_search_for_c(tmp_path: Path):
     assert "cross-validation" not in errors  # what is said when the search is over
     assert process.returncode == 130
     assert "nothing was written" in errors
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()

@@ -297,9 +297,10 @@ def test_stop_keeps_finished_blocks_and_resume_goes_on(run, check, work, tmp_pat
     assert not path.exists() and (tmp_path / "f.h5.partial").exists()
     source = work.CountingSource(SIZES)
     caplog.set_level(logging.INFO)
-    run(path, source=source, resume=True)
+    result = run(path, source=source, resume=True)
     check(path, SIZES)
     _, start, _ = source.read_rows[0]
+    assert result.n_computed == 170 - start
     assert start >= 16 * 4  # what was in the journal when it stopped is kept
     assert f"going on after {start} of 170 samples" in caplog.text
 
@@ -449,7 +450,7 @@ def test_resume_of_a_complete_file_does_nothing(run, work, tmp_path, caplog):
     run(tmp_path / "f.h5")
     before = (tmp_path / "f.h5").read_bytes()
     source = work.CountingSource(SIZES)
-    run(tmp_path / "f.h5", source=source, resume=True)
+    assert run(tmp_path / "f.h5", source=source, resume=True).n_computed == 0
     assert source.read_rows == []
     assert "is complete already" in caplog.text
     assert (tmp_path / "f.h5").read_bytes() == before

@@ -15,11 +15,12 @@ class Holder:
     """Layers by their stored names; each one's own name has slashes for dots."""
 
     stored: tuple[str, ...]
-    spelled: dict[str, tuple[str, str]] = field(init=False)
+    asked: dict[str, str] = field(default_factory=dict)  # what was typed for a layer
+    spelled: dict[str, tuple[str, str, str]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.spelled = {
-            name: (name.replace(".", "/"), f"{name.replace('.', '/')}/Relu:0")
+            name: (own := name.replace(".", "/"), f"{own}/Relu:0", self.asked.get(name, ""))
             for name in self.stored
         }
 
@@ -32,6 +33,24 @@ class Holder:
 
 FILE = Holder(("conv1", "conv2", "fc1", "seed0.fc1", "seed1.fc1", "seed1.conv1", "x+y"))
 OTHER = Holder(("fc1", "fc2"))
+
+
+ASKED = Holder(("a", "fc1", "x.relu"), {"a": "fc1", "fc1": "-2", "x.relu": "block/relu"})
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("-2", "fc1"),
+        ("block/relu", "x.relu"),
+        ("block.relu", "x.relu"),
+        ("fc1", "fc1"),  # its own name goes before what another one was asked for by
+        ("", None),
+        ("-3", None),
+    ],
+)
+def test_what_was_typed_for_a_layer_means_it(text, stored):
+    assert find_stored(text, ASKED.spelled) == stored
 
 
 def parts(found: JoinedLayer) -> list[tuple[int, str]]:

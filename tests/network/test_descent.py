@@ -379,17 +379,20 @@ def test_without_validation_the_last_weights_are_kept():
     assert course.best is None
 
 
-def test_the_bar_says_which_epoch_is_under_way():
+def test_the_progress_counts_epochs():
     told: list[tuple[object, ...]] = []
 
     class Watcher:
-        def task(self, label: str, *, total: float | None, unit: str):
-            told.append((label, total, unit))
+        done = 0.0
+
+        def task(self, label: str, *, total: float | None, unit: str, done: int):
+            told.append((label, total, unit, done))
             return contextlib.nullcontext(self)
 
         def advance(self, amount: float = 1, *, note: str = ""):
+            self.done += amount
             if note:
-                told.append((note,))
+                told.append((note, self.done))
 
     config = RunOptions(
         network=ArchitectureOptions(conv=(), dense=()), train=TrainOptions(epochs=2, batch_size=4)
@@ -398,12 +401,10 @@ def test_the_bar_says_which_epoch_is_under_way():
     network = linear(seed=0, dtype="float32")
     course = fit(network, given, given, config, seed=0, label="x", progress=Watcher())
     last = [
-        f"loss {one['loss']:.4f}, validation accuracy {one['val_accuracy']:.2%}"
-        for one in course.history
+        f"validation {one['val_accuracy']:.2%}, loss {one['loss']:.4f}" for one in course.history
     ]
     assert told == [
-        ("x", 16, "images"),
-        ("epoch 1/2",),
-        (f"epoch 2/2, {last[0]}",),
-        (f"epoch 2/2, {last[1]}",),
+        ("x", 2, "epochs", 0),
+        (last[0], 1.0),
+        (last[1], 2.0),
     ]

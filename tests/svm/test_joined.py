@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -277,6 +278,20 @@ def test_one_file_that_has_all_of_a_machine_s_layers_will_do(make, pixels, tmp_p
     whole = make("c.h5", network_sha256="a.h5")
     found = {one.id: one.predicted for one in predict_features(saved, whole, splits=["test"])}
     assert found == expected_answers(pixels)
+
+
+@pytest.mark.parametrize("layer", ["upper", "all", "lower+lower"])
+def test_columns_of_one_file_do_not_count_twice(make, tmp_path, layer):
+    path = make("a.h5")
+    shutil.copy(path, tmp_path / "copy.h5")
+    said = r"a\.h5 and of \S+(a|copy)\.h5 are the same numbers: its columns would count twice"
+    for other in (path, tmp_path / "copy.h5"):
+        with pytest.raises(UsageError, match=said):
+            svm_stage([path, other], tmp_path / "out", options=SvmOptions(layer=(layer,)))
+    both = SvmOptions(layer=("upper+lower",), C=0.01)
+    joined = svm_stage([path, path], tmp_path / "two", options=both)
+    single = svm_stage(path, tmp_path / "one", options=both)
+    assert joined.accuracy == single.accuracy
 
 
 def test_features_of_others_than_the_machine_s_files_are_refused(make, tmp_path):

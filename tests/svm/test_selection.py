@@ -10,6 +10,8 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.svm import LinearSVC
 
 from cnnfeat.errors import DataError, UsageError
+from cnnfeat.options import SvmOptions
+from cnnfeat.svm.kernel import select_kernel
 from cnnfeat.svm.matrix import ArrayRows
 from cnnfeat.svm.selection import check_grid, default_grid, select_cost
 from cnnfeat.svm.solver import Design
@@ -146,7 +148,7 @@ class Recorder:
 
     @contextmanager
     def task(self, label, *, total, unit):
-        assert (label, unit) == ("choosing C", "values")
+        assert (label, unit) in (("choosing C", "values"), ("choosing C and gamma", "settings"))
         self.total = total
         yield self
 
@@ -154,6 +156,15 @@ class Recorder:
         assert amount >= 0
         self.amounts.append(amount)
         self.notes.append(note)
+
+
+def test_progress_moves_within_a_setting_of_a_kernel(pixels):
+    X, y = pixels[0].reshape(-1, 64)[:200], pixels[1][:200]
+    told = Recorder()
+    options = SvmOptions(kernel="rbf", C=2.0)
+    select_kernel(X, y, in_turn(y, 4, seed=0, rows="rows"), options, progress=told)
+    assert told.amounts == [0.25, 0.25, 0.25, 0.25, 0]
+    assert told.notes[-1].startswith("C 2, gamma ")
 
 
 def test_progress_says_within_a_value_how_far_it_is(pixels):
@@ -167,8 +178,8 @@ def test_progress_says_within_a_value_how_far_it_is(pixels):
     assert told.total == 3
     assert sum(told.amounts) == pytest.approx(3)
     assert max(told.amounts) <= 0.5
-    assert "C 0.0001: round 1, 1 of 10 classes" in told.notes
-    assert "C 0.001: round 1, 10 of 10 classes" in told.notes
+    assert "C 0.0001: round 1, 1 of 10 machines" in told.notes
+    assert "C 0.001: round 1, 10 of 10 machines" in told.notes
     assert next(note for note in told.notes if note.endswith("%")).startswith("C 0.0001: ")
 
 

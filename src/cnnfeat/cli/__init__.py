@@ -88,6 +88,11 @@ def cli() -> None:
     cnnfeat train                   a network on MNIST     -> artifacts/model.keras
     cnnfeat extract --layer conv2   its activations        -> artifacts/features.h5
     cnnfeat svm                     an SVM on the features -> artifacts/svm.skops
+
+    cnnfeat COMMAND --help says what a command takes. For completion by Tab, in bash:
+
+    \b
+    eval "$(_CNNFEAT_COMPLETE=bash_source cnnfeat)"
     """
 
 

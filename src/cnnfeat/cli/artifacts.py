@@ -65,7 +65,8 @@ def _show_layers(layers: dict[str, list[StoredLayer]]) -> None:
         for split, items in layers.items()
         for layer in items
     ]
-    console.show_table(columns, rows, numeric=("size",))
+    spare = ("pooling", "type", "tensor", "size")
+    console.show_table(columns, rows, numeric=("size",), spare=spare)
 
 
 @manual.command(

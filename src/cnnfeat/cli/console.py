@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 5.0  # between two lines of progress where there is no terminal
 NOTE_INTERVAL_S = 3.0  # the same, where the second has news
+LINE_WIDTH = 80  # characters of a line of progress
+_LEAST_WORDS = 20  # characters of a line of facts, however narrow the terminal is
+MOST_OF_BAR = 40  # characters
 
 # Control characters, ends of lines, marks that turn the direction of a text, and half characters.
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -44,6 +50,23 @@ def time_text(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def amount_text(done: float, total: float | None, unit: str) -> str:
+    """Write how much is done: "1.2 MiB of 9.0 MiB", "4 of 9 values", "2.5 of 10 epochs"."""
+    if unit == "bytes":
+        return size_text(done) + (f" of {size_text(total)}" if total else "")
+    tenths = math.floor(done * 10 + 1e-6)  # a sum of shares comes short of a whole
+    number = f"{tenths // 10:,}" if tenths % 10 == 0 else f"{tenths / 10:,.1f}"
+    return f"{number} of {total:,.0f} {unit}" if total else f"{number} {unit}"
+
+
+def _fitting(amount: str, note: str, ending: str, *, width: int) -> str:
+    """A line of progress, with as much of the note as there is room for."""
+    parts = note.split(", ") if note else []
+    while parts and len(", ".join([amount, *parts]) + ending) > width:
+        parts.pop()
+    return ", ".join([amount, *parts]) + ending
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -75,10 +98,17 @@ def show(message: str) -> None:
 
 
 def show_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Write names and what they are to stdout, in two columns."""
+    """Write names and what they are to stdout, in two columns; on a terminal, words wrap there."""
     width = max(len(name) for name, _ in facts)
+    room = max(_LEAST_WORDS, shutil.get_terminal_size().columns - width - 2)
     for name, text in facts:
-        click.echo(f"{name:<{width}}  {visible(text)}")
+        lines = [visible(text)]
+        if sys.stdout.isatty():
+            lines = textwrap.wrap(
+                lines[0], room, break_long_words=False, break_on_hyphens=False
+            ) or [""]
+        for number, line in enumerate(lines):
+            click.echo(f"{'' if number else name:<{width}}  {line}")
 
 
 def source_text(source: Source) -> str:
@@ -110,31 +140,63 @@ def show_table(
     rows: Sequence[Sequence[str]],
     *,
     numeric: Sequence[str] = (),
-    title: str = "",
+    wrapping: Sequence[str] = (),
+    spare: Sequence[str] = (),
 ) -> None:
     """Write a table to stdout; columns in `numeric` are set flush right.
 
-    Off a terminal nothing is cut or wrapped: rows are as wide as they are.
+    On a terminal those in `wrapping` wrap at words. Where a name or a number would break, the
+    columns in `spare` are left out in turn, and then the rest stand closer together. Elsewhere rows
+    are as wide as they are.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     terminal = sys.stdout.isatty()
-    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for column in columns:
-        table.add_column(
-            column,
-            justify="right" if column in numeric else "left",
-            overflow="fold",
-            no_wrap=not terminal,
-        )
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
     console = _console(stderr=False)
     if not terminal:
         console.width = 10_000
+    cells = {name: [visible(row[k]) for row in rows] for k, name in enumerate(columns)}
+    least = {name: _least_width(name, cells[name], name in wrapping) for name in columns}
+    for name in spare:
+        if _table_width(least.values()) > console.width:
+            del cells[name], least[name]
+    padding = 1 if _table_width(least.values()) <= console.width else 0
+    fits = _table_width(least.values(), padding=padding) <= console.width
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, padding))
+    for name in cells:
+        table.add_column(
+            Text(visible(name)),
+            justify="right" if name in numeric else "left",
+            overflow="fold",
+            no_wrap=not terminal,
+            min_width=least[name] if fits else None,
+        )
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(Text, row))
     console.print(table)
+
+
+def fits_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a table needs no break on the terminal, if stdout is one."""
+    cells = zip(*rows, strict=True)
+    least = [_least_width(name, of, False) for name, of in zip(columns, cells, strict=True)]
+    width = _table_width(least, padding=0)
+    return not sys.stdout.isatty() or width <= _console(stderr=False).width
+
+
+def _least_width(name: str, cells: Sequence[str], wraps: bool) -> int:
+    """How narrow a column can be before a word breaks, or what doesn't wrap."""
+    from rich.cells import cell_len
+
+    parts = [part for cell in cells for part in cell.split()] if wraps else cells
+    return max(map(cell_len, [*name.split(), *parts]), default=0)
+
+
+def _table_width(widths: Collection[int], *, padding: int = 1) -> int:
+    """How wide a table is, with its padding and the blanks that the box has for lines."""
+    return sum(widths) + (1 + 2 * padding) * len(widths) + 1
 
 
 def progress(settings: Settings) -> Progress:
@@ -162,37 +224,30 @@ class _Bars:
     """Progress bars on a terminal."""
 
     @contextmanager
-    def task(self, label: str, *, total: float | None, unit: str) -> Iterator[Task]:
+    def task(self, label: str, *, total: float | None, unit: str, done: int = 0) -> Iterator[Task]:
         """Draw one bar until the task ends."""
         from rich import progress as rich_progress
         from rich.text import Text
 
-        class TimeLeft(rich_progress.ProgressColumn):
-            max_refresh = 0.5  # seconds: a number that jumps can't be read
-
-            def render(self, task: rich_progress.Task) -> Text:
-                """Say how long it takes yet, or, at the end, how long it took."""
-                if task.finished:
-                    return Text(f"in {time_text(task.finished_time or 0)}")
-                left_s = task.time_remaining
-                return Text("" if left_s is None else f"· {time_text(left_s)} left")
-
         console = _console(stderr=True)
-        columns: tuple[rich_progress.ProgressColumn, ...] = (
-            rich_progress.TextColumn("{task.description}"),
-            rich_progress.BarColumn(),
-            rich_progress.DownloadColumn()
-            if unit == "bytes"
-            else rich_progress.TextColumn(
-                "{task.completed:,.0f}/{task.fields[of]} {task.fields[unit]}"
-            ),
-            rich_progress.TextColumn("{task.fields[note]}"),
-            TimeLeft(),
-        )
-        with rich_progress.Progress(*columns, console=console) as bars:
-            handle = bars.add_task(
-                label, total=total, unit=unit, note="", of="?" if total is None else f"{total:,.0f}"
-            )
+        bar_width = max(0, min(MOST_OF_BAR, console.width // 4 - 10))
+        room = console.width - len(label) - bar_width - 3
+
+        class Words(rich_progress.ProgressColumn):
+            def render(self, task: rich_progress.Task) -> Text:
+                """Say what is done, how it goes, and how long it takes yet or took at the end."""
+                left_s = task.time_remaining
+                ending = "" if left_s is None else f" · {time_text(left_s)} left"
+                if task.finished:
+                    ending = f" in {time_text(task.finished_time or 0)}"
+                amount = amount_text(task.completed, total, unit)
+                return Text(_fitting(amount, task.fields["note"], ending, width=room))
+
+        columns = [rich_progress.TextColumn("{task.description}"), Words()]
+        if bar_width:
+            columns.insert(1, rich_progress.BarColumn(bar_width))
+        with rich_progress.Progress(*columns, console=console, refresh_per_second=4) as bars:
+            handle = bars.add_task(label, total=total, completed=done, note="")
             _live.append(console)
             try:
                 yield _BarTask(bars, handle)
@@ -214,17 +269,18 @@ class _Lines:
     """A line now and then, for logs."""
 
     @contextmanager
-    def task(self, label: str, *, total: float | None, unit: str) -> Iterator[Task]:
+    def task(self, label: str, *, total: float | None, unit: str, done: int = 0) -> Iterator[Task]:
         """Write a line every few seconds, and one at the end."""
-        task = _LineTask(label, total, unit)
+        task = _LineTask(label, total, unit, done)
         yield task
         task.finish()
 
 
 class _LineTask:
-    def __init__(self, label: str, total: float | None, unit: str) -> None:
+    def __init__(self, label: str, total: float | None, unit: str, done: int) -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._done, self._note = 0.0, ""
+        self._before, self._note = done, ""
+        self._done: float = done
         self._started = self._said = time.monotonic()
         self._first: tuple[float, float] | None = None  # when, and how much was done
 
@@ -232,7 +288,7 @@ class _LineTask:
         """Count, and write a line when it is time or the task says something new."""
         self._done += amount
         now = time.monotonic()
-        if self._first is None and self._done:  # what came before it is compiling, or was done
+        if self._first is None and self._done > self._before:  # until then it is compiled
             self._first = now, self._done
         news = bool(note) and note != self._note
         self._note = note or self._note
@@ -244,8 +300,7 @@ class _LineTask:
         """Write how long it took, if it was long enough to be followed."""
         elapsed_s = time.monotonic() - self._started
         if elapsed_s >= NOTE_INTERVAL_S:
-            note = f", {self._note}" if self._note else ""
-            say(f"{self._label}: {self._amount()} in {elapsed_s:.1f} s{note}")
+            self._line(f" in {time_text(elapsed_s)}")
 
     def _say(self, now: float) -> None:
         remaining = ""
@@ -253,12 +308,8 @@ class _LineTask:
         if self._total and before < self._done < self._total:
             left_s = (now - began) * (self._total - self._done) / (self._done - before)
             remaining = f" · {time_text(left_s)} left"
-        note = f", {self._note}" if self._note else ""
-        say(f"{self._label}: {self._amount()}{note}{remaining}")
+        self._line(remaining)
 
-    def _amount(self) -> str:
-        if self._unit == "bytes":
-            whole = f" of {size_text(self._total)}" if self._total else ""
-            return size_text(self._done) + whole
-        whole = f" of {self._total:,.0f}" if self._total else ""
-        return f"{self._done:,.0f}{whole} {self._unit}"
+    def _line(self, ending: str) -> None:
+        amount = f"{self._label}: {amount_text(self._done, self._total, self._unit)}"
+        say(_fitting(amount, self._note, ending, width=LINE_WIDTH))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli import completion, console, flags, manual
 from cnnfeat.cli.session import Settings, pass_settings
 
 
@@ -44,6 +44,7 @@ def list_command(*, data_dir: Path | None, as_json: bool) -> None:
             (source.name, source.description, source.location or "not here: cnnfeat data fetch")
             for source in sources
         ],
+        wrapping=("what",),
     )
 
 
@@ -53,7 +54,9 @@ def list_command(*, data_dir: Path | None, as_json: bool) -> None:
     "cnnfeat data fetch digits fashion-mnist --data-dir ~/data",
     group=data,
 )
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument(
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=completion.sources
+)
 @flags.common
 @flags.data_dir
 @flags.as_json

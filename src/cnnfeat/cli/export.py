@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli import completion, console, flags, manual
 from cnnfeat.cli.option import Number, option
 from cnnfeat.cli.places import FeaturePath, LocalPath
 from cnnfeat.cli.session import Settings, artifact, pass_settings
@@ -42,7 +42,12 @@ _NAMES = {
 )
 @option("--to", type=click.Choice(list(_NAMES)), required=True, help="The format.")
 @option(
-    "--layer", "layers", multiple=True, help="Only this layer; may be repeated.", metavar="NAME"
+    "--layer",
+    "layers",
+    multiple=True,
+    shell_complete=completion.layers_of_features,
+    help="Only this layer; may be repeated.",
+    metavar="NAME",
 )
 @option(
     "--split", "splits", multiple=True, help="Only this split; may be repeated.", metavar="NAME"
@@ -87,7 +92,7 @@ def export(
     npy        a folder of .npy files, for memory mapping
     csv        a line a row: split, id, label, class, then every feature
     parquet    a column a layer; needs pip install 'cnnfeat[parquet]'
-    mat        MATLAB's version 5, arrays under names such as train_conv2, below 2 GiB each
+    mat        MATLAB's version 5, arrays such as train_conv2, each below 2 GiB
     h5ad       AnnData: the first layer as X, others in obsm, labels in obs
     projector  files for TensorBoard's embedding projector, with pictures
     """

@@ -24,10 +24,12 @@ from cnnfeat.cli.session import (
     start_tensorflow,
     stop_on_signals,
     told_to_resume,
+    typed,
 )
 from cnnfeat.errors import SKIPPED_EXIT_CODE, Interrupted, UsageError
 from cnnfeat.knobs import fields_of
 from cnnfeat.options import DataOptions, ExtractOptions, RunOptions
+from cnnfeat.records import counted
 
 if TYPE_CHECKING:
     from cnnfeat.cluster import ClusterOptions
@@ -107,6 +109,7 @@ def extract(
     from cnnfeat.commands import check_extract
     from cnnfeat.commands import extract as extract_features
     from cnnfeat.extraction import IN_FLIGHT
+    from cnnfeat.network.place import check_there
 
     said = flags.is_said(click.get_current_context(), "out")
     if (shard is not None or where is not None) and not said:
@@ -115,15 +118,17 @@ def extract(
         if add:
             raise UsageError("--add computes here, and --dask on a cluster: give one of them")
         cluster = _cluster(where, shards, shard_rows, shard=shard, overwrite=overwrite)
-        _finish(_on_cluster(settings, options, cluster, out=out, trust=trust_model), as_json)
+        result = _on_cluster(settings, options, cluster, out=out, trust=trust_model)
+        _finish(result, as_json, out=out)
         return
     if shards is not None or shard_rows is not None:
         raise UsageError("--shards and --shard-rows go with --dask; --shard 3/20 is one of twenty")
     # before TensorFlow takes seconds
+    model = options.model.path or own_model("--model names another")
+    check_there(model)
     check_extract(out, shard, overwrite=overwrite, resume=resume, add=add)
     if add and isinstance(out, Path) and options.extract.layer == ExtractOptions().layer:
         options = _with_layers_at(out, options)
-    model = options.model.path or own_model("--model names another")
     start_tensorflow(settings, n_calls=IN_FLIGHT, device=options.extract.device)
     result = extract_features(
         model,
@@ -140,11 +145,13 @@ def extract(
         stopping=_stopping,
         progress=console.progress(settings),
     )
-    _finish(result, as_json)
+    _finish(result, as_json, out=out, shard=shard)
 
 
-def _finish(result: ExtractResult, as_json: bool) -> None:
-    _show(result, as_json=as_json)
+def _finish(
+    result: ExtractResult, as_json: bool, *, out: Path | Address, shard: str | None = None
+) -> None:
+    _show(result, as_json=as_json, following=_next(result, out, shard))
     if result.skipped:
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
 
@@ -210,24 +217,40 @@ def _stopping(goes_on_by: Sequence[str] = ("--resume",)) -> Iterator[StopRequest
             raise told_to_resume(error, stop.signal_number, by=goes_on_by) from error
 
 
-def _show(result: ExtractResult, *, as_json: bool) -> None:
+def _next(result: ExtractResult, out: Path | Address, shard: str | None) -> str:
+    """What can be done with the features."""
+    if shard is not None:
+        return typed("merge", str(out))
+    if not result.labelled:
+        return typed("export", "--to", "npz", argument=out)
+    return typed("svm", *(["--layer", "all"] if len(result.layers) > 1 else []), argument=out)
+
+
+def _show(result: ExtractResult, *, as_json: bool, following: str) -> None:
     if as_json:
         console.show_json(dataclasses.asdict(result))
         return
-    n_rows = sum(result.rows.values())
     facts = [
-        (split, f"{n:,} rows" + _left_out(len(result.skipped.get(split, ()))))
+        (split, counted(n, "row") + _left_out(len(result.skipped.get(split, ()))))
         for split, n in result.rows.items()
     ]
     facts += [
         (output.layer, f"{output.row_shape} for each image, {output.tensor}")
         for output in result.layers
     ]
-    facts.append(
-        ("extracted in", f"{result.elapsed_s:.1f} s, {n_rows / result.elapsed_s:,.0f} images/s")
-    )
+    facts.append(("extracted in", f"{result.elapsed_s:.1f} s{_rate(result)}"))
     facts.append(("features", f"{result.path}, {console.size_text(result.size_bytes)}"))
+    facts.append(("next", following))
     console.show_facts(facts)
+
+
+def _rate(result: ExtractResult) -> str:
+    """Say how fast images were computed, of those that were."""
+    n = result.n_computed
+    if n is None:
+        return ""
+    fewer = n < sum(result.rows.values()) + sum(map(len, result.skipped.values()))
+    return f", {n / result.elapsed_s:,.0f} images/s" + (f" of {n:,} left" if fewer else "")
 
 
 def _left_out(n: int) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import update_wrapper
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,11 +15,12 @@ import click
 from click.core import ParameterSource
 
 from cnnfeat import knobs
+from cnnfeat.cli import completion
 from cnnfeat.cli.option import Heard, Number, option, said_in
 from cnnfeat.cli.patience import waiting
 from cnnfeat.cli.places import FeaturePath, LocalPath, OutputPlace
 from cnnfeat.cli.session import Settings, artifact
-from cnnfeat.configfile import load_config
+from cnnfeat.configfile import load_config, parse_config, parse_override
 from cnnfeat.errors import UsageError
 from cnnfeat.options import DataOptions, ReadOptions, RunOptions, parse_augment
 
@@ -64,13 +65,20 @@ def _set(name: str, value: object) -> Callable[[click.Context, click.Parameter, 
 
 
 class _Handler(logging.Handler):
-    """Log lines to stderr, above a progress bar where one is drawn."""
+    """Log lines to stderr, above a progress bar where one is drawn; what is known already, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         from cnnfeat.cli.console import say
 
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        say(prefix + record.getMessage())
+        text = record.getMessage()
+        warns = record.levelno >= logging.WARNING
+        if warns or text not in self._said:
+            say(f"warning: {text}" if warns else text)
+        self._said.add(text)
 
 
 def _start_logging(verbosity: int) -> None:
@@ -337,6 +345,7 @@ def _flag(kind: type, name: str, field: str, *, shown: str | None) -> Callable[[
             callback=convert,
             help=knob.help,
             show_default=item.default not in (None, ()),
+            shell_complete=completion.of_field(kind, field, flag),
         )(command)
         own = made.__click_params__[-1]  # type: ignore[attr-defined]
         own.knob, own.shown = knob, shown if shown is not None else knob.shown
@@ -356,37 +365,73 @@ def _metavar(hint: object) -> str:
 def _config_file(
     fields: Mapping[str, Collection[str]], whole: Callable[[], RunOptions] | None
 ) -> Callable[[F], F]:
-    """Read a file whose values of these fields, by table, become the defaults of their flags."""
+    """Read a file, and overrides, whose values of these fields become the defaults of their flags.
 
-    def read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
-        if path is not None:
-            config = load_config(path)
-        elif whole is not None:
-            config = whole()
-        else:
-            return
-        ctx.ensure_object(Settings).config = config
-        defaults: dict[str, object] = dict(ctx.default_map or {})
-        for name, chosen in fields.items():
-            table = getattr(config, name)
-            for field in chosen:
-                value, default = getattr(table, field), knobs.fields_of(table)[field].default
-                if isinstance(value, str) and isinstance(default, tuple):
-                    value = (value,)  # a word where there may be several
-                if value != default:
-                    defaults[parameter(f"{name}_options", field)] = value
-        ctx.default_map = defaults
+    Click hands on what is typed in its order, and an override may stand before the file.
+    """
 
-    kind = LocalPath()
-    if whole is not None:
-        return click.argument(
-            "config", type=kind, required=False, is_eager=True, expose_value=False, callback=read
-        )
-    return option(
-        "--config",
-        type=kind,
-        is_eager=True,
-        expose_value=False,
-        callback=read,
-        help="A TOML file with defaults for these options; see configs/.",
-    )
+    def read(ctx: click.Context, param: click.Parameter, value: object) -> None:
+        said: dict[str | None, object] = ctx.meta.setdefault(__name__, {})
+        said[param.name] = value
+        if len(said) == _N_SOURCES:
+            config = _config(said["config"], said["overrides"], whole)
+            ctx.ensure_object(Settings).config = config
+            ctx.default_map = {**(ctx.default_map or {}), **dict(_defaults(config, fields))}
+
+    def decorate(command: F) -> F:
+        overridden = option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="TABLE.KEY=VALUE",
+            is_eager=True,
+            expose_value=False,
+            callback=read,
+            help="A key of the file with another value, such as train.epochs=3; may be repeated.",
+        )(command)
+        if whole is not None:
+            return click.argument(
+                "config",
+                type=LocalPath(),
+                required=False,
+                is_eager=True,
+                expose_value=False,
+                callback=read,
+            )(overridden)
+        return option(
+            "--config",
+            type=LocalPath(),
+            is_eager=True,
+            expose_value=False,
+            callback=read,
+            help="A TOML file with defaults for these options; see configs/.",
+        )(overridden)
+
+    return decorate
+
+
+_N_SOURCES = 2  # of a configuration: the file, and overrides
+
+
+def _config(path: object, overrides: object, whole: Callable[[], RunOptions] | None) -> RunOptions:
+    if isinstance(path, Path):
+        config = load_config(path)
+    else:
+        config = RunOptions() if whole is None else whole()
+    for text in typing.cast("tuple[str, ...]", overrides):
+        config = parse_config(parse_override(text), where="--set", over=config)
+    return config
+
+
+def _defaults(
+    config: RunOptions, fields: Mapping[str, Collection[str]]
+) -> Iterator[tuple[str, object]]:
+    """Yield what isn't at its own default, by the parameter that it is the default of."""
+    for name, chosen in fields.items():
+        table = getattr(config, name)
+        for field in chosen:
+            value, default = getattr(table, field), knobs.fields_of(table)[field].default
+            if isinstance(value, str) and isinstance(default, tuple):
+                value = (value,)  # a word where there may be several
+            if value != default:
+                yield parameter(f"{name}_options", field), value

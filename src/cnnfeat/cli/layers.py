@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli import completion, console, flags, manual
 from cnnfeat.cli.option import option
 from cnnfeat.cli.session import Settings, own_model, pass_settings, start_tensorflow
 from cnnfeat.errors import LayerLookupError
 from cnnfeat.options import ReadOptions
+from cnnfeat.records import counted
 
 if TYPE_CHECKING:
     from cnnfeat.network import Network
@@ -26,7 +27,7 @@ _BYTES = 4  # of a float32
     "cnnfeat layers artifacts/model.keras",
     "cnnfeat layers keras:MobileNetV2 --match 'block_1*'",
 )
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=completion.files)
 @option("--all", "every", is_flag=True, help="Every tensor that depends on the images.")
 @option("--match", metavar="GLOB", help="Layers whose name matches, such as 'conv2_*'.")
 @option("--kind", help="Layers of a kind, such as conv, pool or dense.")
@@ -71,8 +72,8 @@ def layers(
         hidden = len(network.layers) - len(chosen)
         if hidden > 0 and not narrowed:
             console.say(
-                f"{hidden} more layers lie between these: --match '**' lists all, --kind conv one "
-                f"kind, --all every tensor"
+                f"between these: {counted(hidden, 'layer')}; --match '**' lists all, "
+                "--kind conv one kind, --all every tensor"
             )
 
 
@@ -135,7 +136,7 @@ def _show(layers: Sequence[LayerInfo], n_images: int | None) -> None:
         for layer in layers
     ]
     numeric = [name for name in columns if name == "features" or name.startswith("file")]
-    console.show_table(columns, rows, numeric=numeric)
+    console.show_table(columns, rows, numeric=numeric, spare=[*columns[4:-1], "kind", "tensor"])
 
 
 def _title(network: Network) -> str:

@@ -11,8 +11,9 @@ from cnnfeat.address import Address
 from cnnfeat.cli import console, flags, manual
 from cnnfeat.cli.option import option
 from cnnfeat.cli.places import FeaturePath
-from cnnfeat.cli.session import Settings, pass_settings, stop_on_signals
+from cnnfeat.cli.session import Settings, pass_settings, stop_on_signals, typed
 from cnnfeat.errors import Interrupted, UsageError
+from cnnfeat.records import counted
 
 
 @manual.command(
@@ -96,7 +97,8 @@ def _show(path: Path, name: str, *, as_json: bool) -> None:
             return
         console.show_facts(
             [
-                *((split, f"{n:,} rows") for split, n in rows.items()),
+                *((split, counted(n, "row")) for split, n in rows.items()),
                 ("features", f"{name}, {console.size_text(file.size_bytes)}"),
+                ("next", typed("svm", argument=name)),
             ]
         )

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from cnnfeat.address import Address, is_address, place_of
 
@@ -39,7 +40,7 @@ class FeaturePath(LocalPath):
     ) -> Path:
         from cnnfeat.transfer import incoming
 
-        if ctx is None:
+        if ctx is None or ctx.resilient_parsing:  # nothing is fetched while a shell completes
             return super()._at(address, param, ctx)
         return ctx.with_resource(incoming(address))
 
@@ -54,6 +55,12 @@ class OutputPlace(click.ParamType[Path | Address]):
     ) -> Path | Address:
         """Read either."""
         return _place(value)
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer files."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 def _place(value: object) -> Path | Address:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
-from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli import completion, console, flags, manual
 from cnnfeat.cli.option import Number, option
 from cnnfeat.cli.session import Settings, artifact, own_model
 from cnnfeat.options import ReadOptions, RunOptions
@@ -35,6 +35,7 @@ _SVM = _Input("--svm", "svm.json", "The SVM's result; predictions.csv lies besid
 
 _model = option(
     "--model",
+    shell_complete=completion.files,
     show_default="the features' own, else artifacts/model.keras",
     help="The network.",
 )
@@ -84,6 +85,7 @@ def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
     """Take the shared options out of `values`, and check the output before any long work."""
     from cnnfeat.features import FeatureFile
     from cnnfeat.files import check_output
+    from cnnfeat.network.place import check_there
     from cnnfeat.report.evidence import Artifacts
     from cnnfeat.report.figure import check_picture
     from cnnfeat.report.plots import Canvas
@@ -94,8 +96,11 @@ def _canvas(settings: Settings, values: dict[str, object]) -> Canvas:
     svm, features = path("svm", "svm.json"), path("features", "features.h5")
     if features != artifact("features.h5"):
         FeatureFile(features).close()  # only those that nobody named may be missing
+    opens, model = "trust_model" in values, cast("str | None", values.pop("model", None))
+    if opens and model is not None:
+        check_there(model)
     artifacts = Artifacts(
-        model=cast("str | None", values.pop("model", None)),
+        model=model,
         features=features,
         svm=svm,
         predictions=svm.with_name("predictions.csv"),
@@ -140,7 +145,12 @@ def plot() -> None:
     "cnnfeat plot filters --model photos.keras --layer conv2 --by channel -o f.svg",
     group=plot,
 )
-@option("--layer", required=True, help="A convolution, or a block with one.")
+@option(
+    "--layer",
+    required=True,
+    shell_complete=completion.layers_of_model,
+    help="A convolution, or a block with one.",
+)
 @option(
     "--by",
     type=click.Choice(["auto", "largest", "norm", "channel"]),
@@ -165,7 +175,12 @@ def filters(canvas: Canvas, *, layer: str, by: str, channel: int) -> None:
     "cnnfeat plot activations --layer conv2 --image 7 --split test -o maps.svg",
     group=plot,
 )
-@option("--layer", required=True, help="A layer with maps: (height, width, channels).")
+@option(
+    "--layer",
+    required=True,
+    shell_complete=completion.layers_of_model,
+    help="A layer with maps: (height, width, channels).",
+)
 @option("--image", default="0", show_default=True, help="A row number, or an id.")
 @_split
 @_drawing("activations", _FEATURES, network=True, pictures=True)
@@ -174,10 +189,8 @@ def activations(canvas: Canvas, *, layer: str, image: str, split: str | None) ->
 
     Filters are weights, the same for every image. Activations are features, each image's own.
     """
-    from cnnfeat.features import FeatureFile
     from cnnfeat.report.plots import draw_activations
 
-    FeatureFile(canvas.artifacts.features).close()  # its faults are said before TensorFlow starts
     _start_tensorflow(canvas)
     draw_activations(canvas, layer, image=image, split=split)
 
@@ -188,7 +201,12 @@ def activations(canvas: Canvas, *, layer: str, image: str, split: str | None) ->
     "cnnfeat plot top --layer fc1 --unit 100 --count 48 --split train",
     group=plot,
 )
-@option("--layer", show_default="the only one", help="A layer of the feature file.")
+@option(
+    "--layer",
+    shell_complete=completion.layers_of_features,
+    show_default="the only one",
+    help="A layer of the feature file.",
+)
 @option(
     "--unit", type=int, required=True, help="A channel of a convolution, or a place in a vector."
 )
@@ -214,7 +232,12 @@ def top(canvas: Canvas, *, layer: str | None, unit: int, count: int, split: str 
     "cnnfeat plot embedding --layer conv2 --method pca --points 500",
     group=plot,
 )
-@option("--layer", show_default="the only one", help="A layer of the feature file.")
+@option(
+    "--layer",
+    shell_complete=completion.layers_of_features,
+    show_default="the only one",
+    help="A layer of the feature file.",
+)
 @option(
     "--method",
     type=click.Choice(["tsne", "pca", "umap"]),

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfeat.cli import flags, manual
+from cnnfeat.cli import completion, flags, manual
 from cnnfeat.cli.option import Number, option
 from cnnfeat.cli.places import LocalPath
 from cnnfeat.cli.predictions import Tally, Wanted, write_csv, write_json, write_table
 from cnnfeat.cli.session import artifact
 from cnnfeat.errors import SKIPPED_EXIT_CODE
 from cnnfeat.options import AverageOptions, DataOptions, FitOptions, ReadOptions
+from cnnfeat.records import counted
 
 if TYPE_CHECKING:
     from cnnfeat.records import OnError, SkippedSample
@@ -28,7 +29,13 @@ _log = logging.getLogger("cnnfeat")
     "cnnfeat predict photo.png",
     "cnnfeat predict photos/ --top 3 --csv",
 )
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument(
+    "inputs",
+    metavar="INPUT...",
+    nargs=-1,
+    required=True,
+    shell_complete=completion.sources,
+)
 @flags.common
 @option(
     "--svm",
@@ -42,6 +49,7 @@ _log = logging.getLogger("cnnfeat")
     "--model",
     "models",
     multiple=True,
+    shell_complete=completion.files,
     show_default="the machine's own",
     help="The network the machine's features came from; of several, each in turn.",
 )
@@ -124,5 +132,5 @@ def predict(
     if skipped:
         for sample in skipped[:20]:
             _log.warning("left out: %s: %s", sample.id, sample.reason)
-        _log.warning("%d pictures were left out", len(skipped))
+        _log.warning("left out: %s", counted(len(skipped), "picture"))
         click.get_current_context().exit(SKIPPED_EXIT_CODE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
@@ -106,11 +107,13 @@ def write_table(predictions: Iterable[Prediction], wanted: Wanted) -> None:
 
 
 def write_csv(predictions: Iterable[Prediction], wanted: Wanted) -> None:
-    """Write a line for each."""
+    """Write a line for each, once there is a first one: what fails before leaves no header."""
     from cnnfeat.files import csv_lines
 
-    sys.stdout.writelines(csv_lines([_header(wanted)]))
-    sys.stdout.writelines(csv_lines(_cells(item, wanted) for item in predictions))
+    lines = csv_lines(_cells(item, wanted) for item in predictions)
+    first = list(itertools.islice(lines, 1))
+    sys.stdout.writelines([*csv_lines([_header(wanted)]), *first])
+    sys.stdout.writelines(lines)
 
 
 def _header(wanted: Wanted) -> list[str]:

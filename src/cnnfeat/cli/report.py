@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cnnfeat.cli import console, flags, manual
+from cnnfeat.cli import completion, console, flags, manual
 from cnnfeat.cli.option import Number, option
 from cnnfeat.cli.session import Settings, pass_settings, start_tensorflow
 from cnnfeat.errors import UntrustedModelError
@@ -22,10 +22,20 @@ from cnnfeat.options import ReadOptions
 )
 @flags.input_file("--features", "features.h5", help="The feature file.")
 @flags.input_file("--svm", "svm.json", help="The SVM's result; predictions.csv lies beside it.")
-@option("--model", show_default="the features' own", help="The network.")
+@option(
+    "--model",
+    shell_complete=completion.files,
+    show_default="the features' own",
+    help="The network.",
+)
 @flags.reading
 @flags.data_dir
-@option("--layer", show_default="the SVM's", help="Whose features are drawn as points.")
+@option(
+    "--layer",
+    shell_complete=completion.layers_of_features,
+    show_default="the SVM's",
+    help="Whose features are drawn as points.",
+)
 @option(
     "--embedding",
     type=click.Choice(["tsne", "pca", "umap"]),
@@ -77,8 +87,8 @@ def report(
     from cnnfeat.features import FeatureFile
     from cnnfeat.files import check_output
 
-    check_output(out, overwrite=overwrite)
     FeatureFile(features).close()  # what is wrong with it is said before TensorFlow starts
+    check_output(out, overwrite=overwrite)
     from cnnfeat.report.evidence import Artifacts
     from cnnfeat.report.page import write_report
 
@@ -109,4 +119,5 @@ def report(
     if as_json:
         console.show_json({**dataclasses.asdict(result), "path": str(result.path)})
     else:
-        console.show(f"{result.path} ({console.size_text(result.size_bytes)})")
+        size = console.size_text(result.size_bytes)
+        console.show(f"{result.path} ({size}): opens in any browser")

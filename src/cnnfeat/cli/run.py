@@ -18,6 +18,7 @@ from cnnfeat.cli.session import (
     pass_settings,
     start_tensorflow,
     stop_on_signals,
+    typed,
 )
 from cnnfeat.errors import SKIPPED_EXIT_CODE
 from cnnfeat.options import RunOptions
@@ -34,7 +35,7 @@ def _default_run() -> RunOptions:
 
 @manual.command(
     "What to extract",
-    "cnnfeat run configs/digits.toml -o runs/digits",
+    "cnnfeat run configs/digits.toml --set train.epochs=3 -o runs/three",
     "cnnfeat run --model keras:MobileNetV2 --data photos/ --layer out_relu",
 )
 @flags.tables(
@@ -89,7 +90,7 @@ def run(
     """
     from cnnfeat.extraction import IN_FLIGHT
     from cnnfeat.network.starting import calls_of_training
-    from cnnfeat.pipeline import run_pipeline
+    from cnnfeat.pipeline import REPORT, SVM, run_pipeline
 
     trains = options.model.path is None
     n_calls = calls_of_training(options) if trains else IN_FLIGHT
@@ -108,7 +109,8 @@ def run(
     if as_json:
         console.show_json(dataclasses.asdict(result))
     else:
-        console.show_facts(_facts(result))
+        following = typed("predict", "PICTURE", svm=folder / SVM)
+        console.show_facts([*_facts(result), ("open", str(folder / REPORT)), ("next", following)])
     if result.n_skipped:
         click.get_current_context().exit(SKIPPED_EXIT_CODE)
 

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cnnfeat.address import Address
 from cnnfeat.errors import Interrupted, MissingInputError
 
 if TYPE_CHECKING:
     from cnnfeat.options import RunOptions
 
 ARTIFACTS_VARIABLE = "CNNFEAT_DIR"
+_DEFAULTS = {"model": "model.keras", "argument": "features.h5", "svm": "svm.skops"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -40,6 +42,25 @@ pass_settings = click.make_pass_decorator(Settings, ensure=True)
 def artifact(name: str) -> Path:
     """Where an artifact lies by default: `$CNNFEAT_DIR/name`, or `artifacts/name`."""
     return Path(os.environ.get(ARTIFACTS_VARIABLE) or "artifacts") / name
+
+
+def typed(command: str, *words: str, **artifacts: Path | Address | str) -> str:
+    """Write a command to type next, with what it can't find by itself.
+
+    Parameters
+    ----------
+    command : str
+        The command's name.
+    words : str
+        What is typed behind it.
+    **artifacts : Path, Address or str
+        Files by the options that name them, or `argument`; those that lie where the command looks
+        for them need no word.
+    """
+    for option, path in artifacts.items():
+        if Path(str(path)) != artifact(_DEFAULTS[option]):
+            words = (*words, *([] if option == "argument" else [f"--{option}"]), str(path))
+    return shlex.join(["cnnfeat", command, *words])
 
 
 def own_model(otherwise: str) -> str:

@@ -10,7 +10,7 @@ import click
 from cnnfeat.cli import console, flags, manual
 from cnnfeat.cli.option import option
 from cnnfeat.cli.places import FeaturePath, LocalPath
-from cnnfeat.cli.session import Settings, artifact, pass_settings
+from cnnfeat.cli.session import Settings, artifact, pass_settings, typed
 from cnnfeat.options import RunOptions
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def svm(
     C is chosen on rows that the network wasn't fitted to, else by cross-validation. Several layers
     are compared by the same rows; the test rows are scored once, for the best layer.
     """
-    from cnnfeat.pipeline import fit_svm, svm_files
+    from cnnfeat.pipeline import SVM, fit_svm, svm_files
 
     result = fit_svm(
         features or artifact("features.h5"),
@@ -71,6 +71,7 @@ def svm(
     else:
         _show(result)
         console.show(f"{out}: {', '.join(svm_files(options.svm))}")
+        console.show(f"next: {typed('predict', 'PICTURE', svm=out / SVM)}")
 
 
 def _show(result: SvmResult) -> None:
@@ -104,14 +105,24 @@ def _show(result: SvmResult) -> None:
         numeric=("precision", "recall", "F1", "rows"),
     )
     if len(result.classes) <= _CELLS:
-        console.show_table(
-            ("true \\ predicted", *result.classes),
-            [
-                (name, *(f"{count:,}" if count else "." for count in row))
-                for name, row in zip(result.classes, result.confusion.tolist(), strict=True)
-            ],
-            numeric=result.classes,
-        )
+        _show_confusion(result)
+
+
+def _show_confusion(result: SvmResult) -> None:
+    """The confusion matrix, its columns numbered where the classes' names are too wide."""
+    names, heads = list(result.classes), list(result.classes)
+    counts = [
+        [f"{count:,}" if count else "." for count in row] for row in result.confusion.tolist()
+    ]
+
+    def table() -> tuple[list[str], list[list[str]]]:
+        rows = [[name, *row] for name, row in zip(names, counts, strict=True)]
+        return ["true \\ predicted", *heads], rows
+
+    if not console.fits_table(*table()):
+        heads = [f"{number}" for number in range(1, len(names) + 1)]
+        names = [f"{head} {name}" for head, name in zip(heads, names, strict=True)]
+    console.show_table(*table(), numeric=heads)
 
 
 def _averages(macro: MacroScores | None) -> list[tuple[str, str]]:
@@ -147,7 +158,8 @@ def _show_layers(result: SvmResult) -> None:
         )
     columns = ("layer", "features", "C", "right", "balanced", "95% interval", "time")
     console.show(f"layers compared on {result.compared_on}:")
-    console.show_table(columns, rows, numeric=columns[1:])
+    spare = ("time", "features", "balanced")
+    console.show_table(columns, rows, numeric=columns[1:], spare=spare)
     test = result.mcnemar
     if test is not None:
         console.show(

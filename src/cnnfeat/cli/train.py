@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cnnfeat.cli import console, flags, manual
 from cnnfeat.cli.option import option
-from cnnfeat.cli.session import Settings, pass_settings, start_tensorflow, told_to_resume
+from cnnfeat.cli.session import Settings, pass_settings, start_tensorflow, told_to_resume, typed
 from cnnfeat.errors import Interrupted
 from cnnfeat.options import RunOptions
 
@@ -71,7 +71,9 @@ def train(
     if as_json:
         console.show_json(_document(card, out))
     else:
-        console.show_facts(_facts(card, out))
+        n_blocks = len(options.network.conv)
+        layer = f"conv{n_blocks}" if n_blocks else "fc1"
+        console.show_facts([*_facts(card, out), ("next", _next(card, out, layer=layer))])
 
 
 def _document(card: ModelCard, out: Path) -> dict[str, Json]:
@@ -130,6 +132,12 @@ def _facts(card: ModelCard, out: Path) -> list[tuple[str, str]]:
     facts.append(("trained in", f"{card.elapsed_s:.0f} s"))
     facts.append(("model", str(out)))
     return facts
+
+
+def _next(card: ModelCard, out: Path, *, layer: str) -> str:
+    if card.members:  # whose names have its layers before them
+        return typed("layers", str(out))
+    return typed("extract", "--layer", layer, model=out)
 
 
 def _validated(card: ModelCard) -> str:

@@ -67,7 +67,7 @@ def compare(
     found: dict[str, list[Stretch]] = {}
     with progress.task("comparing pictures", total=plan.n_rows, unit="images") as task:
         for split in plan.splits:
-            rows = _Rows(file, split.name, n_samples=split.n_rows)
+            rows = _Rows(file, split.name, n_samples=split.n_rows, limit=job.options.limit)
             found[split.name] = []
             for batch in job.batches(split.name, start=0, stop=split.n_rows):
                 if should_stop():
@@ -81,8 +81,8 @@ def compare(
 class _Rows:
     """The rows of a split, found one after the other in the source."""
 
-    def __init__(self, file: FeatureFile, split: str, *, n_samples: int) -> None:
-        self._file, self._split = file, split
+    def __init__(self, file: FeatureFile, split: str, *, n_samples: int, limit: int | None) -> None:
+        self._file, self._split, self._limit = file, split, limit
         self._next = 0  # the row that is looked for
         self._left = n_samples - file.n_rows(split)  # so many pictures can have no row
 
@@ -121,7 +121,13 @@ class _Rows:
         """Refuse a source that lacks a row's picture; `so_far` it may be that of a later row."""
         for name in self._file.ids(self._split, start=self._next, stop=self._next + 1):
             which = f"{name}, or one after it," if so_far else name
-            raise self._error(f"{which} isn't there any more, or not where it was in the order")
+            gone = "isn't there any more, or not where it was in the order"
+            if self._limit is not None:
+                gone = (
+                    f"isn't among the first {self._limit:,} any more, which are all that --limit "
+                    f"takes: it is gone, or others stand before it now"
+                )
+            raise self._error(f"{which} {gone}")
 
     def _error(self, what: str) -> DataError:
         return DataError(

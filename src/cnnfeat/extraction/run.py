@@ -175,12 +175,13 @@ def run_job(
         _check_source(job.source, out, plan)
         if FeatureWriter.finished_before(out, plan):
             _log.info("%s is complete already", out)
-            return _result(out, job, began)
+            return _result(out, job, began, n_computed=0)
     with FeatureWriter(out, plan, overwrite=overwrite, resume=resume, progress=progress) as writer:
+        left = plan.n_rows - writer.n_done
         compute_into(writer, job, should_stop=should_stop or never, progress=progress)
         skipped = writer.finish()
         warn_of_rows(writer, skipped)
-    return _result(out, job, began)
+    return _result(out, job, began, n_computed=left)
 
 
 def extract(
@@ -299,14 +300,13 @@ def compute_into(
     plan, put = writer.plan, append or writer.append
     row_bytes = max(split.size_bytes // split.n_rows for split in plan.splits)
     with (
-        progress.task("extracting", total=plan.n_rows, unit="images") as task,
+        progress.task("extracting", total=plan.n_rows, unit="images", done=writer.n_done) as task,
         Threads(
             job.probe,
             batch_bytes=job.batch_size * row_bytes,
             on_error=job.options.on_error,
         ) as threads,
     ):
-        task.advance(writer.n_done)
 
         def write(split: str, batch: Batch, arrays: tuple[Array, ...]) -> None:
             put(split, batch, arrays)
@@ -354,9 +354,10 @@ def warn_of_rows(writer: FeatureWriter, skipped: Mapping[str, tuple[SkippedSampl
                 )
 
 
-def _result(out: Path, job: Job, began: float) -> ExtractResult:
+def _result(out: Path, job: Job, began: float, *, n_computed: int) -> ExtractResult:
     with FeatureFile(out) if job.shard is None else ShardFile(out) as file:
-        return result_of(file, job.probe.outputs, began)
+        found = result_of(file, job.probe.outputs, began)
+        return dataclasses.replace(found, n_computed=n_computed)
 
 
 def result_of(file: FeatureFile, outputs: tuple[ProbeOutput, ...], began: float) -> ExtractResult:
@@ -368,4 +369,5 @@ def result_of(file: FeatureFile, outputs: tuple[ProbeOutput, ...], began: float)
         size_bytes=file.size_bytes,
         elapsed_s=time.monotonic() - began,
         skipped={split: file.skipped(split) for split in file.held if file.skipped(split)},
+        labelled=any(file.labels(split) is not None for split in file.splits),
     )

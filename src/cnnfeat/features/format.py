@@ -110,7 +110,7 @@ class FilePlan:
     def spelled(self) -> Spelled:
         """What its layers are called, as a `FeatureFile` will say."""
         return {
-            column.name: (column.output.layer, column.output.tensor)
+            column.name: (column.output.layer, column.output.tensor, column.output.asked)
             for column in self.splits[0].columns
             if column.output is not None
         }
@@ -183,6 +183,7 @@ class LayerNames:
 
     layer: Name = ""
     tensor: Name = ""
+    asked: Name = ""
     op: Name = ""
     pooling: Name = ""
 
@@ -199,6 +200,7 @@ class StoredLayer:
     dtype: str  # "float32"
     original_shape: tuple[int, ...]  # for one image, before pooling
     size_bytes: int
+    asked: str = ""  # what was typed for it, where that is neither its name nor its tensor's
 
 
 def beside_rows(*, parts: Parts | None, groups: Groups | None) -> dict[str, Array]:
@@ -247,7 +249,5 @@ def _stored_dtype(computed: str, floats: str) -> str:
 def output_attributes(output: ProbeOutput) -> dict[str, object]:
     """Pick what a layer's data set says of itself."""
     fields = asdict(output)
-    return {
-        key: fields[key]
-        for key in ("layer", "tensor", "op", "pooling", "original_shape", "original_dtype")
-    }
+    keys = ["layer", "tensor", "op", "pooling", "original_shape", "original_dtype"]
+    return {key: fields[key] for key in [*keys, *(["asked"] if output.asked else [])]}

@@ -197,9 +197,8 @@ def merge_shards(
             FeatureWriter(
                 out, plan, overwrite=overwrite, resume=resume, progress=progress
             ) as writer,
-            progress.task("merging", total=plan.n_rows, unit="rows") as task,
+            progress.task("merging", total=plan.n_rows, unit="rows", done=writer.n_done) as task,
         ):
-            task.advance(writer.n_done)
             for split in plan.splits:
                 for n_rows in _copied(shards, split, writer):
                     task.advance(n_rows)

@@ -11,8 +11,9 @@ from cnnfeat.errors import UsageError
 from cnnfeat.patterns import is_pattern, match_names, split_side_by_side
 
 _LONGEST = 4096  # characters of a name, as records have them
-# By the name of a stored layer, what its layer and its tensor are called in the network.
-Spelled: TypeAlias = Mapping[str, tuple[str, str]]
+# By the name of a stored layer, what its layer and its tensor are called in the network, and what
+# was typed for it; "" where that is one of these.
+Spelled: TypeAlias = Mapping[str, tuple[str, str, str]]
 
 
 class LayerHolder(Protocol):
@@ -102,7 +103,7 @@ def _of_name(name: str, file: LayerHolder) -> list[str]:
             "a layer's name is missing beside a +", hint="conv2+fc1 joins two layers, for example"
         )
     if is_pattern(name) and find_stored(name, file.spelled) is None:
-        own = {layer: stored for stored, (layer, _) in file.spelled.items()}
+        own = {layer: stored for stored, (layer, *_) in file.spelled.items()}
         for names in (own, {stored: stored for stored in file.spelled}):
             if found := match_names(names, name):
                 return [names[one] for one in found]
@@ -118,14 +119,14 @@ def find_stored(name: str, layers: Spelled) -> str | None:
     """Return the stored name of a layer that `name` means, or None.
 
     In turn: the stored name; that in any case; the layer's or tensor's own name, `/` and `:0`
-    included.
+    included; what was typed for it when it was extracted.
 
     Parameters
     ----------
     name : str
         As a person gave it.
-    layers : mapping of str to (str, str)
-        Stored names, and the names of each one's layer and tensor.
+    layers : mapping of str to (str, str, str)
+        Stored names, the names of each one's layer and tensor, and what was typed for it.
     """
     wanted = name.replace("/", ".")
     for candidates in _spellings(wanted, layers):
@@ -140,6 +141,7 @@ def _spellings(wanted: str, layers: Spelled) -> Iterator[list[str]]:
     for without in ("", ":0"):
         yield [
             stored
-            for stored, (layer, tensor) in layers.items()
+            for stored, (layer, tensor, _) in layers.items()
             if wanted in (layer.replace("/", "."), tensor.removesuffix(without).replace("/", "."))
         ]
+    yield [stored for stored, (_, _, asked) in layers.items() if asked.replace("/", ".") == wanted]

@@ -296,6 +296,7 @@ class FeatureFile:
             dtype=place.dtype.name,
             original_shape=place.shape[1:] if shape is None else shape,
             size_bytes=place.size_bytes,
+            asked=said.asked,
         )
 
     def overflows(self, split: str, name: str) -> int:
@@ -315,7 +316,7 @@ class FeatureFile:
     def spelled(self) -> Spelled:
         """What its layers and their tensors are called in the network, by stored name."""
         described = {name: self.layer(self.splits[0], name) for name in self.layers}
-        return {name: (one.layer, one.tensor) for name, one in described.items()}
+        return {name: (one.layer, one.tensor, one.asked) for name, one in described.items()}
 
     def find_layer(self, name: str | None) -> str:
         """Find the stored name of a layer.

@@ -65,6 +65,7 @@ class PlannedFile(FeatureFile):
             original_dtype=str(original or dtype),
             pooling=said.pooling,
             axes=safety.axis_names(array, self.path),
+            asked=said.asked,
         )
 
 

@@ -6,6 +6,7 @@ What machines are fitted to and asked about is such a table; often it is of one 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfeat.address import Address
-from cnnfeat.errors import FeatureFileError, LayerLookupError
+from cnnfeat.errors import FeatureFileError, LayerLookupError, UsageError
 from cnnfeat.features.alignment import AGAIN, AlignedFile
 from cnnfeat.features.format import StoredLayer
 from cnnfeat.features.naming import LayerPart, find_joined
@@ -93,7 +94,7 @@ class FeatureTable:
             )
         each = range(len(self.files))
         return tuple(
-            self.join("+".join([name] * len(each)), [LayerPart(place, name) for place in each])
+            self._join_others("+".join([name] * len(each)), [LayerPart(k, name) for k in each])
             for name in shared
         )
 
@@ -115,7 +116,29 @@ class FeatureTable:
         if name is None:
             name = "+".join(file.find_layer(None) for file in self.files)
         found = find_joined(name, self.files)
-        return self.join(found.name, found.parts)
+        return self._join_others(found.name, found.parts)
+
+    def _join_others(self, name: str, parts: Sequence[LayerPart]) -> str:
+        """Join layers that are not the same."""
+        for one, other in itertools.combinations(parts, 2):
+            if self._is_same(one, other):
+                first, second = (name_of(self.files[part.file].path) for part in (one, other))
+                raise UsageError(
+                    f"{one.layer!r} of {first} and of {second} are the same numbers: its columns "
+                    "would count twice",
+                    hint="name each feature file once",
+                )
+        return self.join(name, parts)
+
+    def _is_same(self, one: LayerPart, other: LayerPart) -> bool:
+        """Whether two files' columns hold the same numbers, by the checksums of their blocks."""
+        split, files = self.splits[0], [self.files[part.file] for part in (one, other)]
+        if one.layer != other.layer or files[0].layer(split, one.layer) != files[1].layer(
+            split, other.layer
+        ):
+            return False
+        sums = [[file.sums(name).of(one.layer) for name in self.splits] for file in files]
+        return all(map(np.array_equal, *sums))
 
     def join(self, name: str, parts: Sequence[LayerPart]) -> str:
         """Let a name stand for layers side by side; give back the name."""

@@ -125,13 +125,16 @@ def fit(
     orders = _orders(len(samples), seed)
     for _ in range(first):
         next(orders)
-    left = (n_epochs - first) * len(samples)
-    with progress.task(label, total=left, unit="images") as task:
+    with progress.task(label, total=n_epochs, unit="epochs", done=first) as task:
+
+        def told(n_images: int) -> None:
+            task.advance(n_images / len(samples))
+
         for number in range(first, n_epochs):
-            task.advance(0, note=_note(number, n_epochs, best.history))
+            task.advance(0, note=_note(best.history))
             order = next(orders)
             fitted = steps.epoch(
-                samples, order, batch_size=options.batch_size, turn=number, told=task.advance
+                samples, order, batch_size=options.batch_size, turn=number, told=told
             )
             if config.augment.varies:
                 norms.measure(samples, order)
@@ -139,7 +142,7 @@ def fit(
             if not best.goes_on(fitted, validated, float(rate(number * n_steps))):
                 break
             keep(stands)
-        task.advance(0, note=_note(len(best.history) - 1, n_epochs, best.history))
+        task.advance(0, note=_note(best.history))
     if best.weights:
         network.set_weights(best.weights)
     return Course(tuple(best.history), elapsed_s(), steps.evaluate)
@@ -185,15 +188,13 @@ def _epochs(config: TrainOptions, steps: int) -> int:
     return config.epochs
 
 
-def _note(number: int, n_epochs: int, history: Sequence[Epoch]) -> str:
-    """Say which epoch is under way, counted from 0, and how good the last one was."""
-    words = [f"epoch {number + 1}/{n_epochs}"]
-    if history:
-        last = history[-1]
-        words.append(f"loss {last['loss']:.4f}")
-        if "val_accuracy" in last:
-            words.append(f"validation accuracy {last['val_accuracy']:.2%}")
-    return ", ".join(words)
+def _note(history: Sequence[Epoch]) -> str:
+    """Say how good the last epoch was."""
+    if not history:
+        return ""
+    last = history[-1]
+    validated = f"validation {last['val_accuracy']:.2%}, " if "val_accuracy" in last else ""
+    return f"{validated}loss {last['loss']:.4f}"
 
 
 def _arrays(variables: Sequence[keras.Variable]) -> list[NDArray[np.generic]]:

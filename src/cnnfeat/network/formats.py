@@ -21,11 +21,11 @@ from cnnfeat.documents import SIZE_LIMIT as DOCUMENT_LIMIT
 from cnnfeat.documents import parse_value
 from cnnfeat.errors import (
     ArchiveError,
-    MissingInputError,
     NetworkError,
     UnsafeArchiveError,
     UntrustedModelError,
 )
+from cnnfeat.network.place import KNOWN, checkpoint_files, missing_model
 from cnnfeat.regular import IrregularError, open_regular, require_regular
 
 M = TypeVar("M", bound=Message)
@@ -55,10 +55,6 @@ _MESSAGES: Mapping[Format, type[Message]] = {
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # before PyTorch 1.6, a number first
 _TORCH_MEMBERS = (b"sys_info", b"pickle", b"tensors", b"storages")  # before 0.2, a tar archive
-_KNOWN = (
-    "a .keras file, a whole-model .h5, a SavedModel folder, a frozen .pb or .pbtxt, "
-    "a TensorFlow 1 checkpoint, a .tflite file, a layers model of TensorFlow.js, or keras:NAME"
-)
 
 
 def sniff(path: Path) -> Format:
@@ -80,18 +76,18 @@ def sniff(path: Path) -> Format:
         if path.is_dir():
             return _folder(path)
         raise NetworkError(
-            f"{path}: can't be read: {error.strerror}", hint=f"models are {_KNOWN}"
+            f"{path}: can't be read: {error.strerror}", hint=f"models are {KNOWN}"
         ) from error
     return _file(path, head)
 
 
 def _prefix(path: Path) -> Format:
     """A checkpoint may be given as what its files' names begin with."""
-    beside = [path.with_name(path.name + end) for end in (".meta", ".index")]
+    beside = checkpoint_files(path)
     if any(item.is_file() for item in beside):
         return Format.CHECKPOINT
     _refuse_irregular(beside)
-    raise MissingInputError(f"there is no model {path}", hint=f"models are {_KNOWN}")
+    raise missing_model(path)
 
 
 def _folder(path: Path) -> Format:
@@ -104,7 +100,7 @@ def _folder(path: Path) -> Format:
     _refuse_irregular([path / "checkpoint"])
     inside = sorted(item for item in path.iterdir() if item.is_dir())
     nested = [item for item in inside if (item / "saved_model.pb").is_file()]
-    hint = f"did you mean {nested[0]}?" if nested else f"models are {_KNOWN}"
+    hint = f"did you mean {nested[0]}?" if nested else f"models are {KNOWN}"
     raise NetworkError(
         f"{path}: a folder with neither saved_model.pb nor a checkpoint in it", hint=hint
     )
@@ -116,14 +112,14 @@ def _refuse_irregular(paths: Iterable[Path]) -> None:
         try:
             require_regular(path)
         except IrregularError as error:
-            raise NetworkError(f"{path}: {error}", hint=f"models are {_KNOWN}") from error
+            raise NetworkError(f"{path}: {error}", hint=f"models are {KNOWN}") from error
         except OSError:
             continue
 
 
 def _file(path: Path, head: bytes) -> Format:
     if not head:
-        raise NetworkError(f"{path} is empty", hint=f"models are {_KNOWN}")
+        raise NetworkError(f"{path} is empty", hint=f"models are {KNOWN}")
     if head.startswith(_HDF5_MAGIC) or head[4:8] == b"TFL3":
         return Format.TFLITE if head[4:8] == b"TFL3" else Format.HDF5
     if is_archive(path):
@@ -136,7 +132,7 @@ def _file(path: Path, head: bytes) -> Format:
         return kind
     if path.with_name(f"{path.name}.meta").is_file():
         return Format.CHECKPOINT
-    raise NetworkError(f"{path} is no model this program knows", hint=f"models are {_KNOWN}")
+    raise NetworkError(f"{path} is no model this program knows", hint=f"models are {KNOWN}")
 
 
 @contextmanager
@@ -174,7 +170,7 @@ def _zip(path: Path) -> Format:
         )
     if any(name.endswith("saved_model.pb") for name in names):
         raise NetworkError(f"{path}: a packed SavedModel", hint="unpack it and give the folder")
-    raise NetworkError(f"{path}: a zip archive without a model", hint=f"models are {_KNOWN}")
+    raise NetworkError(f"{path}: a zip archive without a model", hint=f"models are {KNOWN}")
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:

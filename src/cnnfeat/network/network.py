@@ -288,7 +288,8 @@ class Network:
                 else:
                     layer = by_name[item.name] if item.is_layer else self._tensor_layer(item.name)
                 optional = is_pattern(name) and found.get(layer.name, layer) is layer
-                found[layer.name] = dataclasses.replace(layer, optional=optional)
+                asked = "" if is_pattern(name) else name
+                found[layer.name] = dataclasses.replace(layer, optional=optional, asked=asked)
         return tuple(found.values())
 
     def _block_layer(self, name: str) -> LayerInfo:

@@ -7,7 +7,6 @@ go with it. Before it runs anything its answers are held against TensorFlow's.
 from __future__ import annotations
 
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from cnnfeat.errors import NetworkError
 from cnnfeat.network.engine import Run, UnservedError, as_array
 from cnnfeat.network.telling import told
 from cnnfeat.options import Precision
+from cnnfeat.processor import n_cores
 from cnnfeat.records import Array
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -92,12 +92,11 @@ class OpenVino:
     def __init__(self, precision: Precision = "float32") -> None:
         self._core = load().Core()
         self._tolerance = _TOLERANCES[precision]
-        n_cores = os.cpu_count() or 1
-        self._n_streams = min(n_cores, _STREAMS)
+        self._n_streams = min(n_cores(), _STREAMS)
         self._settings = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
             "NUM_STREAMS": self._n_streams,
-            "INFERENCE_NUM_THREADS": n_cores,
+            "INFERENCE_NUM_THREADS": n_cores(),
         }
 
     def bind(self, values: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:

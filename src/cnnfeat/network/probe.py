@@ -424,6 +424,7 @@ class GraphProbe:
             original_dtype=layer.tensor.dtype,
             pooling=self._wanted.options.pool,
             axes=_axis_names(len(row_shape), channels_first=first),
+            asked="" if layer.asked in (layer.name, layer.tensor.name) else layer.asked,
         )
 
     def _too_large(

@@ -15,7 +15,7 @@ from tensorflow.python.eager import context
 from cnnfeat.errors import NetworkError
 from cnnfeat.network.devices import choose_device
 from cnnfeat.options import Precision
-from cnnfeat.processor import has_bfloat16
+from cnnfeat.processor import has_bfloat16, n_cores
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,7 +50,7 @@ def start(*, n_calls: int = 1, device: str = "auto") -> None:
     device : str
         As `choose_device` has it, with what it raises.
     """
-    if n_calls >= (os.cpu_count() or 1) and "TF_NUM_INTRAOP_THREADS" not in os.environ:
+    if n_calls >= n_cores() and "TF_NUM_INTRAOP_THREADS" not in os.environ:
         with suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(1)
     choose_device(device)

@@ -26,6 +26,7 @@ from cnnfeat.documents import Duration, Length, json_text, parse_document, take_
 from cnnfeat.errors import DataError, StorageError, UsageError
 from cnnfeat.files import check_output, replacing
 from cnnfeat.provenance import differing_settings
+from cnnfeat.records import Json, counted
 from cnnfeat.regular import open_regular
 
 SECONDS_BETWEEN = 30.0  # two writings: a training that is shorter leaves nothing
@@ -159,8 +160,7 @@ def _words(standings: Sequence[Standing]) -> str:
     """Say what is done: "2 networks and 3 epochs of the next"."""
     n_networks = sum(one.ended for one in standings)
     n_epochs = sum(len(one.history) for one in standings if not one.ended)
-    networks = f"{n_networks} network{'s' * (n_networks > 1)}"
-    epochs = f"{n_epochs} epoch{'s' * (n_epochs > 1)}"
+    networks, epochs = counted(n_networks, "network"), counted(n_epochs, "epoch")
     if not n_networks:
         return epochs
     return f"{networks} and {epochs} of the next" if n_epochs else networks
@@ -232,6 +232,33 @@ def read_standings(
         raise _damaged(path, str(error)) from error
 
 
+def describe_standing(path: Path) -> dict[str, Json]:
+    """Say what an interrupted training has left: how far it is, and with which settings.
+
+    Raises
+    ------
+    DataError
+        If it is no such file.
+    StorageError
+        If it can't be read.
+    """
+    try:
+        with open_regular(path) as file:
+            file.readline(_DIGEST_BYTES)
+            _, record = _head(file)
+    except OSError as error:
+        raise StorageError(f"{path}: can't be read: {error}") from error
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    standings = [Standing(one.history, one.elapsed_s, one.ended, ()) for one in record.members]
+    return {
+        "done": _words(standings),
+        "epochs": [len(one.history) for one in standings],
+        "elapsed_s": sum(one.elapsed_s for one in standings),
+        "settings": dict(record.settings),
+    }
+
+
 def _damaged(path: Path | None, why: str) -> DataError:
     """Make the error for a file that no training of cnnfeat has left so."""
     return DataError(
@@ -243,8 +270,8 @@ def _damaged(path: Path | None, why: str) -> DataError:
 def _read(
     file: io.BufferedReader, settings: Mapping[str, str], *, most_bytes: int, path: Path
 ) -> Iterator[Standing]:
-    digest, head = file.readline(_DIGEST_BYTES), file.readline(RECORD_BYTES)
-    record = take_up(_Record, parse_document(head))
+    digest = file.readline(_DIGEST_BYTES)
+    head, record = _head(file)
     for name, found, wanted in differing_settings(record.settings, settings):
         raise UsageError(
             f"{path} was begun with another {name}: {found}, and now it is {wanted}",
@@ -268,6 +295,12 @@ def _read(
     if file.read(1) or digest != _digest([head, *arrays]):
         raise ValueError("its bytes are not those that were written")
     yield from standings
+
+
+def _head(file: io.BufferedReader) -> tuple[bytes, _Record]:
+    """Read the record, as it stands and what it says."""
+    head = file.readline(RECORD_BYTES)
+    return head, take_up(_Record, parse_document(head))
 
 
 def _array(file: io.BufferedReader, kind: str, shape: tuple[int, ...]) -> NDArray[np.generic]:

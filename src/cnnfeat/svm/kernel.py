@@ -22,7 +22,7 @@ from sklearn.metrics.pairwise import pairwise_kernels
 from sklearn.svm import SVC
 
 from cnnfeat.options import SvmOptions
-from cnnfeat.progress import SILENT, Progress
+from cnnfeat.progress import SILENT, Progress, Task
 from cnnfeat.svm.classweight import weight_by_code
 from cnnfeat.svm.matrix import Doubles, Floats
 from cnnfeat.svm.trials import TrialPlan, Tried
@@ -168,10 +168,11 @@ def select_kernel(
     trials, said = [], []
     with progress.task("choosing C and gamma", total=len(settings), unit="settings") as t:
         for C, gamma in settings:
-            predicted = _left_out(X, codes, plan, fit=partial(fit, C=C, gamma=gamma))
+            note = f"C {C:.3g}, gamma {gamma:.3g}"
+            predicted = _left_out(X, codes, plan, fit=partial(fit, C=C, gamma=gamma), task=t)
             said.append(predicted[plan.scored])
             trials.append(plan.trial(codes, predicted, C=C, gamma=gamma))
-            t.advance(note=f"C {C:.3g}, gamma {gamma:.3g}: {trials[-1].mean:.2%}")
+            t.advance(0, note=f"{note}: {trials[-1].mean:.2%}")
     selection = plan.choose(trials)
     return Tried(selection, rows[plan.scored], said[trials.index(selection.chosen)])
 
@@ -191,6 +192,7 @@ def _left_out(
     plan: TrialPlan,
     *,
     fit: Callable[[Floats, NDArray[np.intp]], SVC],
+    task: Task,
 ) -> NDArray[np.intp]:
     """Predict each row by a machine that left it out; rows that none did stay 0."""
     predicted = np.zeros(len(codes), np.intp)
@@ -200,6 +202,7 @@ def _left_out(
             predicted[held] = codes[~held][:1]
         elif held.any():
             predicted[held] = predict_svc(fit(X[~held], codes[~held]), X[held])
+        task.advance(1 / plan.n_folds)
     return predicted
 
 

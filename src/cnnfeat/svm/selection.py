@@ -218,7 +218,7 @@ class _Within:
     def __call__(self, rounds: int, done: int, total: int) -> None:
         """Tell it."""
         share = max(self._told, 1 - 0.5 ** (rounds + done / total))
-        note = f"{self._name}: round {rounds + 1}, {done:,} of {total:,} classes"
+        note = f"{self._name}: round {rounds + 1}, {done:,} of {total:,} machines"
         self._task.advance(share - self._told, note=note)
         self._told = share
 

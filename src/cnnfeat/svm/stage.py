@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import log_loss
 
 from cnnfeat import __version__
-from cnnfeat.errors import Interrupted
+from cnnfeat.errors import Interrupted, UsageError
 from cnnfeat.features import FeatureTable, open_table
 from cnnfeat.files import check_output, csv_lines, replacing
 from cnnfeat.options import SvmOptions
@@ -171,7 +171,11 @@ def _asked_layers(file: FeatureTable, options: SvmOptions) -> list[str]:
         every = name == "all" and not any(name in one.layers for one in file.files)
         asked += file.layers if every else [file.find_layer(name)]
     if not asked:
-        return [file.find_layer(None)]
+        try:
+            return [file.find_layer(None)]
+        except UsageError as error:
+            hint = f"{error.hint}; or --layer all, which compares them"
+            raise UsageError(error.message, hint=hint) from error
     unique: dict[object, str] = {}  # two names may mean the same
     for name in asked:
         unique.setdefault(file.parts_of(name), name)
