@@ -182,6 +182,13 @@ def test_what_holds_for_all_is_said_once_and_each_warning_is(monkeypatch, capsys
         assert capsys.readouterr().err == said + 2 * f"warning: {said}"
 
 
+@pytest.mark.parametrize(("words", "told"), [([], False), (["-v"], True), (["-q"], False)])
+def test_what_matplotlib_says_of_itself_is_heard_with_v(monkeypatch, words, told):
+    assert invoke(monkeypatch, lambda: None, *words) == 0
+    said = logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.WARNING)
+    assert said == told
+
+
 def test_sigterm_exits_143(monkeypatch):
     def action() -> None:
         os.kill(os.getpid(), signal.SIGTERM)

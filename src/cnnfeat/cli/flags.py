@@ -87,6 +87,9 @@ def _start_logging(verbosity: int) -> None:
     logger.propagate = False
     levels = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}
     logger.setLevel(levels[verbosity])
+    # It tells of its font cache, on a machine that is slow to make one.
+    others = logging.WARNING if verbosity > 0 else logging.ERROR
+    logging.getLogger("matplotlib").setLevel(others)
 
 
 as_json = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
