@@ -228,6 +228,15 @@ def test_a_picture_that_is_gone_or_moved_is_named(extract, add, tmp_path, now, n
     assert add.computed == []
 
 
+def test_pictures_that_a_limit_leaves_out_now_are_told_as_that(extract, add, tmp_path):
+    path = extract(HAD, tmp_path / "f.h5", limit=20)
+    now = {**HAD, "train": [*range(201, 206), *HAD["train"]]}
+    words = r"isn't among the first 20 any more, which are all that --limit takes: it is gone, or "
+    with pytest.raises(DataError, match=rf"'train', \d+\.png, or one after it, {words}others"):
+        add(now, path, limit=20)
+    assert add.computed == []
+
+
 def test_that_a_picture_is_gone_is_found_once_there_are_too_many_new_ones(
     extract, add, pictures, tmp_path
 ):
