@@ -40,8 +40,14 @@ def command(tmp_path_factory, data_dir: Path) -> Callable[..., list[str]]:
 def single(tmp_path_factory, command) -> Path:
     """The file of a single process."""
     path = tmp_path_factory.mktemp("single") / "features.h5"
-    subprocess.run(command(path), check=True, capture_output=True)
+    finish(command(path))
     return path
+
+
+def finish(words: list[str]) -> None:
+    """Let a command go on to its end."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def children(pid: int) -> list[int]:
@@ -96,7 +102,7 @@ def test_workers_killed_at_random_moments_cost_no_row(command, single, tmp_path)
         if driver.returncode == 5:  # killed while it was started: nothing is begun
             assert "processes of this machine can't be started as workers" in said, said
             again = command(folder, "--dask", "local:2", "--shards", "20")
-            subprocess.run(again, check=True, capture_output=True)
+            finish(again)
         else:
             assert driver.returncode == 0, said
         check(folder, single)
@@ -121,8 +127,7 @@ def test_drivers_killed_at_random_moments_cost_no_shard(command, single, tmp_pat
         while any(Path(f"/proc/{pid}").exists() for pid in workers):
             assert time.monotonic() < deadline, "workers outlive their driver"
             time.sleep(0.1)
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    finish(words)
     check(folder, single)
 
 
@@ -141,8 +146,7 @@ def test_ctrl_c_lets_shards_finish_and_says_how_to_go_on(command, single, tmp_pa
     names = [path.name for path in folder.iterdir()]
     assert 3 <= len(names) < 20
     assert all(name.startswith("features.") for name in names)
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    finish(words)
     check(folder, single)
 
 
@@ -176,5 +180,5 @@ def test_a_scheduler_that_is_killed_ends_the_run_in_words(command, single, tmp_p
     assert f"the Dask scheduler of {address} is gone" in said
     assert "Traceback" not in said
     words = command(tmp_path / "set", "--dask", "local:2", "--shards", "20")
-    subprocess.run(words, check=True, capture_output=True)
+    finish(words)
     check(tmp_path / "set", single)
