@@ -300,6 +300,20 @@ def test_processes_that_cant_be_started_are_said(monkeypatch):
     assert caught.value.hint == "the same command tries again"
 
 
+def test_processes_that_take_long_to_end_cost_no_run(monkeypatch, caplog):
+    """On a busy machine they don't end in the seconds that Dask gives them."""
+
+    class Slow:
+        def close(self) -> None:
+            raise TimeoutError
+
+    monkeypatch.setattr(distributed, "LocalCluster", lambda **given: Slow())
+    caplog.set_level("INFO")
+    with connection._local_cluster(2) as cluster:
+        assert isinstance(cluster, Slow)
+    assert "took long to end" in caplog.text
+
+
 class Versioned(Client):
     def __init__(self, found: dict[str, object]) -> None:
         self._found = found

@@ -32,6 +32,7 @@ _MOST_LOST = 30
 _LOG_LENGTH = 100
 _GPU = "GPU"
 _SILENT = logging.CRITICAL + 1
+_log = logging.getLogger("cnnfeat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +166,13 @@ def _local_cluster(n_processes: int) -> Iterator[object]:
                 f"{n_workers} processes of this machine can't be started as workers: {error}",
                 hint="the same command tries again",
             ) from error
-        with cluster:
+        try:
             yield cluster
+        finally:
+            try:
+                cluster.close()
+            except TimeoutError:
+                _log.info("processes of this machine took long to end; they end with this one")
 
 
 def _limit_of_losses() -> object:
