@@ -36,8 +36,9 @@ OWNERS = {
     "tensorflow": {"network"},
     "keras": {"network"},
     "tf_keras": {"network"},
-    # data reads images from HDF5 files, network looks into .h5 models before Keras does
-    "h5py": {"features", "data", "network"},
+    # data reads images from HDF5 files, network looks into .h5 models before Keras does, export
+    # writes what AnnData reads
+    "h5py": {"features", "data", "network", "export"},
     "click": {"cli"},
     "rich": {"cli"},
     "matplotlib": {"report"},

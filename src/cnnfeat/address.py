@@ -13,6 +13,7 @@ from cnnfeat.errors import UsageError, near_names
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "memory": ""}
 COPIED_BY = {"s3": "aws s3 cp", "gs": "gcloud storage cp", "memory": "copy"}
 FILE = "file"
+APPLICATION = "keras:"  # before the name of a model of keras.applications
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _WEB = ("http", "https", "ftp")
 # A secret key may have a / in it.

@@ -34,7 +34,6 @@ from cnnfeat.spelling import (
     parse_size,
 )
 
-APPLICATION = "keras:"  # before the name of a model of keras.applications
 LIVE = "live:"  # before the name of a network that lives in a program, and in no file
 Size: TypeAlias = tuple[int, int]
 Scale: TypeAlias = Literal["unit", "symmetric", "raw", "imagenet", "caffe"]

@@ -13,10 +13,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from cnnfeat.address import APPLICATION
 from cnnfeat.errors import ConfigError, FeatureFileError, NetworkError, UntrustedModelError
 from cnnfeat.knobs import from_record
 from cnnfeat.options import (
-    APPLICATION,
     LIVE,
     DataOptions,
     ExtractOptions,

@@ -164,7 +164,7 @@ def test_variations_texts_stay_apart(drawn, tmp_path: Path, n_variations: int):
 
 def test_a_text_is_broken_at_words_and_cut_where_it_must_be():
     wide = figure.text_width("mmmm mmmm", size=10)
-    assert figure.fit("mmmm mmmm mmmm", inches=wide, size=10) == "mmmm mmmm\nmmmm"
-    assert figure.fit("a\nmmmm mmmm", inches=wide / 1.5, size=10) == "a\nmmmm\nmmmm"
-    assert figure.fit("m" * 40, inches=wide, size=10) == "m" * 7 + "…"
-    assert figure.fit("mmmm " * 9, inches=wide, size=10, lines=2) == "mmmm mmmm\nmmmm mm…"
+    assert figure.fitted("mmmm mmmm mmmm", inches=wide, size=10) == "mmmm mmmm\nmmmm"
+    assert figure.fitted("a\nmmmm mmmm", inches=wide / 1.5, size=10) == "a\nmmmm\nmmmm"
+    assert figure.fitted("m" * 40, inches=wide, size=10) == "m" * 7 + "…"
+    assert figure.fitted("mmmm " * 9, inches=wide, size=10, lines=2) == "mmmm mmmm\nmmmm mm…"

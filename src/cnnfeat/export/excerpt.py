@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cnnfeat.errors import UsageError, near_names
 from cnnfeat.features import FeatureFile, UnusableRows
 from cnnfeat.records import class_name
@@ -152,3 +154,9 @@ def number_lines(array: Array, *, separator: str) -> Iterator[str]:
     line = separator.join([form] * rows.shape[1])
     for row in rows.tolist():
         yield line % tuple(row)
+
+
+def feature_names(layer: str, shape: Sequence[int]) -> Iterator[str]:
+    """Name each feature of an image: `conv2_3_0_7` is at height 3, width 0, channel 7."""
+    for index in np.ndindex(*shape):
+        yield "_".join((layer, *map(str, index)))

@@ -14,8 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cnnfeat.export.excerpt import Excerpt
-from cnnfeat.export.tables import feature_names
+from cnnfeat.export.excerpt import Excerpt, feature_names
 from cnnfeat.parts import Part
 from cnnfeat.progress import Task
 from cnnfeat.records import Array

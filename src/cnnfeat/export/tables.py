@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnfeat.errors import UsageError
-from cnnfeat.export.excerpt import Chunk, Excerpt, number_lines
+from cnnfeat.export.excerpt import Chunk, Excerpt, feature_names, number_lines
 from cnnfeat.files import csv_cells
 from cnnfeat.parts import Part
 from cnnfeat.progress import Task
@@ -44,12 +44,6 @@ def _feature_names(excerpt: Excerpt) -> Iterator[str]:
     for layer in excerpt.layers:
         shape = excerpt.file.layer(excerpt.splits[0], layer).shape[1:]
         yield from feature_names(layer, shape)
-
-
-def feature_names(layer: str, shape: Sequence[int]) -> Iterator[str]:
-    """Name each feature of an image: `conv2_3_0_7` is at height 3, width 0, channel 7."""
-    for index in np.ndindex(*shape):
-        yield "_".join((layer, *map(str, index)))
 
 
 def _quoted_keys(excerpt: Excerpt, chunk: Chunk) -> Iterator[str]:

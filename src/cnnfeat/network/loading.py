@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from cnnfeat.address import local_name
+from cnnfeat.address import APPLICATION, local_name
 from cnnfeat.card import file_sha256, read_card
 from cnnfeat.errors import CnnfeatError, NetworkError, UsageError
 from cnnfeat.knobs import checked
@@ -31,7 +31,7 @@ from cnnfeat.network.tf1 import checkpoint_prefix, load_checkpoint, load_graph_d
 from cnnfeat.network.tfjs import as_hdf5
 from cnnfeat.network.unpacking import check_links, classes_beside, unpacked
 from cnnfeat.network.weights import report_bad_weights
-from cnnfeat.options import APPLICATION, ReadOptions
+from cnnfeat.options import ReadOptions
 from cnnfeat.spelling import FeedValue
 from cnnfeat.watch import watched
 

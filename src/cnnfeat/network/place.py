@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cnnfeat.address import is_address
+from cnnfeat.address import APPLICATION, is_address
 from cnnfeat.errors import MissingInputError
-from cnnfeat.options import APPLICATION
 
 KNOWN = (
     "a .keras file, a whole-model .h5, a SavedModel folder, a frozen .pb or .pbtxt, "

@@ -12,7 +12,7 @@ from matplotlib.colors import PowerNorm
 
 from cnnfeat.card import Training
 from cnnfeat.errors import DataError
-from cnnfeat.report.figure import AMOUNTS, drawing, fit, short, text_width
+from cnnfeat.report.figure import AMOUNTS, drawing, fitted, short, text_width
 from cnnfeat.result import LayerScore
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def plot_confusion(
         bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
         bar.set_ticks([0, 0.01, 0.1, 0.5, 1.0], labels=["0", "1%", "10%", "50%", "100%"])
         _name_axes(axes, classes, cell=side / (n_classes + 3))
-        lines = [fit(line, inches=side + 0.8, size=10) for line in (title, _summary(counts))]
-        lines += [fit(caveat, inches=side + 0.8, size=10)] if caveat else []
+        lines = [fitted(line, inches=side + 0.8, size=10) for line in (title, _summary(counts))]
+        lines += [fitted(caveat, inches=side + 0.8, size=10)] if caveat else []
         figure.suptitle("\n".join(lines), fontsize=10)
         axes.spines[:].set_visible(False)
         if n_classes <= _NUMBERED:
@@ -181,9 +181,9 @@ def plot_layers(
             )
         axes.set_yticks(places, [short(score.layer, limit=32) for score in scores])
         axes.set_ylim(len(scores) - 0.4, -0.7)
-        axes.set_xlabel(fit(f"right, % of {on}", inches=5, size=9))
+        axes.set_xlabel(fitted(f"right, % of {on}", inches=5, size=9))
         axes.set_ylabel("layer")
-        figure.suptitle(fit(title, inches=8, size=10), fontsize=10)
+        figure.suptitle(fitted(title, inches=8, size=10), fontsize=10)
         figure.legend(loc="outside lower center", ncols=2)
 
 
@@ -228,7 +228,7 @@ def plot_training(
         named = dict(zip(names, lines, strict=True))  # one of each, however many networks
         axes.legend(named.values(), named.keys())
         if title:
-            figure.suptitle(fit(title, inches=8, size=11))
+            figure.suptitle(fitted(title, inches=8, size=11))
 
 
 def _draw_course(axes: Axes, training: Training, measure: str) -> None:

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from cnnfeat.errors import DataError, UsageError, near_names
 from cnnfeat.features import FeatureFile, FeatureTable
 from cnnfeat.records import class_name
-from cnnfeat.report.figure import CLASS_COLOURS, CLASS_MARKERS, drawing, fit, short, text_width
+from cnnfeat.report.figure import CLASS_COLOURS, CLASS_MARKERS, drawing, fitted, short, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,7 +206,7 @@ def plot_embedding(
             axes.set_yticks([])
         drawn = f"{len(embedding.rows):,} of {embedding.n_rows:,} images"
         drawn += ", unlabelled" if labels is None else ""
-        axes.set_title(fit(f"{title}\n{drawn}", inches=4.5, size=10))
+        axes.set_title(fitted(f"{title}\n{drawn}", inches=4.5, size=10))
 
 
 def _draw_classes(

@@ -170,7 +170,7 @@ def short(name: str, *, limit: int = 24) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
-def fit(text: str, *, inches: float, size: float, lines: int = 4) -> str:
+def fitted(text: str, *, inches: float, size: float, lines: int = 4) -> str:
     """Break a text into lines that fit a width: neighbours' titles don't touch.
 
     Parameters
@@ -184,19 +184,19 @@ def fit(text: str, *, inches: float, size: float, lines: int = 4) -> str:
     lines : int
         At most so many; what is left over is "…".
     """
-    fitted: list[str] = []
+    broken: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
         for word in paragraph.split(" "):
             longer = f"{line} {word}" if line else word
             if line and text_width(longer, size=size) > inches:
-                fitted.append(line)
+                broken.append(line)
                 longer = word
             line = _cut(longer, inches=inches, size=size)
-        fitted.append(line)
-    if len(fitted) > lines:
-        fitted[lines - 1 :] = [_cut(f"{fitted[lines - 1]} …", inches=inches, size=size)]
-    return "\n".join(fitted)
+        broken.append(line)
+    if len(broken) > lines:
+        broken[lines - 1 :] = [_cut(f"{broken[lines - 1]} …", inches=inches, size=size)]
+    return "\n".join(broken)
 
 
 def text_width(text: str, *, size: float) -> float:

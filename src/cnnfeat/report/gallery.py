@@ -16,7 +16,7 @@ from cnnfeat.features import FeatureFile
 from cnnfeat.pictures import Pictures
 from cnnfeat.records import class_name
 from cnnfeat.report.evidence import Predictions
-from cnnfeat.report.figure import BAD, drawing, fit, short
+from cnnfeat.report.figure import BAD, drawing, fitted, short
 from cnnfeat.result import SvmResult
 
 if TYPE_CHECKING:
@@ -215,9 +215,9 @@ def _draw_panels(panels: Sequence[_Panel], out: Path, *, title: str, dpi: float)
     n_rows = max(math.ceil(len(panels) / columns), 1)
     width = max(_INCHES * columns, 5.0)
     with drawing(out, size=(width, n_rows * _INCHES), dpi=dpi) as figure:
-        title = fit(title, inches=width - 0.2, size=11)
+        title = fitted(title, inches=width - 0.2, size=11)
         captions = [
-            fit(one.caption, inches=width / columns - 0.1, size=_CAPTION_SIZE, lines=6)
+            fitted(one.caption, inches=width / columns - 0.1, size=_CAPTION_SIZE, lines=6)
             for one in panels
         ]
         n_lines = max((caption.count("\n") + 1 for caption in captions), default=0)

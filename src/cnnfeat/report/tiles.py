@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 
 from cnnfeat.errors import UsageError
 from cnnfeat.pictures import as_bytes
-from cnnfeat.report.figure import SIGNED, drawing, fit
+from cnnfeat.report.figure import SIGNED, drawing, fitted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,7 +205,7 @@ def plot_filters(
         plural = "s" if n_channels > 1 else ""
         title = f"Filters of {layer}: {n_filters} of {height}×{width}, {n_channels} input channel"
         figure.suptitle(
-            fit(f"{title}{plural}\n{what}", inches=_size(sheet)[0] - 0.2, size=10), fontsize=10
+            fitted(f"{title}{plural}\n{what}", inches=_size(sheet)[0] - 0.2, size=10), fontsize=10
         )
 
 
@@ -265,10 +265,10 @@ def plot_activations(
             _show_sheet(axes, sheet)
             if unit:
                 _show_scale(figure, axes, sheet, label=unit)
-            axes.set_title(fit(title, inches=3.4, size=10))
+            axes.set_title(fitted(title, inches=3.4, size=10))
         title = f"{caption}: what {layer} makes of it"
-        figure.suptitle(fit(title, inches=whole - 0.2, size=11))
-        figure.supxlabel(fit(DIFFERENCE, inches=whole - 0.2, size=9), fontsize=9)
+        figure.suptitle(fitted(title, inches=whole - 0.2, size=11))
+        figure.supxlabel(fitted(DIFFERENCE, inches=whole - 0.2, size=9), fontsize=9)
 
 
 def _what_is_shown(tiles: Array, n_channels: int, *, by: str = "auto", channel: int = 0) -> str:

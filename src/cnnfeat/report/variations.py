@@ -13,7 +13,7 @@ from cnnfeat.errors import DataError
 from cnnfeat.options import AugmentOptions
 from cnnfeat.pictures import as_bytes
 from cnnfeat.records import Array, ImageTarget, Source, class_name
-from cnnfeat.report.figure import drawing, fit, short
+from cnnfeat.report.figure import drawing, fitted, short
 
 _INCHES = 0.9  # a panel's side
 
@@ -76,7 +76,7 @@ def draw_variations(
         for turn, axes in enumerate(panels[0, 1:], 1):
             axes.set_title(f"epoch {turn}", fontsize=8)
         words = str(options).replace(",", ", ")
-        figure.suptitle(fit(words, inches=size[0] - 0.2, size=9), fontsize=9)
+        figure.suptitle(fitted(words, inches=size[0] - 0.2, size=9), fontsize=9)
 
 
 def _vary_some(
