@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfeat.errors import UsageError, near_names
-from cnnfeat.export.excerpt import Excerpt
+from cnnfeat.export.excerpt import Excerpt, array_bytes
 from cnnfeat.export.h5ad import write_h5ad
 from cnnfeat.export.matlab import check_mat, write_mat
-from cnnfeat.export.numpyfiles import array_bytes, write_npy, write_npz
+from cnnfeat.export.numpyfiles import write_npy, write_npz
 from cnnfeat.export.projector import write_projector
 from cnnfeat.export.tables import write_csv, write_parquet
 from cnnfeat.features import FeatureFile

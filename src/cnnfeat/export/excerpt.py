@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -154,6 +155,53 @@ def number_lines(array: Array, *, separator: str) -> Iterator[str]:
     line = separator.join([form] * rows.shape[1])
     for row in rows.tolist():
         yield line % tuple(row)
+
+
+def array_bytes(excerpt: Excerpt) -> int:
+    """Count the bytes of all arrays."""
+    return sum(array.size_bytes for array in arrays_of(excerpt))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedArray:
+    """An array of known shape whose rows come block by block."""
+
+    name: str  # "train/conv2"
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[Array]]
+    is_features: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def arrays_of(excerpt: Excerpt) -> Iterator[StreamedArray]:
+    """Name every array of the excerpt, as the feature file does."""
+    for split in excerpt.splits:
+        n_rows = excerpt.n_rows(split)
+        for layer in excerpt.layers:
+            stored = excerpt.file.layer(split, layer)
+            yield StreamedArray(
+                f"{split}/{layer}",
+                np.dtype(stored.dtype),
+                (n_rows, *stored.shape[1:]),
+                lambda split=split, layer=layer: excerpt.blocks(split, layer),  # type: ignore[misc]
+                is_features=True,
+            )
+        file = excerpt.file
+        for name, read in (("label", file.labels), ("part", file.parts), ("group", file.groups)):
+            numbers = read(split)
+            if numbers is not None:
+                yield _whole(f"{split}/{name}", numbers[:n_rows])
+        yield _whole(f"{split}/id", np.array(file.ids(split, stop=n_rows), dtype=np.str_))
+    if excerpt.file.classes:
+        yield _whole("classes", np.array(excerpt.file.classes, dtype=np.str_))
+
+
+def _whole(name: str, array: Array) -> StreamedArray:
+    return StreamedArray(name, array.dtype, array.shape, lambda: [array])
 
 
 def feature_names(layer: str, shape: Sequence[int]) -> Iterator[str]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnfeat.errors import UsageError
-from cnnfeat.export.excerpt import Excerpt
-from cnnfeat.export.numpyfiles import StreamedArray, arrays_of
+from cnnfeat.export.excerpt import Excerpt, StreamedArray, arrays_of
 from cnnfeat.progress import Task
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cnnfeat.address import APPLICATION, is_address
 from cnnfeat.errors import MissingInputError
 
 KNOWN = (
@@ -31,6 +30,8 @@ def check_there(model: str) -> None:
     MissingInputError
         If there is no file, no folder and no checkpoint of that name.
     """
+    from cnnfeat.address import APPLICATION, is_address
+
     if model.startswith(APPLICATION) or is_address(model):
         return
     path = Path(model)
