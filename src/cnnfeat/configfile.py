@@ -47,14 +47,11 @@ def read_toml(path: Path) -> Mapping[str, object]:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
-_PLAIN = RunOptions()
-
-
 def parse_config(
-    table: Mapping[str, object], *, where: str = "config", over: RunOptions = _PLAIN
+    table: Mapping[str, object], *, where: str = "config", over: RunOptions | None = None
 ) -> RunOptions:
     """Check a parsed TOML document and make the records; what it doesn't say is as in `over`."""
-    options = _build(over, table, f"{where}: ", "")
+    options = _build(over or RunOptions(), table, f"{where}: ", "")
     if options.model.path == "":
         raise ConfigError(f"{where}: model.path must name a network, not be empty")
     if options.model.path is not None and "network" in table:

@@ -113,7 +113,7 @@ def test_a_picture_shows_each_image_beside_what_becomes_of_it(trained):
     assert out.strip() == "artifacts/augment.png"
     assert "images are varied by shift=0.1,elastic=1, as in the network's training" in err
     picture = np.asarray(Image.open("artifacts/augment.png").convert("L"))
-    assert picture.shape == (round(150 * 3.4), round(150 * 5.7))
+    assert picture.shape == (round(150 * 3.6), round(150 * 6.0))
     assert len(np.unique(picture)) > 50
 
 

@@ -24,6 +24,7 @@ conjugate gradients read the rows once an iteration.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -34,7 +35,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from cnnfeat.processor import n_cores
 from cnnfeat.svm.matrix import Doubles, Floats, Indices
 from cnnfeat.svm.solver.design import Columns, Design, Problem, Targets
 from cnnfeat.svm.solver.factors import DENSE_LIMIT, Curvature, Factor
@@ -159,7 +159,7 @@ def _blas() -> ThreadpoolController:
 def _n_threads() -> int:
     """As many as matrix products may use: affinity and OMP_NUM_THREADS are heeded."""
     found = [one["num_threads"] for one in _blas().info()]
-    return max(found, default=n_cores())
+    return max(found, default=os.cpu_count() or 1)
 
 
 def _stages(design: Design, columns: Columns) -> list[float]:
