@@ -444,6 +444,7 @@ def test_a_run_goes_on_with_its_training_by_itself(run, npz, stop_at):
     assert len(made) == 1
 
 
+@pytest.mark.slow
 def test_a_committee_without_validation_goes_all_the_way(train, run, npz, monkeypatch):
     """Nobody picked an epoch, and there is no history but the members': it is said in words."""
     code, out, err = train("--data", npz, "--validation", "0", "--seeds", "3,1")

@@ -140,7 +140,7 @@ def test_validation_rows_are_those_that_probabilities_are_learned_on(make_file, 
     assert seen == {"train": "fitted", "validation": "validation", "test": "unseen"}
 
 
-@pytest.mark.parametrize("kernel", ["rbf", "nystroem"])
+@pytest.mark.parametrize("kernel", ["rbf", pytest.param("nystroem", marks=pytest.mark.slow)])
 def test_other_machines_give_probabilities_too(digits_file, tmp_path, kernel):
     options = SvmOptions(
         layer=("whole",), kernel=kernel, probability=True, folds=2, grid=(1.0, 10.0)
