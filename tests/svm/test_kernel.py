@@ -146,6 +146,15 @@ def test_nystroem_equals_scikit_learn(pixels):
     np.testing.assert_allclose(ours.transform(X), theirs.transform(X))
 
 
+@pytest.fixture
+def interruptions():
+    """SIGINT is heard as a terminal's is, whatever a library has made of it in another test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptions")
 def test_waiting_can_be_interrupted_and_errors_come_through():
     end = threading.Event()
 
