@@ -39,6 +39,12 @@ _model = option(
     show_default="the features' own, else artifacts/model.keras",
     help="The network.",
 )
+_stored_layer = option(
+    "--layer",
+    shell_complete=completion.layers_of_features,
+    show_default="the only one",
+    help="A layer of the feature file.",
+)
 _split = option("--split", show_default="test, else the last", help="Which rows.")
 
 
@@ -201,12 +207,7 @@ def activations(canvas: Canvas, *, layer: str, image: str, split: str | None) ->
     "cnnfeat plot top --layer fc1 --unit 100 --count 48 --split train",
     group=plot,
 )
-@option(
-    "--layer",
-    shell_complete=completion.layers_of_features,
-    show_default="the only one",
-    help="A layer of the feature file.",
-)
+@_stored_layer
 @option(
     "--unit", type=int, required=True, help="A channel of a convolution, or a place in a vector."
 )
@@ -232,12 +233,7 @@ def top(canvas: Canvas, *, layer: str | None, unit: int, count: int, split: str 
     "cnnfeat plot embedding --layer conv2 --method pca --points 500",
     group=plot,
 )
-@option(
-    "--layer",
-    shell_complete=completion.layers_of_features,
-    show_default="the only one",
-    help="A layer of the feature file.",
-)
+@_stored_layer
 @option(
     "--method",
     type=click.Choice(["tsne", "pca", "umap"]),
