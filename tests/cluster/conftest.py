@@ -69,3 +69,26 @@ def extract(cluster, model: Path, pictures: Path, tmp_path: Path) -> Callable:
         return extract_on_cluster(**{**given, **changed})
 
     return run
+
+
+@pytest.fixture
+def task_in() -> Callable:
+    """What a worker is told; nothing that it names is there."""
+    from cnnfeat.cluster.checking import versions_that_count
+    from cnnfeat.cluster.worker import Work
+    from cnnfeat.options import DataOptions, ExtractOptions, ReadOptions
+
+    def make(folder: Path, **versions: str) -> Work:
+        return Work(
+            run="a",
+            network="nowhere.keras",
+            read=ReadOptions(),
+            trust=False,
+            data=DataOptions(),
+            options=ExtractOptions(),
+            folder=str(folder),
+            n_shards=1,
+            versions={**versions_that_count("tensorflow"), **versions},
+        )
+
+    return make

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from cnnfeat.cluster import ClusterOptions, driver, worker
-from cnnfeat.cluster.checking import check_workers, versions_that_count
+from cnnfeat.cluster.checking import check_workers
 from cnnfeat.cluster.connection import connected, workers_of
 from cnnfeat.errors import (
     DataError,
@@ -27,7 +27,7 @@ from cnnfeat.errors import (
     UsageError,
 )
 from cnnfeat.files import locked
-from cnnfeat.options import DataOptions, ExtractOptions, ReadOptions
+from cnnfeat.options import DataOptions, ExtractOptions
 
 
 def rows(folder: Path, split: str, name: str) -> np.ndarray:
@@ -159,18 +159,8 @@ def test_a_worker_that_sees_other_images_is_named(extract, monkeypatch, pictures
     assert not list((tmp_path / "set").glob("*"))
 
 
-def test_a_worker_that_does_not_see_the_folder_is_named(cluster, tmp_path):
-    work = worker.Work(
-        run="a",
-        network="nowhere.keras",
-        read=ReadOptions(),
-        trust=False,
-        data=DataOptions(),
-        options=ExtractOptions(),
-        folder=str(tmp_path / "set"),
-        n_shards=1,
-        versions=versions_that_count("tensorflow"),
-    )
+def test_a_worker_that_does_not_see_the_folder_is_named(cluster, task_in, tmp_path):
+    work = task_in(tmp_path / "set")
     words = rf"^worker tcp://\S+: there is no folder {tmp_path}/set here, which the driver has"
     with (
         connected(cluster.scheduler_address) as client,

@@ -20,7 +20,6 @@ from cnnfeat.cluster.checking import check_versions, versions_that_count
 from cnnfeat.cluster.connection import check_place, connected, workers_of
 from cnnfeat.cluster.handing import Handing
 from cnnfeat.errors import Interrupted, StorageError, UsageError
-from cnnfeat.options import DataOptions, ExtractOptions, ReadOptions
 
 
 class Future:
@@ -342,19 +341,11 @@ def test_a_worker_of_another_version_is_named(package, found, words):
 
 
 @pytest.mark.parametrize("task", [worker.look, lambda work: worker.compute(work, 1, {})])
-def test_a_worker_that_comes_late_with_other_versions_computes_nothing(task, monkeypatch, tmp_path):
+def test_a_worker_that_comes_late_with_other_versions_computes_nothing(
+    task, monkeypatch, task_in, tmp_path
+):
     monkeypatch.setattr(worker, "_address", lambda: "tcp://w:9")
-    work = worker.Work(
-        run="a",
-        network="nowhere.keras",
-        read=ReadOptions(),
-        trust=False,
-        data=DataOptions(),
-        options=ExtractOptions(),
-        folder=str(tmp_path),
-        n_shards=1,
-        versions={**versions_that_count("tensorflow"), "numpy": "0.1"},
-    )
+    work = task_in(tmp_path, numpy="0.1")
     failure = task(work).failure
     assert failure.kind is StorageError
     said = f"worker tcp://w:9 has numpy {version('numpy')}, and the driver 0.1"
