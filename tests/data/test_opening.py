@@ -194,3 +194,22 @@ def test_opacity_is_no_channel_of_its_own(tmp_path, channels, wanted):
     np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, channels), np.uint8))
     with open_source(str(tmp_path / "x.npy")) as source:
         assert source.channels("all") == wanted
+
+
+def test_options_say_how_pictures_are_brought_to_a_size(tmp_path):
+    for name, shape in (("a/1.png", (20, 30, 3)), ("b/2.png", (8, 8, 3))):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(np.full(shape, 200, np.uint8)).save(tmp_path / name)
+    options = DataOptions(source=str(tmp_path), resize=(16, 16), fit="pad")
+    with open_source(options) as source:
+        (batch,) = source.batches("all", batch_size=2)
+    assert batch.images.shape == (2, 16, 16, 3)
+    assert batch.images[0, 0].max() == 0  # 30 wide and 20 high: black above and below
+    assert batch.images[0, 8].min() == batch.images[1].min() == 200
+
+
+def test_what_is_given_beside_options_goes_before_them(tmp_path):
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "1.png")
+    options = DataOptions(source=str(tmp_path), max_pixels=10**6)
+    with pytest.raises(DataError, match="600 pixels; 599 are allowed"):
+        open_source(options, max_pixels=599)

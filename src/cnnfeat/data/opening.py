@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
 import re
 import stat
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from cnnfeat.data.tape import is_tape_start
 from cnnfeat.divided import leave_out_rare
 from cnnfeat.documents import printable
 from cnnfeat.errors import DataError, UsageError, near_names
-from cnnfeat.knobs import result_options
+from cnnfeat.knobs import checked, result_options
 from cnnfeat.options import DataOptions, check_fit
 from cnnfeat.progress import SILENT, Progress
 from cnnfeat.records import ImageTarget, Json, Source
@@ -44,21 +45,22 @@ _NUMBERS = re.compile(rb"\s*\d+(?:[,;\t ]+\d+){3,}[,\d\s]*")
 
 
 def open_source(
-    spec: str,
+    spec: str | DataOptions,
     *,
     data_dir: Path | None = None,
     labels: str | None = None,
     id_column: str | None = None,
     label_column: str | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     progress: Progress = SILENT,
 ) -> Source:
     """Open a source of images.
 
     Parameters
     ----------
-    spec : str
-        A name ("mnist"; "auto" for MNIST or else the bundled digits), or a path.
+    spec : str or DataOptions
+        A name ("mnist"; "auto" for MNIST or else the bundled digits), or a path. Or options, which
+        also say to which size pictures are brought; what is given beside them goes before them.
     data_dir : Path, optional
         Where named data sets are looked for first.
     labels : str, optional
@@ -66,8 +68,8 @@ def open_source(
         folder of pictures (a CSV of names and labels).
     id_column, label_column : str, optional
         Columns of that CSV, or of a source that is one; guessed by their names.
-    max_pixels : int
-        Larger images are refused before they are decoded.
+    max_pixels : int, optional
+        Larger images are refused before they are decoded; by default those of 178,956,970 pixels.
     progress : Progress
         Told of downloads.
 
@@ -80,14 +82,16 @@ def open_source(
     DownloadError
         If a named data set is neither on disk nor reachable.
     """
-    options = DataOptions(
-        source=spec,
-        dir=None if data_dir is None else str(data_dir),
-        labels=labels,
-        id_column=id_column,
-        label_column=label_column,
-        max_pixels=max_pixels,
-    )
+    options = checked(spec) if isinstance(spec, DataOptions) else DataOptions(source=spec)
+    given: dict[str, str | int | None] = {
+        "dir": None if data_dir is None else str(data_dir),
+        "labels": labels,
+        "id_column": id_column,
+        "label_column": label_column,
+        "max_pixels": max_pixels,
+    }
+    said = {name: value for name, value in given.items() if value is not None}
+    options = dataclasses.replace(options, **said)  # type: ignore[arg-type] # by its names
     return open_data(options, progress=progress)
 
 
