@@ -48,7 +48,7 @@ def test_hooks_run_what_the_test_script_runs() -> None:
     script = (_ROOT / "scripts" / "test").read_text("utf-8")
     hooks = {hook["id"]: hook for hook in _yaml(".pre-commit-config.yaml")["repos"][0]["hooks"]}
     for name in ("ruff-check", "ruff-format", "mypy"):
-        assert f"\n    {hooks[name]['entry']}\n" in script
+        assert re.search(rf"^ +{re.escape(hooks[name]['entry'])}$", script, re.M)
     assert hooks["test"]["entry"] == "scripts/test"
 
 

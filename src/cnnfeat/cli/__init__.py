@@ -29,7 +29,7 @@ COMMANDS = {
     "report": ("report:report", "Put everything on one self-contained HTML page."),
     "info": ("artifacts:info", "Say what a file is and where it came from."),
     "verify": ("artifacts:verify", "Check every block of a feature file."),
-    "export": ("export:export", "Convert features to npz, csv, parquet, projector ..."),
+    "export": ("export:export", "Convert features to npz, csv, parquet, mat, h5ad ..."),
     "data": ("data:data", "List and fetch the sources known by name."),
     "doctor": ("doctor:doctor", "Say what is there to work with, and what to do about gaps."),
 }
@@ -85,9 +85,9 @@ def cli() -> None:
     """Get features out of convolutional networks and train SVMs on them.
 
     \b
-    cnnfeat train                   a network on MNIST     -> artifacts/model.keras
-    cnnfeat extract --layer conv2   its activations        -> artifacts/features.h5
-    cnnfeat svm                     an SVM on the features -> artifacts/svm.skops
+    cnnfeat train                  a network on MNIST     -> artifacts/model.keras
+    cnnfeat extract --layer conv2  its activations        -> artifacts/features.h5
+    cnnfeat svm                    an SVM on the features -> artifacts/svm.skops
 
     cnnfeat COMMAND --help says what a command takes. For completion by Tab, in bash:
 

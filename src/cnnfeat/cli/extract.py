@@ -14,7 +14,7 @@ import click
 
 from cnnfeat.address import Address
 from cnnfeat.cli import console, flags, manual
-from cnnfeat.cli.option import option
+from cnnfeat.cli.option import Number, option
 from cnnfeat.cli.session import (
     Settings,
     StopRequest,
@@ -63,10 +63,10 @@ _log = logging.getLogger("cnnfeat")
     help="Have all shards computed by a Dask cluster, and leave a set in the folder -o: the "
     "scheduler's address, or local[:N] for N processes of this machine.",
 )
-@option("--shards", type=int, help="With --dask: how many shards.")
+@option("--shards", type=Number(1), help="With --dask: how many shards.")
 @option(
     "--shard-rows",
-    type=int,
+    type=Number(1),
     help="With --dask: shards of so many images, about; 50,000 by default.",
 )
 @flags.output(
