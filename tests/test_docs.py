@@ -126,7 +126,8 @@ def pages(reference, tmp_path_factory) -> Path:
         shutil.copy(paper, root)
     shutil.copy(_ROOT / "LICENSE", root)
     shutil.copy(_ROOT / "CITATION.cff", root)
-    shutil.copytree(_DOCS / "pages", root / "docs" / "pages")
+    for folder in ("pages", "notebooks"):
+        shutil.copytree(_DOCS / folder, root / "docs" / folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "PAGES", root / "docs" / "pages" / "reference")
         reference.main()

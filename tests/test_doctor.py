@@ -37,7 +37,9 @@ def cpu(tmp_path, monkeypatch):
 def packages(monkeypatch):
     """Put other packages in place of those that are installed."""
 
-    def put(versions: dict[str, str], *, requires: list[str], extras: list[str]) -> None:
+    def put(
+        versions: dict[str, str], *, requires: list[str], extras: list[str], **others: list[str]
+    ) -> None:
         def version(name: str) -> str:
             if name not in versions:
                 raise metadata.PackageNotFoundError(name)
@@ -48,7 +50,7 @@ def packages(monkeypatch):
                 return extras
 
         monkeypatch.setattr(metadata, "version", version)
-        monkeypatch.setattr(metadata, "requires", lambda _: requires)
+        monkeypatch.setattr(metadata, "requires", {"cnnfeat": requires, **others}.get)
         monkeypatch.setattr(metadata, "metadata", lambda _: _Metadata())
 
     return put
@@ -89,7 +91,7 @@ def test_packages_are_held_against_what_was_tested(packages) -> None:
     )
     found = by_name([*doctor._needed(), *doctor._extras()])
     assert found["h5py"] == doctor.Finding("needed", "h5py", "3.14.2")
-    assert found["numpy"].found == "2.5.0, and <2.5,>=2.4 is what cnnfeat was tested with"
+    assert found["numpy"].found == "2.5.0, and <2.5,>=2.4 is what cnnfeat asks for"
     assert found["numpy"].advice == "pip install 'numpy<2.5,>=2.4'"
     assert not found["numpy"].broken
     assert (found["rich"].found, found["rich"].broken) == ("not here", True)
@@ -100,6 +102,28 @@ def test_packages_are_held_against_what_was_tested(packages) -> None:
         "extra dask", "dask", "not here", "pip install 'cnnfeat[dask]'"
     )
     assert not {"pytest", "winonly"} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("there", "driver", "told"),
+    [
+        ({}, "/usr/bin/nvidia-smi", "tensorflow[and-cuda] not here pip install 'cnnfeat[gpu]'"),
+        ({}, None, "tensorflow[and-cuda] not here "),
+        ({"nvidia-cudnn-cu12": "9.3.0"}, None, "tensorflow 2.21.0 "),
+    ],
+)
+def test_an_extra_of_a_package_is_there_when_all_that_it_brings_is(
+    packages, monkeypatch, there, driver, told
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: driver)
+    packages(
+        {"tensorflow": "2.21.0", **there},
+        requires=["tensorflow[and-cuda]>=2.20; extra == 'gpu'"],
+        extras=["gpu"],
+        tensorflow=["numpy>=1.26", "nvidia-cudnn-cu12<10,>=9.3; extra == 'and-cuda'"],
+    )
+    (found,) = doctor._extras()
+    assert f"{found.name} {found.found} {found.advice}" == told
 
 
 def test_a_source_that_was_not_installed_is_told(monkeypatch) -> None:
@@ -130,9 +154,10 @@ def test_little_memory_is_told(monkeypatch) -> None:
 
 
 def test_an_untested_system_is_told(monkeypatch) -> None:
-    assert by_name(doctor._machine())["system"].advice == ""
+    assert next(doctor._machine()).advice == ""
     monkeypatch.setattr(doctor.sys, "platform", "win32")
-    assert "tested on Linux" in by_name(doctor._machine())["system"].advice
+    system = next(doctor._machine())  # and no more: others ask too which system it is
+    assert (system.name, "tested on Linux" in system.advice) == ("system", True)
 
 
 def test_without_tensorflow_it_still_tells_the_rest(monkeypatch) -> None:
@@ -155,7 +180,7 @@ def test_a_driver_that_tensorflow_does_not_use_is_told(monkeypatch) -> None:
     monkeypatch.setattr("cnnfeat.network.devices.gpu_names", lambda: [])
     monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     (found,) = doctor._devices()
-    assert found.advice == "pip install 'tensorflow[and-cuda]' lets TensorFlow see it"
+    assert found.advice == "pip install 'cnnfeat[gpu]' lets TensorFlow see it"
 
 
 def test_the_command_tells_it_for_people_and_programs(cnnfeat, monkeypatch, tmp_path) -> None:

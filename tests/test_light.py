@@ -86,7 +86,7 @@ def test_what_needs_it_says_so(tmp_path) -> None:
 
 def test_the_light_list_is_all_that_is_needed_but_tensorflow() -> None:
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    lines = (_ROOT / "requirements-light.txt").read_text("utf-8").splitlines()
+    lines = (_ROOT / "src" / "cnnfeat" / "requirements-light.txt").read_text("utf-8").splitlines()
     listed = {str(Requirement(line)) for line in lines if not line.startswith("#")}
     needed = {str(one) for one in map(Requirement, project["dependencies"])}
     left_out = {one for one in needed if Requirement(one).name in ("tensorflow", "keras")}

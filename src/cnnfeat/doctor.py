@@ -23,7 +23,7 @@ from cnnfeat.network.starting import PACKAGES, load_tensorflow, native_stderr_hi
 from cnnfeat.processor import has_bfloat16, n_cores, processor_flags, processor_name
 
 _OURS = "cnnfeat"
-_FOR_DEVELOPERS = {"test", "bench"}
+_FOR_DEVELOPERS = {"test", "docs", "bench"}
 _VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd")
 _GIB = 1 << 30
 _LIGHT = "; svm, predict on features, info, verify and export go without it"
@@ -78,7 +78,8 @@ def _extras() -> Iterator[Finding]:
     declared = metadata.metadata(_OURS).get_all("Provides-Extra") if _installed() else None
     for extra in (name for name in declared or [] if name not in _FOR_DEVELOPERS):
         for requirement in _requirements(extra):
-            install = f"pip install 'cnnfeat[{extra}]'"
+            useless = extra == "gpu" and not _has_driver()
+            install = "" if useless else f"pip install 'cnnfeat[{extra}]'"
             yield _package(f"extra {extra}", requirement, install=install, needed=False)
 
 
@@ -93,9 +94,12 @@ def _installed() -> bool:
 
 def _requirements(extra: str) -> list[Requirement]:
     """What an extra needs on this machine; "": what is always needed."""
-    found = [
-        Requirement(text) for text in (metadata.requires(_OURS) if _installed() else None) or []
-    ]
+    return _needs(_OURS, extra) if _installed() else []
+
+
+def _needs(package: str, extra: str) -> list[Requirement]:
+    """What an installed package, or one of its extras, needs on this machine."""
+    found = [Requirement(text) for text in metadata.requires(package) or []]
     return [
         one
         for one in found
@@ -105,15 +109,26 @@ def _requirements(extra: str) -> list[Requirement]:
 
 
 def _package(group: str, requirement: Requirement, *, install: str, needed: bool) -> Finding:
-    """Whether a package is there, in a version that the tests ran with."""
-    try:
-        version = metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
+    """Whether a package is there with its extras, in a version that is asked for."""
+    version = _version(requirement.name)
+    if version is None:
         return Finding(group, requirement.name, "not here", install, broken=needed)
+    for extra in sorted(requirement.extras):
+        if any(_version(one.name) is None for one in _needs(requirement.name, extra)):
+            name = f"{requirement.name}[{extra}]"
+            return Finding(group, name, "not here", install, broken=needed)
     if requirement.specifier.contains(version, prereleases=True):
         return Finding(group, requirement.name, version)
-    wanted = f"{version}, and {requirement.specifier} is what cnnfeat was tested with"
+    wanted = f"{version}, and {requirement.specifier} is what cnnfeat asks for"
     return Finding(group, requirement.name, wanted, install)
+
+
+def _version(name: str) -> str | None:
+    """What is installed of a package; None: nothing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _machine() -> Iterator[Finding]:
@@ -164,12 +179,14 @@ def _devices() -> Iterator[Finding]:
         found = f"not known: TensorFlow can't be loaded: {error}"
         yield Finding("machine", "GPU", found, f"reinstall it{_LIGHT}", broken=True)
         return
-    driver = shutil.which("nvidia-smi")
-    advice = (
-        "pip install 'tensorflow[and-cuda]' lets TensorFlow see it" if driver and not names else ""
-    )
-    found = ", ".join(names) or ("none that TensorFlow sees, but a driver" if driver else "none")
+    unseen = _has_driver() and not names
+    advice = "pip install 'cnnfeat[gpu]' lets TensorFlow see it" if unseen else ""
+    found = ", ".join(names) or ("none that TensorFlow sees, but a driver" if unseen else "none")
     yield Finding("machine", "GPU", found, advice)
+
+
+def _has_driver() -> bool:
+    return shutil.which("nvidia-smi") is not None
 
 
 def _folders() -> Iterator[Finding]:

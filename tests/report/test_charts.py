@@ -77,7 +77,10 @@ def test_png_has_the_asked_resolution_and_replaces_the_old_one(tmp_path):
     plot_confusion(CONFUSION, ["a", "b", "c"], out, title="t", dpi=50)
     small = png_size(out)
     plot_confusion(CONFUSION, ["a", "b", "c"], out, title="t", dpi=100)
-    assert png_size(out) == (2 * small[0], 2 * small[1])
+    # Half a pixel is cut off, of the small picture or of none.
+    assert all(
+        0 <= 2 * before - now + 1 <= 2 for before, now in zip(small, png_size(out), strict=True)
+    )
     assert list(tmp_path.iterdir()) == [out]
 
 

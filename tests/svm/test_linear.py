@@ -27,10 +27,14 @@ from cnnfeat.svm.solver.steps import streamed_step
 EXPECTED_FAILURES: dict[str, str] = {}  # check: reason; none is needed
 
 
-@parametrize_with_checks(
+CHECKS = parametrize_with_checks(
     [LinearSVM(), LinearSVM(C=0.1, class_weight="balanced", warm_start=True)],
     expected_failed_checks=lambda _: EXPECTED_FAILURES,
 )
+
+
+# Before scikit-learn 1.9 they come one by one, which pytest doesn't take.
+@pytest.mark.parametrize(CHECKS.args[0], list(CHECKS.args[1]), **CHECKS.kwargs)
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 

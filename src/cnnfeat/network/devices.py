@@ -73,7 +73,7 @@ def _wanted(
         raise NetworkError(
             f"--device {device}: TensorFlow sees no such GPU; there is: {there}",
             hint="--device auto takes a GPU where there is one; TensorFlow sees those of NVIDIA "
-            "that have a driver, with pip install 'tensorflow[and-cuda]'",
+            "that have a driver, with pip install 'cnnfeat[gpu]'",
         )
     return [gpus[number]]
 
