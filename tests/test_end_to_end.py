@@ -22,6 +22,7 @@ from sklearn.metrics import confusion_matrix
 from cnnfeat.network.architecture import build_network
 from cnnfeat.options import ArchitectureOptions
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 PAGE = Path(__file__).parents[1] / "docs" / "pages" / "how" / "tf1-checkpoint.md"
 
 
@@ -135,6 +136,31 @@ def test_mnist_rows_are_mnist(
         expected = layer_by_layer(model, images.reshape(-1, 28, 28, 1)[:2_000])
         assert_equal_activations(file["test/fc1"][:2_000], expected["fc1"])
         assert file["test/fc1"][:].min() == 0  # after ReLU
+
+
+@pytest.mark.parametrize("recipe", ["fashion-mnist"])
+def test_a_recipe_runs_on_a_few_rows(
+    cnnfeat, recipe: str, tmp_path: Path, rng: np.random.Generator
+):
+    """Two of its networks, one epoch of them; the rows are made up, so accuracy is not asked."""
+    arrays = {
+        f"{key}_{split}": rng.integers(0, high, shape).astype(np.uint8)
+        for split, n in (("train", 80), ("test", 20))
+        for key, high, shape in (("x", 256, (n, 28, 28)), ("y", 10, (n,)))
+    }
+    np.savez(tmp_path / "made.npz", **arrays)
+    words = ["data.source=made.npz", "train.epochs=1", "train.seeds=[0,1]", "svm.C=0.01"]
+    # What a processor has is no part of the recipe.
+    words = [part for word in [*words, "train.precision=float32"] for part in ("--set", word)]
+    done = cnnfeat("run", CONFIGS / f"{recipe}.toml", *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with h5py.File(tmp_path / "artifacts" / "features.h5") as file:
+        np.testing.assert_array_equal(file["train/label"][:], arrays["y_train"])
+        widths = [file[f"test/seed{seed}.flatten"].shape for seed in (0, 1)]
+    assert widths == [(20, 3 * 3 * 128)] * 2
+    result = json.loads((tmp_path / "artifacts" / "svm.json").read_text("utf-8"))
+    assert (result["n_train"], result["n_test"]) == (80, 20)
+    assert result["n_features"] == 2 * 3 * 3 * 128
 
 
 @pytest.mark.mnist
