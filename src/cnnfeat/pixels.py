@@ -75,7 +75,7 @@ def range_warning(images: NDArray[np.generic], *, unit: bool) -> str:
         Whether the network is given 1 for white; else it is given the numbers as they are, and
         takes 255 for it.
     """
-    if images.dtype == np.uint16 and images.size and not unit and images.max() > 255:
+    if images.dtype == np.uint16 and images.size and not unit and int(images.max()) > 255:
         return (
             f"pixels of 16 bits go up to {images.max():,}, and come as they are to a network that "
             "scales by itself: unless it was made for them, it takes 255 for white, and 8-bit "

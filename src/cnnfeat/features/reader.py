@@ -516,7 +516,7 @@ class FeatureFile:
     def parts(self, split: str) -> Parts | None:
         """What the network had seen of each row, (n_rows,) `Part`, checked; None: unknown."""
         found = self._whole(split, fmt.PART)
-        if found is not None and len(found) and found.max() > max(Part):
+        if found is not None and len(found) and int(found.max()) > max(Part):
             raise FeatureFileError(
                 f"{self.path}: {split}/{fmt.PART} holds {found.max()}; 0 to {max(Part)} are known",
                 hint="a newer cnnfeat may read it",

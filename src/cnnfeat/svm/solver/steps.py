@@ -68,7 +68,7 @@ def _sampled_step(problem: Problem) -> tuple[Factor, Doubles]:
     design = problem.design
     n, d, dtype = design.n_samples, design.n_weights, design.dtype
     curvature, pull = _derivatives(problem, np.arange(n))
-    mean = curvature.mean(axis=0)
+    mean = curvature.mean(axis=0, dtype=np.float64)
     sample = np.sort(np.random.default_rng(0).choice(n, SAMPLED * d, replace=False))
     loss = LossHessian(d, dtype)
     loss.add(design.take(sample), mean[sample] * (n / len(sample)))
