@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,45 @@ def test_what_needs_it_says_so(tmp_path) -> None:
     assert done.stderr.count(said) == 3
     assert done.stderr.count("hint: pip install cnnfeat brings TensorFlow") == 3
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+def test_an_environment_without_tensorflow(features, tmp_path) -> None:
+    """The light way, as a page of the documentation has it; pip reaches a package index for it."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    folder = subprocess.check_output(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    )
+    listed = Path(folder.strip()) / "cnnfeat" / "requirements-light.txt"
+    for words in (["--no-deps", str(_ROOT)], ["-r", str(listed)]):
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *words], check=True)
+    there = {path.name for path in Path(folder.strip()).iterdir()}
+    assert not {"tensorflow", "keras"} & there
+
+    program = """
+from cnnfeat import FeatureFile, LinearSVM
+
+with FeatureFile("features.h5") as file:
+    svm = LinearSVM(C=1.0).fit(file.read("train", "fc1"), file.labels("train"))
+    print(svm.score(file.read("test", "fc1"), file.labels("test")))
+"""
+    said = {}
+    for words in (
+        ["-c", program],
+        ["-m", "cnnfeat", "svm", "features.h5", "-o", "light"],
+        ["-m", "cnnfeat", "predict", "features.h5", "--svm", "light/svm.skops", "--split", "test"],
+        ["-m", "cnnfeat", "verify", "features.h5"],
+        ["-m", "cnnfeat", "export", "features.h5", "--to", "csv", "-o", "light.csv"],
+    ):
+        done = subprocess.run(
+            [python, *words], cwd=features.parent, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        said[words[-1]] = done.stdout
+    assert said[program] == "1.0\n"
+    assert "100.00% of 20 test rows" in said["light"]
 
 
 def test_the_light_list_is_all_that_is_needed_but_tensorflow() -> None:
