@@ -314,9 +314,10 @@ def test_an_unreadable_file_is_named(tmp_path, rgb, monkeypatch):
     def refuse(*args: object) -> int:  # to root nothing is forbidden
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(ImageError, match=r"a\.png: can't be read: Permission denied"):
-        decode_image(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(ImageError, match=r"a\.png: can't be read: Permission denied"):
+            decode_image(path)
 
 
 def test_postscript_is_not_interpreted(tmp_path):
