@@ -69,7 +69,7 @@ def open_source(
     id_column, label_column : str, optional
         Columns of that CSV, or of a source that is one; guessed by their names.
     max_pixels : int, optional
-        Larger images are refused before they are decoded; by default those of 178,956,970 pixels.
+        Larger images are refused before they are decoded; by default beyond 178,956,970 pixels.
     progress : Progress
         Told of downloads.
 
