@@ -195,7 +195,8 @@ def _pixels(text: str, where: str) -> Array:
         numbers = _numbers(text, np.dtype(np.float64))
     if numbers is None:
         raise DataError(f"{where}: pixels that aren't numbers")
-    within = numbers.size and np.all((numbers >= 0) & (numbers <= 255))  # NaN is not
+    # NaN is not within.
+    within = numbers.size and float(numbers.min()) >= 0 and float(numbers.max()) <= 255
     pixels = numbers.astype(np.uint8) if within else np.empty(0, np.uint8)
     if not np.array_equal(pixels, numbers):
         raise DataError(f"{where}: pixels must be whole numbers from 0 to 255")
