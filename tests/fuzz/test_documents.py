@@ -85,7 +85,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("n_inputs", [25, pytest.param(10_000, marks=SLOW)])
+@pytest.mark.parametrize("n_inputs", [50, pytest.param(10_000, marks=SLOW)])
 def test_changed_documents_end_in_a_named_error(fuzz, mutators, card, results, n_inputs):
     def changed(random: Random, document: dict[str, object]) -> bytes:
         text = json.dumps(document).encode()

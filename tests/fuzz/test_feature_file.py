@@ -140,7 +140,7 @@ def change_structures(
     return bytes(changed)
 
 
-@pytest.mark.parametrize("n_inputs", [25, pytest.param(10_000, marks=SLOW)])
+@pytest.mark.parametrize("n_inputs", [50, pytest.param(10_000, marks=SLOW)])
 def test_changed_bytes_end_in_a_named_error(fuzz, mutators: ModuleType, folder: Path, n_inputs):
     data = unsealed((folder / FILE).read_bytes())
     places = structures(folder / FILE, data)

@@ -70,7 +70,7 @@ def commands(model: str) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize("n_inputs", [30, pytest.param(1_000, marks=SLOW)])
+@pytest.mark.parametrize("n_inputs", [60, pytest.param(1_000, marks=SLOW)])
 def test_changed_graphs_end_in_a_named_error(
     fuzz: Callable[..., dict[int, int]],
     mutators: ModuleType,

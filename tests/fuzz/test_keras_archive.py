@@ -79,7 +79,7 @@ def write_changed(
                 file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": []})
 
 
-@pytest.mark.parametrize("n_inputs", [8, pytest.param(2_500, marks=SLOW)])
+@pytest.mark.parametrize("n_inputs", [15, pytest.param(2_500, marks=SLOW)])
 @pytest.mark.parametrize("name", ["keras.keras", "keras.h5", "tf_keras.keras", "tf_keras.h5"])
 def test_changed_networks_end_in_a_named_error(fuzz, mutators, networks, name, n_inputs):
     values = (*mutators.ODD_VALUES, *NAMES, *NAMES)

@@ -94,7 +94,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("n_inputs", [50, pytest.param(10_000, marks=SLOW)])
+@pytest.mark.parametrize("n_inputs", [100, pytest.param(10_000, marks=SLOW)])
 @pytest.mark.parametrize("kind", ["npy", "npz"])
 def test_changed_arrays_end_in_a_named_error(fuzz, mutators, network, kind, n_inputs):
     def make(random: Random, folder: Path) -> list[list[str]]:

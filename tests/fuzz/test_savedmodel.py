@@ -116,7 +116,7 @@ def _change_objects(random: Random, meta: object, messages: ModuleType) -> None:
         del nodes[random.randrange(len(nodes)) :]
 
 
-@pytest.mark.parametrize("n_inputs", [12, pytest.param(1_000, marks=SLOW)])
+@pytest.mark.parametrize("n_inputs", [25, pytest.param(1_000, marks=SLOW)])
 def test_changed_models_end_in_a_named_error(
     fuzz: Callable[..., dict[int, int]],
     mutators: ModuleType,

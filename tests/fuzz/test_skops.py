@@ -184,7 +184,7 @@ def changed(random: Random, mutators: ModuleType, data: bytes) -> bytes:
     return repacked(data, {name: lambda array: change_array(random, array) for name in chosen})
 
 
-@pytest.mark.parametrize("n_inputs", [25, pytest.param(10_000, marks=SLOW)])
+@pytest.mark.parametrize("n_inputs", [50, pytest.param(10_000, marks=SLOW)])
 def test_changed_machines_end_in_a_named_error(fuzz, mutators, machines, n_inputs):
     features, sound = machines
 
